@@ -1,0 +1,139 @@
+//! `twn-pack inspect`: the report of a `.twn` file, or of what packing a checkpoint would give.
+
+use std::cmp::Ordering;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use globset::Glob;
+use twn_pack::report::TensorReport;
+use twn_pack::{Checkpoint, Container, Error, Isa, Report, convert};
+
+use super::exit::Exit;
+use super::progress::Display;
+use super::rules::RuleArgs;
+use super::{ColorWhen, Session, print};
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A .twn file, or a checkpoint to learn what packing it would give
+    file: PathBuf,
+    /// Print JSON
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print CSV, one line per tensor
+    #[arg(long)]
+    csv: bool,
+    /// Order the tensors
+    #[arg(long, value_name = "BY", default_value = "file")]
+    sort: SortBy,
+    /// The other way round
+    #[arg(short, long)]
+    reverse: bool,
+    /// Show only tensors whose names match (repeatable); totals stay those of the whole file
+    #[arg(long, value_name = "GLOB")]
+    filter: Vec<String>,
+    /// Show only ternary or only dense tensors
+    #[arg(long, value_name = "KIND")]
+    only: Option<Kind>,
+    /// When to use colour
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    color: ColorWhen,
+    #[command(flatten)]
+    rules: RuleArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SortBy {
+    /// As in the file
+    File,
+    Name,
+    /// Largest relative squared error first
+    Error,
+    /// Most zeros first
+    Sparsity,
+    /// Largest first
+    Bytes,
+    /// Most bits per weight first
+    Entropy,
+    /// Largest ratio first
+    Ratio,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Ternary,
+    Dense,
+}
+
+pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> {
+    let mut report = if is_container(&args.file)? {
+        let container = Container::open(&args.file)?;
+        Report::of_index(container.index(), container.bytes().len() as u64)
+    } else {
+        let checkpoint = Checkpoint::open(&args.file)?;
+        let plan = args.rules.plan(&checkpoint)?;
+        session.warn(checkpoint.warnings());
+        session.warn(&plan.warnings);
+        let display = Display::new(&session.global);
+        let options = convert::Options {
+            keep_non_finite_dense: true,
+            isa: Isa::detect()?,
+            progress: Some(&|progress| display.show(progress)),
+            cancel: Some(&session.cancel),
+            overwrite: false,
+        };
+        convert::measure(&checkpoint, &plan, &options)?
+    };
+    args.arrange(&mut report.tensors)?;
+    if args.json {
+        print(report.to_json())
+    } else if args.csv {
+        print(report.to_csv())
+    } else {
+        print(report.to_table(args.color.on_stdout()))
+    }
+}
+
+/// By its first bytes; a file called .twn stays one even where they are damaged.
+fn is_container(path: &Path) -> Result<bool, Error> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let mut magic = [0; 4];
+    let io = |source| Error::Io { path: path.to_path_buf(), action: "open", source };
+    let read = File::open(path).map_err(io)?.read(&mut magic).map_err(io)?;
+    Ok(read == 4 && magic == *b"\x89TWN" || path.extension().is_some_and(|extension| extension == "twn"))
+}
+
+impl InspectArgs {
+    fn arrange(&self, tensors: &mut Vec<TensorReport>) -> Result<(), Error> {
+        let globs = self
+            .filter
+            .iter()
+            .map(|text| Glob::new(text).map(|glob| glob.compile_matcher()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| Error::Request(format!("--filter: {e}")))?;
+        tensors.retain(|tensor| globs.is_empty() || globs.iter().any(|glob| glob.is_match(&tensor.name)));
+        if let Some(kind) = self.only {
+            tensors.retain(|tensor| (tensor.became == "dense") == (kind == Kind::Dense));
+        }
+        let descending = |key: fn(&TensorReport) -> Option<f64>| {
+            move |a: &TensorReport, b: &TensorReport| key(b).partial_cmp(&key(a)).unwrap_or(Ordering::Equal)
+        };
+        match self.sort {
+            SortBy::File => {}
+            SortBy::Name => tensors.sort_by(|a, b| a.name.cmp(&b.name)),
+            SortBy::Error => tensors.sort_by(descending(|t| t.relative_squared_error)),
+            SortBy::Sparsity => tensors.sort_by(descending(|t| t.sparsity)),
+            SortBy::Entropy => tensors.sort_by(descending(|t| t.entropy)),
+            SortBy::Ratio => tensors.sort_by(descending(|t| Some(t.ratio))),
+            SortBy::Bytes => tensors.sort_by_key(|t| std::cmp::Reverse(t.bytes)),
+        }
+        if self.reverse {
+            tensors.reverse();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! The command line: parse → run → exit code. One file per subcommand. Not here: any work on
+//! tensors; that is the library's.
+
+mod exit;
+mod inspect;
+mod pack;
+mod progress;
+mod rules;
+mod unpack;
+mod verify;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use self::exit::Exit;
+
+/// Pack a float checkpoint into ternary weights: {-1, 0, +1} times a scale, 2 bits each.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = exit::HELP
+)]
+struct Cli {
+    #[command(flatten)]
+    pack: pack::PackArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Threads to use (default: one per core)
+    #[arg(short = 'j', long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Print errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// How to show progress on stderr: a bar where that is a terminal, JSON lines, or nothing
+    #[arg(long, global = true, value_name = "HOW", default_value = "auto")]
+    progress: progress::Mode,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what a .twn file holds and what it cost, or what packing a checkpoint would give
+    Inspect(inspect::InspectArgs),
+    /// Check every byte of a .twn file, and compare it with its checkpoint
+    Verify(verify::VerifyArgs),
+    /// Turn a .twn file back into .safetensors
+    Unpack(unpack::UnpackArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff)
+    Man,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ColorWhen {
+    Auto,
+    Always,
+    Never,
+}
+
+impl ColorWhen {
+    fn on_stdout(self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => io::IsTerminal::is_terminal(&io::stdout()) && std::env::var_os("NO_COLOR").is_none(),
+        }
+    }
+}
+
+/// What every subcommand gets besides its own arguments.
+struct Session {
+    global: Global,
+    cancel: Arc<AtomicBool>,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            // A reader that went away (`| head`) is no error of ours.
+            if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+                return Exit::Success.into();
+            }
+            let _ = writeln!(io::stderr(), "twn-pack: {error:#}");
+            Exit::of(&error).into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let session = Session { global: cli.global, cancel: Arc::new(AtomicBool::new(false)) };
+    let cancel = Arc::clone(&session.cancel);
+    ctrlc::set_handler(move || cancel.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")?;
+    explain_sigbus();
+    let threads = session.global.threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+    pool.install(|| match cli.command {
+        None => pack::run(cli.pack, &session),
+        Some(Command::Inspect(args)) => inspect::run(args, &session),
+        Some(Command::Verify(args)) => verify::run(args, &session),
+        Some(Command::Unpack(args)) => unpack::run(args, &session),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "twn-pack", &mut script);
+            print(&script)
+        }
+        Some(Command::Man) => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            print(&page)
+        }
+    })
+}
+
+/// Results go to stdout.
+fn print(text: impl AsRef<[u8]>) -> anyhow::Result<Exit> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_ref())?;
+    stdout.flush()?;
+    Ok(Exit::Success)
+}
+
+impl Session {
+    /// Warnings go to stderr.
+    fn warn(&self, warnings: &[String]) {
+        for warning in warnings.iter().filter(|_| !self.global.quiet) {
+            let _ = writeln!(io::stderr(), "warning: {warning}");
+        }
+    }
+}
+
+/// A mapped file that is cut short under us ends the process with SIGBUS; say so instead of dying
+/// without a word. Nothing was published by then: outputs only appear when they are whole.
+#[cfg(unix)]
+fn explain_sigbus() {
+    extern "C" fn handler(_signal: libc::c_int) {
+        const TEXT: &[u8] = b"twn-pack: an input file was cut short while it was being read; no output was written\n";
+        // SAFETY: write and _exit are async-signal-safe, and TEXT is a static buffer of that length.
+        unsafe {
+            libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
+            libc::_exit(Exit::Io as libc::c_int);
+        }
+    }
+    // SAFETY: `handler` has the type that signal() asks for and calls async-signal-safe functions only.
+    unsafe {
+        libc::signal(libc::SIGBUS, handler as *const () as libc::sighandler_t);
+    }
+}
+
+#[cfg(not(unix))]
+fn explain_sigbus() {}

@@ -1,0 +1,78 @@
+//! `twn-pack MODEL -o OUT.twn`: the main job.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use twn_pack::{Checkpoint, Error, Isa, Report, convert};
+
+use super::exit::Exit;
+use super::progress::Display;
+use super::rules::RuleArgs;
+use super::{ColorWhen, Session, print};
+
+#[derive(Debug, Args)]
+pub(super) struct PackArgs {
+    /// A .safetensors file, a directory of them, or a model.safetensors.index.json
+    #[arg(value_name = "MODEL", required = true)]
+    model: Option<PathBuf>,
+    /// The .twn file to write
+    #[arg(short, long, value_name = "OUT.twn", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Replace the output if it exists
+    #[arg(short, long)]
+    force: bool,
+    /// Print the plan and the sizes; read no weights, write nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// What to do with tensors that hold NaN or infinity
+    #[arg(long, value_name = "HOW", default_value = "error")]
+    non_finite: NonFinite,
+    /// When to use colour
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    color: ColorWhen,
+    #[command(flatten)]
+    rules: RuleArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NonFinite {
+    /// Stop and say where
+    Error,
+    /// Keep such tensors dense; one more pass over the weights finds them
+    Dense,
+}
+
+pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
+    let Some(model) = &args.model else {
+        return Err(Error::Request("give a checkpoint to pack; see --help".to_owned()).into());
+    };
+    let checkpoint = Checkpoint::open(model)?;
+    let plan = args.rules.plan(&checkpoint)?;
+    session.warn(checkpoint.warnings());
+    session.warn(&plan.warnings);
+    let report = match &args.output {
+        Some(output) if !args.dry_run => {
+            let display = Display::new(&session.global);
+            let options = convert::Options {
+                overwrite: args.force,
+                keep_non_finite_dense: args.non_finite == NonFinite::Dense,
+                isa: Isa::detect()?,
+                progress: Some(&|progress| display.show(progress)),
+                cancel: Some(&session.cancel),
+            };
+            convert::pack(&checkpoint, &plan, output, &options)?
+        }
+        None if !args.dry_run => return Err(Error::Request("give an output with -o".to_owned()).into()),
+        _ => Report::of_plan(&checkpoint, &plan),
+    };
+    if args.json {
+        return print(report.to_json());
+    }
+    if session.global.quiet {
+        return Ok(Exit::Success);
+    }
+    print(report.to_table(args.color.on_stdout()))
+}

@@ -1,0 +1,81 @@
+//! The options that say what becomes ternary and how; shared by `pack` and `inspect`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use twn_pack::select::Override;
+use twn_pack::{Checkpoint, Plan, Result, Rules, Settings};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What becomes ternary, and how")]
+pub(super) struct RuleArgs {
+    /// Threshold and scale: twn (Δ = 0.7·mean|w|), optimal (least squared error), absmean, bwn
+    /// (signs only) [default: twn]
+    #[arg(short, long, value_name = "NAME")]
+    method: Option<String>,
+    /// The factor f of twn, Δ = f·mean|w| [default: 0.7]
+    #[arg(long, value_name = "F")]
+    factor: Option<f64>,
+    /// Which weights share a scale: filter, tensor or group:N [default: filter]
+    #[arg(short, long, value_name = "WHICH")]
+    granularity: Option<String>,
+    /// The filter axis: 0 for PyTorch's Conv and Linear, 1 for GPT-2's Conv1D and ConvTranspose [default: 0]
+    #[arg(long, value_name = "N")]
+    axis: Option<usize>,
+    /// How codes are packed: t2 (2 bits), t5 (five trits a byte), b1 (bwn only) [default: t2]
+    #[arg(short, long, value_name = "NAME")]
+    encoding: Option<String>,
+    /// The type of the scales: f32 or f16 [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    scale_dtype: Option<String>,
+    /// Make only tensors that match ternary (repeatable); names that stay dense by default count too
+    #[arg(short, long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Keep tensors that match dense (repeatable); stronger than --include
+    #[arg(short = 'x', long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Keep the first and the last layer dense
+    #[arg(long)]
+    keep_first_last: bool,
+    /// Other settings for tensors that match (repeatable, later ones win): method, factor,
+    /// granularity, axis, encoding, scale-dtype, keep=ternary|dense; as key=value,key=value
+    #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
+    set: Vec<String>,
+    /// Read rules from a TOML file; options given here win
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
+}
+
+impl RuleArgs {
+    pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Plan> {
+        Plan::new(checkpoint, &self.rules()?)
+    }
+
+    fn rules(&self) -> Result<Rules> {
+        let mut rules = match &self.rules {
+            Some(path) => Rules::from_toml_file(path)?,
+            None => Rules::default(),
+        };
+        rules.settings = self.settings()?.or(&rules.settings);
+        rules.include.extend(self.include.iter().cloned());
+        rules.exclude.extend(self.exclude.iter().cloned());
+        rules.keep_first_last |= self.keep_first_last;
+        for pair in self.set.chunks_exact(2) {
+            rules.overrides.push(Override { pattern: pair[0].clone(), settings: Settings::parse(&pair[1])? });
+        }
+        Ok(rules)
+    }
+
+    /// The same words as in `--set` and in TOML, so one parser serves all three.
+    fn settings(&self) -> Result<Settings> {
+        let texts = [
+            ("method", &self.method),
+            ("granularity", &self.granularity),
+            ("encoding", &self.encoding),
+            ("scale-dtype", &self.scale_dtype),
+        ];
+        let texts = texts.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value.as_ref()?)));
+        let settings = Settings::parse(&texts.collect::<Vec<_>>().join(","))?;
+        Ok(Settings { factor: self.factor, axis: self.axis, ..settings })
+    }
+}

@@ -1,0 +1,68 @@
+//! `twn-pack verify`: every checksum, every code, and the errors against the checkpoint.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use twn_pack::{Checkpoint, Container, Error, Fault, report, verify};
+
+use super::exit::Exit;
+use super::{Session, print};
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// The .twn file
+    file: PathBuf,
+    /// The checkpoint it was made from: compare dense tensors bit by bit, recompute the errors
+    #[arg(long, value_name = "MODEL")]
+    against: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
+    let mut result = match Container::open(&args.file) {
+        Ok(container) => {
+            let mut result = verify::verify(&container, Some(&session.cancel))?;
+            if let (Some(model), true) = (&args.against, result.is_good()) {
+                let checkpoint = Checkpoint::open(model)?;
+                session.warn(checkpoint.warnings());
+                result = verify::verify_against(&container, &checkpoint, Some(&session.cancel))?;
+            }
+            result
+        }
+        // A file that cannot even be opened for what it holds has failed verification.
+        Err(error) if error.fault() == Fault::Input => {
+            verify::Verification { problems: vec![problem_only(&error)], ..Default::default() }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if args.json {
+        let mut text = serde_json::to_string_pretty(&result)?;
+        text.push('\n');
+        print(text)?;
+    } else if !result.is_good() {
+        let file = args.file.display();
+        let lines: Vec<String> = result.problems.drain(..).map(|problem| format!("{file}: {problem}\n")).collect();
+        print(lines.concat())?;
+        return Ok(Exit::VerificationFailed);
+    } else if !session.global.quiet {
+        let against = args.against.as_ref().map(|model| format!(", and matches {}", model.display()));
+        print(format!(
+            "{}: good: {} tensors, {}{}\n",
+            args.file.display(),
+            result.tensors,
+            report::bytes(result.bytes),
+            against.unwrap_or_default()
+        ))?;
+    }
+    Ok(if result.is_good() { Exit::Success } else { Exit::VerificationFailed })
+}
+
+/// The error without the path, which stands before every problem anyway.
+fn problem_only(error: &Error) -> String {
+    match error {
+        Error::Container { problem, .. } => problem.to_string(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,361 @@
+//! The index of a `.twn` file: what its JSON says, and the rules that it has to keep.
+//! Fields stand in the order of their keys, so that the JSON comes out sorted. Not here: any I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::prefix::LENGTH;
+use super::align;
+use crate::error::ContainerProblem as Problem;
+use crate::limits;
+use crate::pack::Encoding;
+use crate::source::header::{UniqueMap, byte_length};
+use crate::ternarize::ScaleDtype;
+
+/// Everything about a `.twn` file but the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Index {
+    /// The checkpoint's own metadata, kept whole.
+    #[serde(deserialize_with = "UniqueMap::deserialize_map")]
+    pub metadata: BTreeMap<String, String>,
+    /// Who wrote the file.
+    pub producer: Producer,
+    /// Every tensor, in the order of its sections in the file.
+    pub tensors: Vec<TensorEntry>,
+}
+
+/// The program that wrote a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Producer {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+impl Producer {
+    /// This crate.
+    pub fn this() -> Self {
+        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+/// One tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorEntry {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    dense: Option<DenseEntry>,
+    /// The checkpoint's data type.
+    pub dtype: Dtype,
+    /// The tensor's name, unique in the file.
+    pub name: String,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    ternary: Option<TernaryEntry>,
+}
+
+/// What a tensor became.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Body<'a> {
+    /// Kept bit by bit.
+    Dense(&'a DenseEntry),
+    /// Codes and scales.
+    Ternary(&'a TernaryEntry),
+}
+
+/// A tensor kept bit by bit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DenseEntry {
+    /// Why it is not ternary.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub reason: String,
+    /// Its bytes: little-endian, C order.
+    pub section: Section,
+}
+
+/// A tensor as codes and scales: W ≈ Σ_p α_p·T_p.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TernaryEntry {
+    /// The filter axis: filter i holds the weights with index i along it, the other axes in their order.
+    pub axis: u64,
+    /// The codes: [planes][filters][bytes per filter].
+    pub codes: Section,
+    /// How codes are packed.
+    pub encoding: Encoding,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// How thresholds and scales were chosen; not needed to decode.
+    pub method: MethodEntry,
+    /// How many planes, P.
+    pub planes: u64,
+    /// The type of the scales.
+    pub scale_dtype: ScaleDtype,
+    /// The scales: [planes][scales per plane].
+    pub scales: Section,
+    /// What a report needs; not needed to decode.
+    pub stats: Stats,
+}
+
+/// A run of bytes in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Section {
+    /// CRC-32 (ISO-HDLC) of the bytes.
+    pub crc32: u32,
+    /// How many bytes; padding does not count.
+    pub length: u64,
+    /// Where it begins in the file; a multiple of 64.
+    pub offset: u64,
+}
+
+/// Which weights share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Granularity {
+    /// Each filter has its own: one scale per output.
+    #[default]
+    Filter,
+    /// One for the whole tensor.
+    Tensor,
+    /// Each run of so many weights within a filter; the last run may be shorter. At least 1.
+    Group(u64),
+}
+
+impl Granularity {
+    /// Scales per plane of a tensor of `filters` × `filter_len` weights.
+    pub fn scales(self, filters: u64, filter_len: u64) -> u64 {
+        match self {
+            Self::Filter => filters,
+            Self::Tensor => 1,
+            Self::Group(size) => filters.saturating_mul(filter_len.div_ceil(size)),
+        }
+    }
+}
+
+impl fmt::Display for Granularity {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Filter => f.write_str("filter"),
+            Self::Tensor => f.write_str("tensor"),
+            Self::Group(size) => write!(f, "group:{size}"),
+        }
+    }
+}
+
+impl FromStr for Granularity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("group:").map(str::parse)) {
+            ("filter", _) => Ok(Self::Filter),
+            ("tensor", _) => Ok(Self::Tensor),
+            (_, Some(Ok(size @ 1..))) => Ok(Self::Group(size)),
+            _ => Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 or more")),
+        }
+    }
+}
+
+impl TryFrom<String> for Granularity {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Granularity> for String {
+    fn from(granularity: Granularity) -> Self {
+        granularity.to_string()
+    }
+}
+
+/// A method and its parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MethodEntry {
+    /// `twn`, `optimal`, …
+    pub name: String,
+    /// Its parameters by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub parameters: BTreeMap<String, f64>,
+}
+
+/// What a report needs to know of a ternary tensor. Counts are over the codes of all planes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The stored scales.
+    pub alpha: Spread,
+    /// The thresholds; absent where codes are signs only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub delta: Option<Spread>,
+    /// How many codes are −1.
+    pub negative: u64,
+    /// How many codes are +1.
+    pub positive: u64,
+    /// ‖W − Ŵ‖², with the stored scales.
+    pub squared_error: f64,
+    /// ‖W‖².
+    pub squared_norm: f64,
+    /// How many codes are 0.
+    pub zeros: u64,
+}
+
+impl Stats {
+    /// ‖W − Ŵ‖² / ‖W‖²; 0 where both are 0.
+    pub fn relative_squared_error(&self) -> f64 {
+        if self.squared_error == 0.0 { 0.0 } else { self.squared_error / self.squared_norm }
+    }
+}
+
+/// Smallest, mean and largest of some values.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Spread {
+    /// The largest.
+    pub max: f64,
+    /// The arithmetic mean.
+    pub mean: f64,
+    /// The smallest.
+    pub min: f64,
+}
+
+impl TensorEntry {
+    /// A tensor kept bit by bit.
+    pub fn dense(name: String, dtype: Dtype, shape: Vec<u64>, entry: DenseEntry) -> Self {
+        Self { dense: Some(entry), dtype, name, shape, ternary: None }
+    }
+
+    /// A ternary tensor.
+    pub fn ternary(name: String, dtype: Dtype, shape: Vec<u64>, entry: TernaryEntry) -> Self {
+        Self { dense: None, dtype, name, shape, ternary: Some(entry) }
+    }
+
+    /// What the tensor became. An index that was checked has exactly one of the two.
+    pub fn body(&self) -> Body<'_> {
+        match (&self.ternary, &self.dense) {
+            (Some(ternary), _) => Body::Ternary(ternary),
+            (None, Some(dense)) => Body::Dense(dense),
+            (None, None) => unreachable!("an entry is made with one of the two, and checked when read"),
+        }
+    }
+
+    /// How many elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// Bytes that the tensor had in the checkpoint.
+    pub fn source_bytes(&self) -> u64 {
+        byte_length(self.dtype, &self.shape).unwrap_or_default()
+    }
+
+    /// Its sections, in the order of the file.
+    pub fn sections(&self) -> impl Iterator<Item = (&'static str, Section)> {
+        let (first, second) = match self.body() {
+            Body::Dense(dense) => (("data", dense.section), None),
+            Body::Ternary(ternary) => (("codes", ternary.codes), Some(("scales", ternary.scales))),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    /// (filters, weights per filter) of a ternary tensor.
+    pub(crate) fn filters(&self, ternary: &TernaryEntry) -> (u64, u64) {
+        let axis = ternary.axis as usize;
+        let others = self.shape.iter().enumerate().filter(|(i, _)| *i != axis);
+        (self.shape[axis], others.map(|(_, d)| d).product())
+    }
+
+    /// Everything that can be checked without the sections' bytes.
+    fn check(&self) -> Result<(), Problem> {
+        let entry = |message: String| Problem::Entry { tensor: self.name.chars().take(64).collect(), message };
+        if self.name.len() > limits::NAME_BYTES {
+            return Err(entry(format!("name of {} bytes is over the limit of {}", self.name.len(), limits::NAME_BYTES)));
+        }
+        if self.shape.len() > limits::RANK {
+            return Err(entry(format!("rank {} is over the limit of {}", self.shape.len(), limits::RANK)));
+        }
+        let bytes = byte_length(self.dtype, &self.shape)
+            .ok_or_else(|| entry(format!("shape {:?} of {} overflows", self.shape, self.dtype)))?;
+        match (&self.dense, &self.ternary) {
+            (Some(dense), None) if dense.section.length == bytes => Ok(()),
+            (Some(dense), None) => Err(entry(format!("dense section has {} bytes, should have {bytes}", dense.section.length))),
+            (None, Some(ternary)) => self.check_ternary(ternary).map_err(entry),
+            _ => Err(entry("has to be either dense or ternary".to_owned())),
+        }
+    }
+
+    fn check_ternary(&self, ternary: &TernaryEntry) -> Result<(), String> {
+        if ternary.axis >= self.shape.len() as u64 {
+            return Err(format!("filter axis {} of a tensor of rank {}", ternary.axis, self.shape.len()));
+        }
+        if !(1..=limits::PLANES as u64).contains(&ternary.planes) {
+            return Err(format!("{} planes; there have to be 1 to {}", ternary.planes, limits::PLANES));
+        }
+        if !crate::source::weights::is_float(self.dtype) {
+            return Err(format!("ternary, but {} is no floating-point type that can be", self.dtype));
+        }
+        let (filters, n) = self.filters(ternary);
+        let per_byte = ternary.encoding.weights_per_byte() as u64;
+        let codes = filters.checked_mul(n.div_ceil(per_byte)).and_then(|bytes| bytes.checked_mul(ternary.planes));
+        if codes != Some(ternary.codes.length) {
+            return Err(format!("codes section has {} bytes, should have {codes:?}", ternary.codes.length));
+        }
+        let scales = ternary.granularity.scales(filters, n).checked_mul(ternary.planes * ternary.scale_dtype.size() as u64);
+        if scales != Some(ternary.scales.length) {
+            return Err(format!("scales section has {} bytes, should have {scales:?}", ternary.scales.length));
+        }
+        let stats = &ternary.stats;
+        let counted = stats.negative.checked_add(stats.zeros).and_then(|n| n.checked_add(stats.positive));
+        if counted != self.elements().checked_mul(ternary.planes) {
+            return Err(format!(
+                "statistics count {} + {} + {} codes, the tensor has {} × {}",
+                stats.negative, stats.zeros, stats.positive, ternary.planes, self.elements()
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Index {
+    /// As stored: keys sorted, no white space, the same bytes for the same content.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an index has string keys and finite numbers")
+    }
+
+    /// Parses and checks an index whose sections have to end right before `index_offset`.
+    pub(crate) fn parse(json: &[u8], index_offset: u64) -> Result<Self, Problem> {
+        let index: Self = serde_json::from_slice(json).map_err(|e| Problem::Index(e.to_string().replace('\0', "")))?;
+        let mut names = BTreeSet::new();
+        for tensor in &index.tensors {
+            tensor.check()?;
+            if !names.insert(&tensor.name) {
+                return Err(Problem::Index(format!("tensor `{}` stands twice", tensor.name)));
+            }
+        }
+        index.check_tiling(index_offset)?;
+        Ok(index)
+    }
+
+    /// Every section begins where the one before ends, rounded up to 64; so does the index.
+    fn check_tiling(&self, index_offset: u64) -> Result<(), Problem> {
+        let mut next = LENGTH as u64;
+        for tensor in &self.tensors {
+            for (part, section) in tensor.sections() {
+                let end = section.offset.checked_add(section.length).and_then(align);
+                match end {
+                    Some(end) if section.offset == next => next = end,
+                    _ => {
+                        let what = format!("tensor `{}`: {part} section of {} bytes", tensor.name, section.length);
+                        return Err(Problem::Tiling { what, expected: next, found: section.offset });
+                    }
+                }
+            }
+        }
+        if next != index_offset {
+            return Err(Problem::Tiling { what: "index".to_owned(), expected: next, found: index_offset });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! The `.twn` container, version 1: layout types ([`prefix`], [`index`]), writer, reader and views.
+//! `spec/twn-v1.md` is normative. Not here: which tensors are ternary, and how they became so.
+//!
+//! ```text
+//!  0   prefix, 64 bytes   magic, version, features, where the index is, CRC-32s
+//! 64   data sections      each at a multiple of 64, zero padded, in order, no holes
+//!      index              JSON; the last thing in the file
+//! ```
+
+pub mod index;
+pub(crate) mod prefix;
+mod reader;
+mod tensor;
+mod writer;
+
+pub use self::index::{
+    Body, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, Spread, Stats, TensorEntry, TernaryEntry,
+};
+pub use self::reader::{Container, Tensor};
+pub use self::tensor::{DenseTensor, TernaryTensor};
+pub use self::writer::ContainerWriter;
+
+/// Sections start at multiples of this.
+pub const ALIGNMENT: u64 = 64;
+
+/// The next multiple of [`ALIGNMENT`].
+pub(crate) fn align(offset: u64) -> Option<u64> {
+    offset.checked_next_multiple_of(ALIGNMENT)
+}

@@ -1,0 +1,147 @@
+//! Opens a `.twn` file: prefix and index are checked at once, sections are handed out as they lie.
+//! Not here: the check of every byte ([`crate::verify`]).
+
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::index::{Body, Index, Section, TensorEntry};
+use super::prefix::Prefix;
+use super::tensor::{DenseTensor, TernaryTensor};
+use crate::error::ContainerProblem;
+use crate::{Error, Result};
+
+/// A `.twn` file, memory-mapped. Opening checks prefix, index and that the sections tile the file;
+/// the sections' own checksums are checked by [`crate::verify`] and [`Container::check_sections`].
+#[derive(Debug)]
+pub struct Container {
+    path: PathBuf,
+    bytes: Storage,
+    index: Index,
+    index_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Storage {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+/// A tensor of a container, borrowed from its mapping.
+#[derive(Debug, Clone)]
+pub enum Tensor<'a> {
+    /// Kept bit by bit.
+    Dense(DenseTensor<'a>),
+    /// Codes and scales.
+    Ternary(TernaryTensor<'a>),
+}
+
+impl Container {
+    /// Maps a file. It must not be written to while it is open.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is damaged, or needs a newer reader.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = crate::source::open_regular(path)?;
+        let map = crate::source::map(&file, path)?;
+        Self::new(path, Storage::Mapped(map))
+    }
+
+    /// From bytes in memory; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// Bytes that are damaged or need a newer reader.
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Self> {
+        Self::new(path.as_ref(), Storage::Owned(bytes))
+    }
+
+    fn new(path: &Path, bytes: Storage) -> Result<Self> {
+        let problem = Error::container(path);
+        let prefix = Prefix::parse(bytes.as_ref()).map_err(&problem)?;
+        let json = &bytes.as_ref()[prefix.index_offset as usize..];
+        let found = crc32fast::hash(json);
+        if found != prefix.index_crc32 {
+            let (what, expected) = ("index".to_owned(), prefix.index_crc32);
+            return Err(problem(ContainerProblem::Checksum { what, expected, found }));
+        }
+        let index = Index::parse(json, prefix.index_offset).map_err(&problem)?;
+        let index_bytes = prefix.index_length;
+        Ok(Self { path: path.to_path_buf(), bytes, index, index_bytes })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+
+    /// What the file says of its tensors.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Bytes of the index.
+    pub fn index_bytes(&self) -> u64 {
+        self.index_bytes
+    }
+
+    /// The tensors, in the order of the file.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, Tensor<'_>)> {
+        self.index.tensors.iter().map(|entry| (entry.name.as_str(), self.tensor(entry)))
+    }
+
+    /// The tensor of that name.
+    pub fn by_name(&self, name: &str) -> Option<Tensor<'_>> {
+        let entry = self.index.tensors.iter().find(|entry| entry.name == name)?;
+        Some(self.tensor(entry))
+    }
+
+    /// The view of an entry of this file's index.
+    pub(crate) fn tensor<'a>(&'a self, entry: &'a TensorEntry) -> Tensor<'a> {
+        match entry.body() {
+            Body::Dense(dense) => Tensor::Dense(DenseTensor::new(entry, self.section(dense.section))),
+            Body::Ternary(ternary) => {
+                let (codes, scales) = (self.section(ternary.codes), self.section(ternary.scales));
+                Tensor::Ternary(TernaryTensor::new(entry, ternary, codes, scales))
+            }
+        }
+    }
+
+    /// The bytes of a section of this file's index.
+    pub(crate) fn section(&self, section: Section) -> &[u8] {
+        &self.bytes()[section.offset as usize..(section.offset + section.length) as usize]
+    }
+
+    /// Checks the checksums of one tensor's sections.
+    ///
+    /// # Errors
+    /// The section that is damaged.
+    pub fn check_sections(&self, entry: &TensorEntry) -> Result<()> {
+        for (part, section) in entry.sections() {
+            let found = crc32fast::hash(self.section(section));
+            if found != section.crc32 {
+                let what = format!("tensor `{}`: {part}", entry.name);
+                return Err(Error::container(&self.path)(ContainerProblem::Checksum {
+                    what,
+                    expected: section.crc32,
+                    found,
+                }));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsRef<[u8]> for Storage {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}

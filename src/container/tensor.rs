@@ -1,0 +1,237 @@
+//! Views of stored tensors: codes, scales, bit planes, dequantized values. They borrow from a
+//! container, or own their bytes when made in memory. Not here: the bit order ([`crate::pack`]).
+
+use std::borrow::Cow;
+
+use bitvec::prelude::{BitVec, Lsb0};
+use ndarray::{ArrayD, Axis, IxDyn};
+use safetensors::Dtype;
+
+use super::index::{Granularity, MethodEntry, Stats, TensorEntry, TernaryEntry};
+use crate::pack::Encoding;
+use crate::ternarize::ScaleDtype;
+
+/// A tensor that was kept bit by bit.
+#[derive(Debug, Clone)]
+pub struct DenseTensor<'a> {
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Its bytes: little-endian, C order.
+    pub data: &'a [u8],
+}
+
+impl<'a> DenseTensor<'a> {
+    pub(super) fn new(entry: &TensorEntry, data: &'a [u8]) -> Self {
+        Self { dtype: entry.dtype, shape: entry.shape.iter().map(|&d| d as usize).collect(), data }
+    }
+}
+
+/// A ternary tensor: `planes` × `filters` × `filter_len` codes and their scales,
+/// W ≈ Σ_p α_p·T_p. Filter i holds the weights with index i along `axis`.
+#[derive(Debug, Clone)]
+pub struct TernaryTensor<'a> {
+    /// The checkpoint's data type.
+    pub dtype: Dtype,
+    /// The shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The filter axis.
+    pub axis: usize,
+    /// How many planes, P.
+    pub planes: usize,
+    /// How many filters.
+    pub filters: usize,
+    /// Weights per filter, n.
+    pub filter_len: usize,
+    /// How codes are packed.
+    pub encoding: Encoding,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// The type of the stored scales.
+    pub scale_dtype: ScaleDtype,
+    /// How thresholds and scales were chosen.
+    pub method: MethodEntry,
+    /// Counts and errors.
+    pub stats: Stats,
+    codes: Cow<'a, [u8]>,
+    scales: Cow<'a, [u8]>,
+}
+
+impl<'a> TernaryTensor<'a> {
+    pub(crate) fn new(
+        entry: &TensorEntry,
+        ternary: &TernaryEntry,
+        codes: impl Into<Cow<'a, [u8]>>,
+        scales: impl Into<Cow<'a, [u8]>>,
+    ) -> Self {
+        let (filters, filter_len) = entry.filters(ternary);
+        Self {
+            dtype: entry.dtype,
+            shape: entry.shape.iter().map(|&d| d as usize).collect(),
+            axis: ternary.axis as usize,
+            planes: ternary.planes as usize,
+            filters: filters as usize,
+            filter_len: filter_len as usize,
+            encoding: ternary.encoding,
+            granularity: ternary.granularity,
+            scale_dtype: ternary.scale_dtype,
+            method: ternary.method.clone(),
+            stats: ternary.stats.clone(),
+            codes: codes.into(),
+            scales: scales.into(),
+        }
+    }
+
+    /// Bytes per filter and plane.
+    pub fn filter_bytes(&self) -> usize {
+        self.encoding.bytes(self.filter_len)
+    }
+
+    /// All codes as stored: [planes][filters][bytes per filter].
+    pub fn packed(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// The packed codes of one filter.
+    ///
+    /// # Panics
+    /// When there is no such plane or filter.
+    pub fn packed_filter(&self, plane: usize, filter: usize) -> &[u8] {
+        assert!(plane < self.planes && filter < self.filters, "plane {plane}, filter {filter}");
+        let bytes = self.filter_bytes();
+        &self.codes[(plane * self.filters + filter) * bytes..][..bytes]
+    }
+
+    /// Writes the codes t+1 (0, 1, 2) of one filter into `codes`, which has `filter_len` bytes.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    ///
+    /// # Panics
+    /// When there is no such plane or filter, or `codes` has another length.
+    pub fn codes(&self, plane: usize, filter: usize, codes: &mut [u8]) -> Result<(), String> {
+        assert_eq!(codes.len(), self.filter_len, "codes length");
+        self.encoding.unpack(self.packed_filter(plane, filter), codes)
+    }
+
+    /// Scales per plane.
+    pub fn scales_per_plane(&self) -> usize {
+        self.granularity.scales(self.filters as u64, self.filter_len as u64) as usize
+    }
+
+    /// Scale number `index`, counted over [planes][scales per plane].
+    ///
+    /// # Panics
+    /// When there is no such scale.
+    pub fn scale_at(&self, index: usize) -> f32 {
+        match self.scale_dtype {
+            ScaleDtype::F32 => f32::from_le_bytes(std::array::from_fn(|i| self.scales[4 * index + i])),
+            ScaleDtype::F16 => half::f16::from_le_bytes([self.scales[2 * index], self.scales[2 * index + 1]]).to_f32(),
+        }
+    }
+
+    /// Every scale: [planes][scales per plane].
+    pub fn scales(&self) -> impl ExactSizeIterator<Item = f32> {
+        (0..self.planes * self.scales_per_plane()).map(|i| self.scale_at(i))
+    }
+
+    /// All scales as stored: little-endian, [planes][scales per plane].
+    pub fn scale_bytes(&self) -> &[u8] {
+        &self.scales
+    }
+
+    /// The scale α of weight `j` of a filter.
+    ///
+    /// # Panics
+    /// When there is no such plane, filter or weight.
+    pub fn scale(&self, plane: usize, filter: usize, j: usize) -> f32 {
+        assert!(plane < self.planes && filter < self.filters && j < self.filter_len, "{plane}, {filter}, {j}");
+        let within = match self.granularity {
+            Granularity::Tensor => 0,
+            Granularity::Filter => filter,
+            Granularity::Group(size) => {
+                filter * self.filter_len.div_ceil(size as usize) + j / size as usize
+            }
+        };
+        self.scale_at(plane * self.scales_per_plane() + within)
+    }
+
+    /// How many weights of a filter from the beginning share a scale.
+    pub fn scale_run(&self) -> usize {
+        match self.granularity {
+            Granularity::Group(size) => (size as usize).min(self.filter_len),
+            Granularity::Filter | Granularity::Tensor => self.filter_len,
+        }
+    }
+
+    /// Bit j is set where weight j of the filter is zero in that plane.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    pub fn zero_plane(&self, plane: usize, filter: usize) -> Result<BitVec<u8, Lsb0>, String> {
+        self.bits(plane, filter, |code| code == 1)
+    }
+
+    /// Bit j is set where weight j of the filter is negative in that plane.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    pub fn sign_plane(&self, plane: usize, filter: usize) -> Result<BitVec<u8, Lsb0>, String> {
+        self.bits(plane, filter, |code| code == 0)
+    }
+
+    fn bits(&self, plane: usize, filter: usize, bit: impl Fn(u8) -> bool) -> Result<BitVec<u8, Lsb0>, String> {
+        let mut codes = vec![0; self.filter_len];
+        self.codes(plane, filter, &mut codes)?;
+        Ok(codes.into_iter().map(bit).collect())
+    }
+
+    /// Writes the values Ŵ = Σ_p α_p·t_p of one filter, planes added in order in `f32`.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    ///
+    /// # Panics
+    /// When there is no such filter, or `values` is not `filter_len` long.
+    pub fn dequantize_filter(&self, filter: usize, values: &mut [f32]) -> Result<(), String> {
+        assert_eq!(values.len(), self.filter_len, "values length");
+        let mut codes = vec![0; self.filter_len];
+        let run = self.scale_run().max(1);
+        for plane in 0..self.planes {
+            self.codes(plane, filter, &mut codes)?;
+            for (g, (values, codes)) in values.chunks_mut(run).zip(codes.chunks(run)).enumerate() {
+                let alpha = self.scale(plane, filter, g * run);
+                let table = [-alpha, 0.0, alpha];
+                for (value, &code) in values.iter_mut().zip(codes) {
+                    let term = table[usize::from(code)];
+                    *value = if plane == 0 { term } else { *value + term };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The dequantized tensor in its own shape.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    pub fn to_array(&self) -> Result<ArrayD<f32>, String> {
+        let mut rows = vec![0.0; self.filters * self.filter_len];
+        if self.filter_len > 0 {
+            for (filter, row) in rows.chunks_mut(self.filter_len).enumerate() {
+                self.dequantize_filter(filter, row)?;
+            }
+        }
+        let mut front = self.shape.clone();
+        let filters = front.remove(self.axis);
+        front.insert(0, filters);
+        let mut array = ArrayD::from_shape_vec(IxDyn(&front), rows).map_err(|e| e.to_string())?;
+        // The filter axis stands in front; walk it back to its place.
+        for axis in 0..self.axis {
+            array.swap_axes(axis, axis + 1);
+        }
+        debug_assert_eq!(array.len_of(Axis(self.axis)), self.filters);
+        Ok(array.as_standard_layout().into_owned())
+    }
+}

@@ -1,0 +1,90 @@
+//! Writes a `.twn` file as a stream: sections are reserved first, filled by any thread in any
+//! order, then the index, and last of all the prefix. Not here: what the sections hold.
+
+use std::path::Path;
+
+use super::index::{Index, Section};
+use super::prefix::{LENGTH, Prefix};
+use super::align;
+use crate::atomic_file::AtomicFile;
+use crate::error::ContainerProblem;
+use crate::{Error, Result};
+
+/// A `.twn` file that is being written. It appears under its name when [`ContainerWriter::finish`]
+/// succeeds; dropping it before leaves nothing behind.
+#[derive(Debug)]
+pub struct ContainerWriter {
+    file: AtomicFile,
+    end: u64,
+}
+
+impl ContainerWriter {
+    /// Starts a file beside `path`, which must not exist unless `overwrite`.
+    ///
+    /// # Errors
+    /// An output that exists, or a directory that cannot be written to.
+    pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
+        Ok(Self { file: AtomicFile::create(path, overwrite)?, end: LENGTH as u64 })
+    }
+
+    /// Reserves the next section. Its checksum is 0 until the caller sets it.
+    ///
+    /// # Errors
+    /// A file of more than 2^64 bytes.
+    pub fn reserve(&mut self, length: u64) -> Result<Section> {
+        let offset = self.end;
+        self.end = offset
+            .checked_add(length)
+            .and_then(align)
+            .ok_or_else(|| Error::Request(format!("a section of {length} bytes at {offset} is too long for any file")))?;
+        Ok(Section { crc32: 0, length, offset })
+    }
+
+    /// Writes bytes at an offset inside a reserved section.
+    ///
+    /// # Errors
+    /// When the disk is full, or otherwise refuses.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        debug_assert!(offset >= LENGTH as u64 && offset + bytes.len() as u64 <= self.end);
+        self.file.write_at(bytes, offset)
+    }
+
+    /// Reserves and writes a section in one go, with its checksum.
+    ///
+    /// # Errors
+    /// As [`ContainerWriter::write_at`].
+    pub fn section(&mut self, bytes: &[u8]) -> Result<Section> {
+        let section = self.reserve(bytes.len() as u64)?;
+        self.write_at(bytes, section.offset)?;
+        Ok(Section { crc32: crc32fast::hash(bytes), ..section })
+    }
+
+    /// Writes index and prefix and publishes the file; returns its length in bytes.
+    ///
+    /// # Errors
+    /// An index that readers would refuse (over the size limit, or that contradicts itself), or a
+    /// disk that refuses.
+    pub fn finish(self, index: &Index) -> Result<u64> {
+        let json = index.to_json();
+        let problem = Error::container(self.file.path());
+        if json.len() as u64 > crate::limits::INDEX_BYTES {
+            return Err(problem(ContainerProblem::Index(format!(
+                "{} bytes for {} tensors is over the limit of {}",
+                json.len(),
+                index.tensors.len(),
+                crate::limits::INDEX_BYTES
+            ))));
+        }
+        Index::parse(&json, self.end).map_err(problem)?;
+        let prefix = Prefix {
+            index_offset: self.end,
+            index_length: json.len() as u64,
+            index_crc32: crc32fast::hash(&json),
+        };
+        self.file.write_at(&json, self.end)?;
+        self.file.sync()?;
+        self.file.write_at(&prefix.to_bytes(), 0)?;
+        self.file.publish()?;
+        Ok(prefix.index_offset + prefix.index_length)
+    }
+}

@@ -1,0 +1,454 @@
+//! The run: every tensor of a checkpoint by its plan, streamed into a `.twn` file (or nowhere, to
+//! learn what that would give). Threads take small pieces from one queue, in the order of the
+//! file; each piece has its place in the output, and sums are added in the order of the pieces, so
+//! the bytes do not depend on the number of threads. Not here: any method's rule, any bit order.
+
+mod tally;
+mod tensor;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crc32fast::Hasher;
+use rayon::prelude::*;
+
+use self::tally::Tally;
+use self::tensor::TernaryWork;
+use crate::container::{
+    ContainerWriter, DenseEntry, Index, MethodEntry, Producer, Section, TensorEntry, TernaryEntry, TernaryTensor,
+};
+use crate::error::WeightsProblem;
+use crate::report::Report;
+use crate::select::{Decision, Plan, Planned, Treatment};
+use crate::source::weights::LongRange;
+use crate::source::{Checkpoint, FilterView, TensorView};
+use crate::ternarize::Unit;
+use crate::vector::Isa;
+use crate::vector::block::BLOCK;
+use crate::{Error, Result};
+
+/// Weights per piece of work, about: 1 MiB of `f32`.
+const PIECE: usize = 3 * BLOCK;
+
+/// How to run a plan.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// Replace an output that exists.
+    pub overwrite: bool,
+    /// Tensors with NaN or infinite weights stay dense instead of stopping the run.
+    pub keep_non_finite_dense: bool,
+    /// The instruction set; every one gives the same bytes.
+    pub isa: Isa,
+    /// Called now and then, from any thread.
+    pub progress: Option<&'a (dyn Fn(Progress<'_>) + Sync)>,
+    /// Set it to stop the run; it ends with [`Error::Cancelled`] and leaves nothing behind.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            overwrite: false,
+            keep_non_finite_dense: false,
+            isa: Isa::detect().unwrap_or(Isa::PORTABLE),
+            progress: None,
+            cancel: None,
+        }
+    }
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// Bytes of the checkpoint that are done.
+    pub done: u64,
+    /// Bytes in all (tensors that need a second look count twice).
+    pub total: u64,
+    /// The tensor at hand.
+    pub tensor: &'a str,
+}
+
+/// Packs a checkpoint into a `.twn` file, on the threads of the current rayon pool.
+///
+/// # Errors
+/// Weights that cannot become ternary, an output that exists or cannot be written, an input that
+/// changed meanwhile, or cancellation. After an error there is no output, or the old one.
+pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Report> {
+    refuse_own_input(checkpoint, output)?;
+    let writer = ContainerWriter::create(output, options.overwrite)?;
+    let (index, writer) = run(checkpoint, plan, Some(writer), options)?;
+    checkpoint.check_unchanged()?;
+    let length = writer.map(|writer| writer.finish(&index)).transpose()?.unwrap_or_default();
+    Ok(Report::of_index(&index, length))
+}
+
+/// Does everything that [`pack`] does but write: what packing would give.
+///
+/// # Errors
+/// As [`pack`], but for the output.
+pub fn measure(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>) -> Result<Report> {
+    let (index, _) = run(checkpoint, plan, None, options)?;
+    let end = index.tensors.iter().flat_map(TensorEntry::sections).map(|(_, s)| s.offset + s.length).max();
+    let end = crate::container::align(end.unwrap_or(64)).unwrap_or_default();
+    Ok(Report::of_index(&index, end + index.to_json().len() as u64))
+}
+
+fn refuse_own_input(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    for file in checkpoint.files() {
+        if file.canonicalize().is_ok_and(|file| file == output) {
+            return Err(Error::Request(format!("{} is the input; give another output", output.display())));
+        }
+    }
+    Ok(())
+}
+
+/// A tensor, what it becomes, and where that goes.
+struct Work<'a> {
+    tensor: TensorView<'a>,
+    reason: &'a str,
+    kind: Kind<'a>,
+}
+
+enum Kind<'a> {
+    Dense(Section),
+    Ternary { codes: Section, scales: Section, work: Box<TernaryWork<'a>> },
+}
+
+/// A piece of work: bytes of a dense tensor, or weights (filter axis first) of a ternary one.
+#[derive(Debug, Clone)]
+struct Piece {
+    work: usize,
+    range: Range<usize>,
+}
+
+/// What a piece adds to its tensor.
+#[derive(Default)]
+struct Done {
+    codes: Hasher,
+    scales: Hasher,
+    tally: Tally,
+}
+
+fn run(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    mut writer: Option<ContainerWriter>,
+    options: &Options<'_>,
+) -> Result<(Index, Option<ContainerWriter>)> {
+    let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
+    let mut works = Vec::with_capacity(checkpoint.len());
+    if plan.tensors.len() != checkpoint.len() {
+        return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
+    }
+    for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
+        works.push(Work::new(tensor, planned, &mut offsets, options)?);
+    }
+    let prefit_bytes: u64 = works.iter().filter(|w| w.needs_prefit()).map(|w| w.tensor.data.len() as u64).sum();
+    let monitor = Monitor {
+        total: works.iter().map(|w| w.tensor.data.len() as u64).sum::<u64>() + prefit_bytes,
+        done: AtomicU64::new(0),
+        options,
+    };
+    for work in &mut works {
+        work.prefit(options.isa, writer.as_ref(), &monitor)?;
+    }
+    let pieces: Vec<Piece> = works
+        .iter()
+        .enumerate()
+        .flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }))
+        .collect();
+    let done = in_order(&pieces, |piece| {
+        let work = &works[piece.work];
+        monitor.check()?;
+        let done = work.run(piece.range.clone(), options.isa, writer.as_ref())?;
+        monitor.advance(piece.bytes(work), work.tensor.name);
+        Ok(done)
+    })?;
+    let mut pieces = pieces.iter().zip(done).peekable();
+    let tensors = works
+        .iter()
+        .enumerate()
+        .map(|(i, work)| {
+            let mut total = work.start();
+            while let Some((_, done)) = pieces.next_if(|(piece, _)| piece.work == i) {
+                total.codes.combine(&done.codes);
+                total.scales.combine(&done.scales);
+                total.tally.add(&done.tally);
+            }
+            work.entry(total)
+        })
+        .collect();
+    let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
+    Ok((index, writer))
+}
+
+/// Runs `job` for every piece, on all threads of the pool, each taking the next piece. The results
+/// are in the order of the pieces; of several errors the first in that order is returned.
+fn in_order<T: Send>(pieces: &[Piece], job: impl Fn(&Piece) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let mut results: Vec<(usize, Result<T>)> = rayon::broadcast(|_| {
+        let mut mine = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(piece) = pieces.get(i) else { break };
+            let result = job(piece);
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            mine.push((i, result));
+        }
+        mine
+    })
+    .into_iter()
+    .flatten()
+    .collect();
+    results.sort_unstable_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Hands out the places of sections, with or without a file to put them in.
+struct Offsets<'w> {
+    writer: Option<&'w mut ContainerWriter>,
+    end: u64,
+}
+
+impl Offsets<'_> {
+    fn reserve(&mut self, length: u64) -> Result<Section> {
+        if let Some(writer) = &mut self.writer {
+            return writer.reserve(length);
+        }
+        let section = Section { crc32: 0, length, offset: self.end };
+        self.end = crate::container::align(self.end.saturating_add(length)).unwrap_or(u64::MAX);
+        Ok(section)
+    }
+}
+
+/// Progress and cancellation.
+struct Monitor<'a> {
+    total: u64,
+    done: AtomicU64,
+    options: &'a Options<'a>,
+}
+
+impl Monitor<'_> {
+    fn check(&self) -> Result<()> {
+        match self.options.cancel {
+            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+
+    fn advance(&self, bytes: u64, tensor: &str) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if let Some(progress) = self.options.progress {
+            progress(Progress { done, total: self.total, tensor });
+        }
+    }
+}
+
+impl Piece {
+    fn bytes(&self, work: &Work<'_>) -> u64 {
+        let per_weight = if matches!(work.kind, Kind::Dense(_)) { 1 } else { work.tensor.dtype.bitsize() / 8 };
+        (self.range.len() * per_weight) as u64
+    }
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        tensor: TensorView<'a>,
+        planned: &'a Planned,
+        offsets: &mut Offsets<'_>,
+        options: &Options<'_>,
+    ) -> Result<Self> {
+        let dense = |offsets: &mut Offsets<'_>, reason| {
+            let kind = Kind::Dense(offsets.reserve(tensor.data.len() as u64)?);
+            Ok(Self { tensor, reason, kind })
+        };
+        let Decision::Ternary(treatment) = &planned.decision else {
+            return dense(offsets, planned.reason.as_str());
+        };
+        let view = filter_view(tensor, treatment)?;
+        if options.keep_non_finite_dense && tensor.elements() > 0 && !is_finite(view, options.isa) {
+            return dense(offsets, "holds NaN or infinity");
+        }
+        let (filters, n) = (view.filters(), view.filter_len());
+        let codes = offsets.reserve(filters as u64 * treatment.encoding.bytes(n) as u64)?;
+        let scales = treatment.granularity.scales(filters as u64, n as u64);
+        let scales = offsets.reserve(scales * treatment.scale_dtype.size() as u64)?;
+        let work = Box::new(TernaryWork { view, treatment, fits: Vec::new() });
+        let kind = Kind::Ternary { codes, scales, work };
+        Ok(Self { tensor, reason: &planned.reason, kind })
+    }
+
+    fn needs_prefit(&self) -> bool {
+        matches!(&self.kind, Kind::Ternary { work, .. } if work.needs_prefit())
+    }
+
+    fn prefit(&mut self, isa: Isa, writer: Option<&ContainerWriter>, monitor: &Monitor<'_>) -> Result<()> {
+        let Kind::Ternary { scales, work, .. } = &mut self.kind else { return Ok(()) };
+        let (name, size) = (self.tensor.name, self.tensor.dtype.bitsize() / 8);
+        work.prefit(isa, |weights| {
+            monitor.advance((weights * size) as u64, name);
+            monitor.check().map_err(Stop::Run)
+        })
+        .map_err(|stop| match stop {
+            Stop::Run(error) => error,
+            Stop::Weights(problem) => weights_error(name, problem),
+        })?;
+        if let Some(writer) = writer {
+            writer.write_at(&work.fit_scales(), scales.offset)?;
+        }
+        Ok(())
+    }
+
+    /// The tensor's pieces, in order.
+    fn pieces(&self) -> Vec<Range<usize>> {
+        match &self.kind {
+            Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
+            Kind::Ternary { work, .. } => work.pieces(),
+        }
+    }
+
+    fn run(&self, range: Range<usize>, isa: Isa, writer: Option<&ContainerWriter>) -> Result<Done> {
+        let mut done = Done::default();
+        match &self.kind {
+            Kind::Dense(section) => {
+                if let Some(writer) = writer {
+                    let bytes = &self.tensor.data[range.clone()];
+                    writer.write_at(bytes, section.offset + range.start as u64)?;
+                    done.codes.update(bytes);
+                }
+            }
+            Kind::Ternary { codes, scales, work } => {
+                let output = work.run(range, isa).map_err(|problem| weights_error(self.tensor.name, problem))?;
+                done.tally = output.tally;
+                if let Some(writer) = writer {
+                    done.codes.update(&output.codes);
+                    done.scales.update(&output.scales);
+                    writer.write_at(&output.codes, codes.offset + output.codes_at)?;
+                    writer.write_at(&output.scales, scales.offset + output.scales_at)?;
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// What is known before the first piece: units that were fitted beforehand.
+    fn start(&self) -> Done {
+        let mut done = Done::default();
+        if let Kind::Ternary { work, .. } = &self.kind {
+            done.scales.update(&work.fit_scales());
+            for fit in &work.fits {
+                done.tally.add_fit(fit);
+            }
+        }
+        done
+    }
+
+    fn entry(&self, done: Done) -> TensorEntry {
+        let (codes_crc, scales_crc) = (done.codes.finalize(), done.scales.finalize());
+        match &self.kind {
+            Kind::Dense(section) => {
+                let section = Section { crc32: codes_crc, ..*section };
+                let shape = self.tensor.shape.iter().map(|&d| d as u64).collect();
+                let entry = DenseEntry { reason: self.reason.to_owned(), section };
+                TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape, entry)
+            }
+            Kind::Ternary { codes, scales, work } => ternary_entry(
+                self.tensor,
+                work.treatment,
+                Section { crc32: codes_crc, ..*codes },
+                Section { crc32: scales_crc, ..*scales },
+                &done.tally,
+            ),
+        }
+    }
+}
+
+fn ternary_entry(
+    tensor: TensorView<'_>,
+    treatment: &Treatment,
+    codes: Section,
+    scales: Section,
+    tally: &Tally,
+) -> TensorEntry {
+    let method = MethodEntry { name: treatment.method.name().to_owned(), parameters: treatment.method.parameters() };
+    let entry = TernaryEntry {
+        axis: treatment.axis as u64,
+        codes,
+        encoding: treatment.encoding,
+        granularity: treatment.granularity,
+        method,
+        planes: 1,
+        scale_dtype: treatment.scale_dtype,
+        scales,
+        stats: tally.stats(tensor.elements() as u64),
+    };
+    let shape = tensor.shape.iter().map(|&d| d as u64).collect();
+    TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape, entry)
+}
+
+/// Ternarizes one tensor in memory, on the threads of the current rayon pool. `tensor` is what
+/// [`TensorView`] describes, of a floating-point type; the result has its shape.
+///
+/// # Errors
+/// Another type, no such axis, an empty tensor, or weights that cannot become ternary.
+pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Result<TernaryTensor<'static>> {
+    let view = filter_view(tensor, treatment)?;
+    if tensor.elements() == 0 {
+        return Err(Error::Request(format!("tensor `{}` is empty", tensor.name)));
+    }
+    let problem = |problem| weights_error(tensor.name, problem);
+    let mut work = TernaryWork { view, treatment, fits: Vec::new() };
+    work.prefit(isa, |_| Ok(())).map_err(problem)?;
+    let mut scales = work.fit_scales();
+    let (mut codes, mut tally) = (Vec::new(), Tally::default());
+    work.fits.iter().for_each(|fit| tally.add_fit(fit));
+    let outputs: Vec<_> = work.pieces().into_par_iter().map(|range| work.run(range, isa)).collect();
+    for output in outputs {
+        let output = output.map_err(problem)?;
+        codes.extend(output.codes);
+        scales.extend(output.scales);
+        tally.add(&output.tally);
+    }
+    let section = |bytes: &[u8]| Section { crc32: crc32fast::hash(bytes), length: bytes.len() as u64, offset: 0 };
+    let entry = ternary_entry(tensor, treatment, section(&codes), section(&scales), &tally);
+    match entry.body() {
+        crate::container::Body::Ternary(ternary) => Ok(TernaryTensor::new(&entry, ternary, codes, scales)),
+        crate::container::Body::Dense(_) => unreachable!("made as ternary just above"),
+    }
+}
+
+/// Why fitting stopped.
+enum Stop {
+    Run(Error),
+    Weights(WeightsProblem),
+}
+
+impl From<WeightsProblem> for Stop {
+    fn from(problem: WeightsProblem) -> Self {
+        Self::Weights(problem)
+    }
+}
+
+fn steps(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(step).map(move |at| at..(at + step).min(end))
+}
+
+fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<FilterView<'a>> {
+    FilterView::new(tensor, treatment.axis).ok_or_else(|| {
+        let (name, dtype, shape) = (tensor.name, tensor.dtype, tensor.shape);
+        let axis = treatment.axis;
+        Error::Request(format!("tensor `{name}` ({dtype}, shape {shape:?}) cannot be ternary along axis {axis}"))
+    })
+}
+
+fn is_finite(view: FilterView<'_>, isa: Isa) -> bool {
+    let long = LongRange { view, start: 0, len: view.filters() * view.filter_len() };
+    Unit::from_long(isa, &long).moments().max.is_finite()
+}
+
+fn weights_error(tensor: &str, problem: WeightsProblem) -> Error {
+    Error::Weights { tensor: tensor.to_owned(), problem }
+}

@@ -1,0 +1,76 @@
+//! Statistics of a tensor under way, added up in the order of the pieces. Not here: the totals of
+//! a file ([`crate::report`]).
+
+use crate::container::{Spread, Stats};
+use crate::ternarize::{Above, Fit, Threshold};
+
+/// Counts and sums so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    negative: u64,
+    zeros: u64,
+    positive: u64,
+    squared_error: f64,
+    squared_norm: f64,
+    units: u64,
+    alpha: Spread,
+    delta: Option<Spread>,
+}
+
+impl Tally {
+    pub fn count(&mut self, weights: usize, above: Above) {
+        self.positive += above.positive;
+        self.negative += above.count - above.positive;
+        self.zeros += weights as u64 - above.count;
+    }
+
+    pub fn add_fit(&mut self, fit: &Fit) {
+        let one = |value: f64| Spread { min: value, mean: value, max: value };
+        let delta = match fit.threshold {
+            Threshold::Delta(delta) => Some(one(delta)),
+            Threshold::Sign => None,
+        };
+        self.add(&Self {
+            squared_error: fit.squared_error,
+            squared_norm: fit.squared_norm,
+            units: 1,
+            alpha: one(f64::from(fit.scale)),
+            delta,
+            ..Self::default()
+        });
+    }
+
+    /// Adds what comes next. Until the end `mean` holds sums.
+    pub fn add(&mut self, next: &Self) {
+        self.negative += next.negative;
+        self.zeros += next.zeros;
+        self.positive += next.positive;
+        if next.units == 0 {
+            return;
+        }
+        self.squared_error += next.squared_error;
+        self.squared_norm += next.squared_norm;
+        let join = |a: Spread, b: Spread| Spread { min: a.min.min(b.min), mean: a.mean + b.mean, max: a.max.max(b.max) };
+        if self.units == 0 {
+            (self.alpha, self.delta) = (next.alpha, next.delta);
+        } else {
+            self.alpha = join(self.alpha, next.alpha);
+            self.delta = self.delta.zip(next.delta).map(|(a, b)| join(a, b));
+        }
+        self.units += next.units;
+    }
+
+    pub fn stats(&self, elements: u64) -> Stats {
+        debug_assert_eq!(self.negative + self.zeros + self.positive, elements);
+        let mean = |spread: Spread| Spread { mean: spread.mean / self.units.max(1) as f64, ..spread };
+        Stats {
+            alpha: mean(self.alpha),
+            delta: self.delta.map(mean),
+            negative: self.negative,
+            positive: self.positive,
+            squared_error: self.squared_error,
+            squared_norm: self.squared_norm,
+            zeros: self.zeros,
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! One tensor on its way to codes and scales: which weights share a scale, where pieces of work
+//! may be cut, and the work on one piece. Not here: files and threads ([`super`]).
+
+use std::ops::Range;
+
+use super::PIECE;
+use super::tally::Tally;
+use crate::container::Granularity;
+use crate::error::WeightsProblem;
+use crate::select::Treatment;
+use crate::source::FilterView;
+use crate::source::weights::{Element, LongRange};
+use crate::ternarize::{self, Above, Fit, ScaleDtype, Threshold, Unit};
+use crate::vector::Isa;
+use crate::vector::block::{AboveOf, BLOCK, CodesOf, SignsOf};
+
+/// A tensor, its treatment, and what is known of its units so far.
+#[derive(Debug)]
+pub(super) struct TernaryWork<'a> {
+    pub view: FilterView<'a>,
+    pub treatment: &'a Treatment,
+    /// The fits of units that no piece holds whole, found beforehand.
+    pub fits: Vec<Fit>,
+}
+
+/// What a piece becomes, and where in the tensor's sections that goes.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    pub codes: Vec<u8>,
+    pub codes_at: u64,
+    pub scales: Vec<u8>,
+    pub scales_at: u64,
+    pub tally: Tally,
+}
+
+impl TernaryWork<'_> {
+    /// How many weights share a scale; the last unit of a filter may hold fewer.
+    fn unit_len(&self) -> usize {
+        let n = self.view.filter_len();
+        match self.treatment.granularity {
+            Granularity::Filter => n,
+            Granularity::Tensor => self.view.filters() * n,
+            Granularity::Group(size) => usize::try_from(size).unwrap_or(usize::MAX).min(n),
+        }
+    }
+
+    pub fn needs_prefit(&self) -> bool {
+        self.treatment.granularity == Granularity::Tensor || self.unit_len() > PIECE
+    }
+
+    fn unit_count(&self) -> usize {
+        let (filters, n) = (self.view.filters(), self.view.filter_len());
+        self.treatment.granularity.scales(filters as u64, n as u64) as usize
+    }
+
+    fn unit_range(&self, unit: usize) -> Range<usize> {
+        let (n, len) = (self.view.filter_len(), self.unit_len());
+        if self.treatment.granularity == Granularity::Tensor {
+            return 0..len;
+        }
+        let per_filter = n.div_ceil(len);
+        let (filter, group) = (unit / per_filter, unit % per_filter);
+        filter * n + group * len..filter * n + ((group + 1) * len).min(n)
+    }
+
+    /// Weights per piece of a filter that is longer than a piece: whole bytes of every encoding,
+    /// and whole groups unless they were fitted beforehand.
+    fn step(&self) -> usize {
+        let unit = self.unit_len();
+        if self.needs_prefit() {
+            return PIECE;
+        }
+        let whole = 40 / gcd(40, unit) * unit;
+        whole * (PIECE / whole).max(1)
+    }
+
+    /// Fits every unit that no piece holds whole; `each` is told how many weights are done.
+    pub fn prefit<E: From<WeightsProblem>>(
+        &mut self,
+        isa: Isa,
+        mut each: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if !self.needs_prefit() {
+            return Ok(());
+        }
+        for unit in 0..self.unit_count() {
+            let range = self.unit_range(unit);
+            let fit = self.fit_long(range.clone(), isa)?;
+            self.fits.push(fit);
+            each(range.len())?;
+        }
+        Ok(())
+    }
+
+    /// Where the work may be cut, in order: ranges of weights, filter axis first.
+    pub fn pieces(&self) -> Vec<Range<usize>> {
+        let (filters, n) = (self.view.filters(), self.view.filter_len());
+        if n <= PIECE {
+            return super::steps(0..filters * n, (PIECE / n).max(1) * n).collect();
+        }
+        let step = self.step();
+        (0..filters).flat_map(|f| super::steps(f * n..(f + 1) * n, step)).collect()
+    }
+
+    fn fit_long(&self, range: Range<usize>, isa: Isa) -> Result<Fit, WeightsProblem> {
+        let long = LongRange { view: self.view, start: range.start, len: range.len() };
+        let unit = Unit::from_long(isa, &long);
+        if !unit.moments().max.is_finite() {
+            let bad = range.clone().step_by(BLOCK).find_map(|start| {
+                let block = start..(start + BLOCK).min(range.end);
+                if self.view.is_f64() {
+                    self.non_finite(self.view.read::<f64>(block.clone(), &mut Vec::new()), block.start)
+                } else {
+                    self.non_finite(self.view.read::<f32>(block.clone(), &mut Vec::new()), block.start)
+                }
+            });
+            return Err(bad.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));
+        }
+        let fit = ternarize::fit(&*self.treatment.method, &unit, self.treatment.scale_dtype);
+        self.checked(fit, range.start)
+    }
+
+    /// The work on weights `range` (filter axis first), which [`TernaryWork::pieces`] gave.
+    pub fn run(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
+        if self.view.is_f64() { self.run_as::<f64>(range, isa) } else { self.run_as::<f32>(range, isa) }
+    }
+
+    fn run_as<W: Element>(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
+        let n = self.view.filter_len();
+        let encoding = self.treatment.encoding;
+        let (filter, j) = (range.start / n, range.start % n);
+        let unit = filter * n.div_ceil(self.unit_len()) + j / self.unit_len();
+        let mut output = Output {
+            codes_at: (filter * encoding.bytes(n) + j / encoding.weights_per_byte()) as u64,
+            scales_at: (unit * self.treatment.scale_dtype.size()) as u64,
+            ..Output::default()
+        };
+        // Where each filter lies in one run, decode it just before it is used; else a whole piece,
+        // whose filters are neighbours in the file.
+        let (mut scratch, mut row_scratch, mut codes) = (Vec::new(), Vec::new(), vec![0; range.len().min(n)]);
+        let whole = if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), &mut scratch)) };
+        let mut at = range.start;
+        while at < range.end {
+            let row = at..((at / n + 1) * n).min(range.end);
+            let weights = match whole {
+                Some(all) => &all[row.start - range.start..row.end - range.start],
+                None => self.view.read::<W>(row.clone(), &mut row_scratch),
+            };
+            let codes = &mut codes[..weights.len()];
+            self.row(weights, row.start, isa, codes, &mut output)?;
+            let packed_from = output.codes.len();
+            output.codes.resize(packed_from + encoding.bytes(codes.len()), 0);
+            encoding.pack(isa, codes, &mut output.codes[packed_from..]);
+            at = row.end;
+        }
+        Ok(output)
+    }
+
+    /// Codes for the weights `start..` of one filter; fits every unit that was not fitted before.
+    fn row<W: Element>(
+        &self,
+        weights: &[W],
+        start: usize,
+        isa: Isa,
+        codes: &mut [u8],
+        output: &mut Output,
+    ) -> Result<(), WeightsProblem> {
+        let n = self.view.filter_len();
+        let unit_len = self.unit_len();
+        let (filter, mut j) = (start / n, start % n);
+        let mut at = 0;
+        while at < weights.len() {
+            let prefit = self.needs_prefit();
+            let (unit, rest) = match self.treatment.granularity {
+                Granularity::Tensor => (0, n - j),
+                _ => (filter * n.div_ceil(unit_len) + j / unit_len, (unit_len - j % unit_len).min(n - j)),
+            };
+            let end = (at + rest).min(weights.len());
+            let (weights, codes) = (&weights[at..end], &mut codes[at..end]);
+            if prefit {
+                let above = encode(isa, weights, self.fits[unit].threshold, codes);
+                output.tally.count(weights.len(), above);
+            } else {
+                let fit = self.fit_here(weights, start + at, isa, codes)?;
+                push_scale(&mut output.scales, self.treatment.scale_dtype, fit.scale);
+                output.tally.count(weights.len(), fit.above);
+                output.tally.add_fit(&fit);
+            }
+            j += end - at;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Fits a unit that is in memory and writes its codes.
+    fn fit_here<W: Element>(
+        &self,
+        weights: &[W],
+        start: usize,
+        isa: Isa,
+        codes: &mut [u8],
+    ) -> Result<Fit, WeightsProblem> {
+        let unit = Unit::from_slice(isa, W::slice(weights));
+        if !unit.moments().max.is_finite() {
+            let problem = self.non_finite(weights, start);
+            return Err(problem.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));
+        }
+        let threshold = self.treatment.method.threshold(&unit);
+        let above = encode(isa, weights, threshold, codes);
+        let above = match threshold {
+            Threshold::Sign => Above { sum: unit.moments().sum, ..above },
+            Threshold::Delta(delta) => unit.above(delta),
+        };
+        let fit = Fit::new(&*self.treatment.method, &unit, threshold, above, self.treatment.scale_dtype);
+        self.checked(fit, start)
+    }
+
+    fn checked(&self, fit: Fit, start: usize) -> Result<Fit, WeightsProblem> {
+        if fit.scale_fits() {
+            return Ok(fit);
+        }
+        let (dtype, advice) = match self.treatment.scale_dtype {
+            ScaleDtype::F16 => ("f16", "use --scale-dtype f32"),
+            ScaleDtype::F32 => ("f32", "keep the tensor dense with --exclude, or rescale it"),
+        };
+        let filter = start / self.view.filter_len();
+        Err(WeightsProblem::Scale { filter, scale: fit.exact_scale, dtype, advice })
+    }
+
+    fn non_finite<W: Element>(&self, weights: &[W], start: usize) -> Option<WeightsProblem> {
+        let at = weights.iter().position(|w| !w.to_f64().is_finite())?;
+        let (n, value) = (self.view.filter_len(), weights[at].to_f64());
+        Some(WeightsProblem::NonFinite { filter: (start + at) / n, index: (start + at) % n, value })
+    }
+
+    /// The scales of those units, as stored.
+    pub fn fit_scales(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for fit in &self.fits {
+            push_scale(&mut bytes, self.treatment.scale_dtype, fit.scale);
+        }
+        bytes
+    }
+}
+
+fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
+    match dtype {
+        ScaleDtype::F32 => bytes.extend(scale.to_le_bytes()),
+        ScaleDtype::F16 => bytes.extend(half::f16::from_f32(scale).to_le_bytes()),
+    }
+}
+
+/// Writes the codes of weights that share a threshold; for signs, counts them as well.
+fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: &mut [u8]) -> Above {
+    match threshold {
+        Threshold::Delta(delta) => {
+            isa.run(CodesOf { weights, delta, codes });
+            isa.run(AboveOf { weights, delta })
+        }
+        Threshold::Sign => {
+            let positive = isa.run(SignsOf { weights, codes });
+            Above { count: weights.len() as u64, positive, sum: 0.0 }
+        }
+    }
+}
+
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+

@@ -1,0 +1,354 @@
+//! Errors, sorted by who is at fault, each with what was expected, what was found and a way out.
+//! Not here: how an error is shown; the command line maps [`Fault`] to an exit code.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. `Display` is one line that names the file and, where there is one, the tensor.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused: missing file, no permission, disk full.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was attempted, as a verb phrase ("open", "write the temporary file").
+        action: &'static str,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The input checkpoint is not what it claims to be.
+    #[error("{}: {problem}", path.display())]
+    Checkpoint {
+        /// The checkpoint file, or its index.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: CheckpointProblem,
+    },
+    /// The `.twn` file is damaged, or needs a newer reader.
+    #[error("{}: {problem}", path.display())]
+    Container {
+        /// The `.twn` file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: ContainerProblem,
+    },
+    /// The bytes are fine but these weights cannot become ternary.
+    #[error("tensor `{tensor}`: {problem}")]
+    Weights {
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong with its weights.
+        problem: WeightsProblem,
+    },
+    /// What was asked for makes no sense: a rule, a setting, a combination.
+    #[error("{0}")]
+    Request(String),
+    /// The output exists and nobody said that it may be replaced.
+    #[error("{}: exists already; give another path, or --force to replace it", path.display())]
+    OutputExists {
+        /// The path that is taken.
+        path: PathBuf,
+    },
+    /// The input changed between opening and the end of the run; the output was discarded.
+    #[error("{}: changed while it was being read ({what}); the output was discarded, run again once the file is at rest", path.display())]
+    InputChanged {
+        /// The input file.
+        path: PathBuf,
+        /// What changed.
+        what: &'static str,
+    },
+    /// The caller asked to stop; nothing was published.
+    #[error("interrupted; no output was written")]
+    Cancelled,
+}
+
+/// Who can mend an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The caller: a wrong option, an output that exists.
+    Request,
+    /// The input file: damaged, inconsistent, or weights that cannot become ternary.
+    Input,
+    /// The machine: files, permissions, space.
+    Io,
+    /// Nobody: the run was cancelled.
+    Cancelled,
+}
+
+impl Error {
+    /// Who can mend it.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Io { .. } => Fault::Io,
+            Self::Checkpoint { .. }
+            | Self::Container { .. }
+            | Self::Weights { .. }
+            | Self::InputChanged { .. } => Fault::Input,
+            Self::Request(_) | Self::OutputExists { .. } => Fault::Request,
+            Self::Cancelled => Fault::Cancelled,
+        }
+    }
+
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { path, action, source }
+    }
+
+    pub(crate) fn checkpoint(path: &Path) -> impl Fn(CheckpointProblem) -> Self {
+        let path = path.to_path_buf();
+        move |problem| Self::Checkpoint { path: path.clone(), problem }
+    }
+
+    pub(crate) fn container(path: &Path) -> impl Fn(ContainerProblem) -> Self {
+        let path = path.to_path_buf();
+        move |problem| Self::Container { path: path.clone(), problem }
+    }
+}
+
+/// What can be wrong with a checkpoint: one `.safetensors` file, or an index over several.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum CheckpointProblem {
+    /// The file is too short for its own header.
+    #[error("not a safetensors file: it has {found} bytes, the header needs {expected}; was the download cut off?")]
+    TooShort {
+        /// Bytes needed.
+        expected: u64,
+        /// Bytes there.
+        found: u64,
+    },
+    /// The header's length is over the limit.
+    #[error("header of {found} bytes is over the limit of {limit}; is this really a safetensors file?")]
+    HeaderTooLong {
+        /// Claimed length.
+        found: u64,
+        /// Limit, in bytes.
+        limit: u64,
+    },
+    /// The header is not the JSON that the format asks for.
+    #[error("header is not valid: {0}")]
+    Header(String),
+    /// A key stands twice.
+    #[error("key `{0}` stands twice in the header; a reader could see either, so the file is refused")]
+    DuplicateKey(String),
+    /// A tensor's data type is not one of the format's.
+    #[error("tensor `{tensor}`: {message}")]
+    Dtype {
+        /// Tensor name.
+        tensor: String,
+        /// The parser's words.
+        message: String,
+    },
+    /// A tensor's shape does not fit its bytes, or overflows.
+    #[error("tensor `{tensor}`: shape {shape:?} of {dtype} needs {expected} bytes, its data_offsets span {found}")]
+    Size {
+        /// Tensor name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// Its data type.
+        dtype: String,
+        /// Bytes that shape and type need ("more than 2^63" where that overflows).
+        expected: String,
+        /// Bytes between its offsets.
+        found: u64,
+    },
+    /// A tensor's offsets run backwards or past the end.
+    #[error("tensor `{tensor}`: data_offsets [{begin}, {end}) lie outside the {available} bytes of data; was the file cut off?")]
+    OutOfBounds {
+        /// Tensor name.
+        tensor: String,
+        /// First byte.
+        begin: u64,
+        /// One past the last byte.
+        end: u64,
+        /// Bytes of data in the file.
+        available: u64,
+    },
+    /// Bytes that belong to no tensor.
+    #[error("{length} bytes at data offset {offset} belong to no tensor")]
+    Hole {
+        /// Where the hole begins, relative to the data section.
+        offset: u64,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("tensors `{first}` and `{second}` overlap")]
+    Overlap {
+        /// The one that begins first.
+        first: String,
+        /// The one that begins inside it.
+        second: String,
+    },
+    /// A name or rank over this crate's limits.
+    #[error("tensor `{tensor}`: {what} is {found}, the limit is {limit}")]
+    Limit {
+        /// Tensor name (shortened).
+        tensor: String,
+        /// "rank" or "name length".
+        what: &'static str,
+        /// What was found.
+        found: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The shard index is not valid.
+    #[error("shard index is not valid: {0}")]
+    Index(String),
+    /// The index names a shard that is no plain file name.
+    #[error("shard name {0:?} is not a plain file name; `..`, separators and absolute paths are refused")]
+    ShardName(String),
+    /// The index promises a tensor that its shard does not hold.
+    #[error("tensor `{tensor}` should be in `{shard}` but is not there; download that shard again")]
+    MissingTensor {
+        /// Tensor name.
+        tensor: String,
+        /// Shard file name.
+        shard: String,
+    },
+    /// Two shards hold a tensor of the same name.
+    #[error("tensor `{tensor}` is in both `{first}` and `{second}`; remove one, or give an index that says which counts")]
+    DuplicateTensor {
+        /// Tensor name.
+        tensor: String,
+        /// Shard file name.
+        first: String,
+        /// Shard file name.
+        second: String,
+    },
+    /// A directory without a checkpoint, or with more than one.
+    #[error("{0}")]
+    Directory(String),
+}
+
+/// What can be wrong with a `.twn` file.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum ContainerProblem {
+    /// Shorter than the prefix.
+    #[error("not a .twn file: {found} bytes, the prefix alone has 64")]
+    TooShort {
+        /// Bytes there.
+        found: u64,
+    },
+    /// Another magic number. A file whose writing was cut off has zeros here.
+    #[error("not a .twn file, or one whose writing was cut off: it begins with {0:02x?}")]
+    Magic([u8; 8]),
+    /// Written by a later version of the format.
+    #[error("version {found} of the format; this reader knows version {known}: update twn-pack")]
+    Version {
+        /// Version in the file.
+        found: u32,
+        /// Newest version known here.
+        known: u32,
+    },
+    /// The file needs features that this reader does not have.
+    #[error("needs features {0:#010x} that this reader does not know: update twn-pack")]
+    Features(u32),
+    /// A checksum does not match.
+    #[error("{what}: CRC-32 is {found:08x}, should be {expected:08x}: the file is damaged; copy or pack it again")]
+    Checksum {
+        /// Which part.
+        what: String,
+        /// The stored checksum.
+        expected: u32,
+        /// The checksum of the bytes.
+        found: u32,
+    },
+    /// The file is longer or shorter than its prefix says.
+    #[error("{found} bytes long, should be {expected}: the file was cut off or appended to")]
+    Length {
+        /// Length in the prefix.
+        expected: u64,
+        /// Length of the file.
+        found: u64,
+    },
+    /// The prefix contradicts itself.
+    #[error("prefix is not valid: {0}")]
+    Prefix(String),
+    /// The index is not the JSON that the format asks for.
+    #[error("index is not valid: {0}")]
+    Index(String),
+    /// A tensor's entry contradicts itself, or names something unknown.
+    #[error("tensor `{tensor}`: {message}")]
+    Entry {
+        /// Tensor name.
+        tensor: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Sections that overlap, leave holes or reach outside.
+    #[error("{what} begins at byte {found}, should begin at {expected}")]
+    Tiling {
+        /// Which section.
+        what: String,
+        /// Where it has to begin.
+        expected: u64,
+        /// Where it begins.
+        found: u64,
+    },
+    /// Padding between sections that is not zero.
+    #[error("byte {offset} is padding and should be 0, it is {found}")]
+    Padding {
+        /// Byte offset in the file.
+        offset: u64,
+        /// The byte.
+        found: u8,
+    },
+    /// A code that stands for no weight, or a filter's last byte that is not filled up as it must be.
+    #[error("tensor `{tensor}`: plane {plane}, filter {filter}: {message}")]
+    Code {
+        /// Tensor name.
+        tensor: String,
+        /// Plane number.
+        plane: usize,
+        /// Filter number.
+        filter: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A scale that is negative, NaN or infinite.
+    #[error("tensor `{tensor}`: scale {index} is {found}; it must be finite and not negative")]
+    Scale {
+        /// Tensor name.
+        tensor: String,
+        /// Which scale, counted over [planes][filters][groups].
+        index: usize,
+        /// Its value.
+        found: f32,
+    },
+}
+
+/// Why weights cannot become ternary.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum WeightsProblem {
+    /// NaN or infinity.
+    #[error("weight {index} of filter {filter} is {value}; mend the checkpoint, or keep such tensors dense with --non-finite dense")]
+    NonFinite {
+        /// Filter number.
+        filter: usize,
+        /// Position inside the filter.
+        index: usize,
+        /// The value.
+        value: f64,
+    },
+    /// A scale that its storage type cannot hold.
+    #[error("filter {filter}: scale {scale:e} does not fit {dtype}; {advice}")]
+    Scale {
+        /// Filter number (0 where one scale serves the whole tensor).
+        filter: usize,
+        /// The scale.
+        scale: f64,
+        /// The storage type.
+        dtype: &'static str,
+        /// The way out.
+        advice: &'static str,
+    },
+}

@@ -1,0 +1,58 @@
+//! `twn-pack` turns float checkpoints into ternary weights, {−1, 0, +1} times a scale, packed at
+//! two bits each into a documented container, `.twn`.
+//!
+//! ```text
+//!  source ──► select ──► ternarize ──► pack ──► container::writer ──► report
+//!  mmap,       which      filter →      codes ↔   streams, checksums,   one result struct,
+//!  shards,     tensor,    Δ, α          bytes     publishes atomically  one exporter per
+//!  dtypes      axis,                                                    output format
+//!              method                             container::reader ──► verify, unpack, your exporter
+//! ```
+//!
+//! A module uses only what stands to its left; [`convert`] is the run that joins them.
+//!
+//! ```no_run
+//! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};
+//!
+//! # fn main() -> twn_pack::Result<()> {
+//! let checkpoint = Checkpoint::open("model.safetensors")?;
+//! let plan = Plan::new(&checkpoint, &Rules::default())?;
+//! let report = convert::pack(&checkpoint, &plan, "model.twn".as_ref(), &convert::Options::default())?;
+//! println!("{} times smaller", report.totals.ratio);
+//!
+//! for (name, tensor) in Container::open("model.twn")?.tensors() {
+//!     if let Tensor::Ternary(ternary) = tensor {
+//!         println!("{name}: {} filters of {} weights", ternary.filters, ternary.filter_len);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+#![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+mod atomic_file;
+pub mod container;
+pub mod convert;
+pub mod error;
+mod float8;
+pub mod limits;
+pub mod memory;
+pub mod pack;
+pub mod report;
+pub mod select;
+pub mod source;
+pub mod ternarize;
+pub mod unpack;
+mod vector;
+pub mod verify;
+
+pub use atomic_file::PARTIAL_SUFFIX;
+pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
+pub use error::{Error, Fault, Result};
+pub use pack::Encoding;
+pub use report::Report;
+pub use select::{Plan, Rules, Settings, Treatment};
+pub use source::{Checkpoint, Dtype, FilterView, TensorView};
+pub use ternarize::{ScaleDtype, Ternarizer};
+pub use vector::Isa;

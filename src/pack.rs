@@ -1,0 +1,202 @@
+//! Codes ↔ packed bytes: the only file that knows the bit order. Codes are t+1, one byte each in
+//! memory: 0, 1, 2 for −1, 0, +1. Not here: where the bytes go ([`crate::container`]).
+//!
+//! | encoding | weight j of a filter | fills up the last byte with | not valid |
+//! |---|---|---|---|
+//! | `t2` | byte j/4, bits 2·(j mod 4), lowest first | code 1 | code 3 |
+//! | `t5` | byte j/5 = Σ code·3^(j mod 5) | code 1 | bytes over 242 |
+//! | `b1` | byte j/8, bit j mod 8, 1 for +1 | bit 0 | - |
+
+use serde::{Deserialize, Serialize};
+
+use crate::vector::{Isa, Task};
+
+/// How codes are packed into bytes. A filter always starts on a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// Two bits per weight, four weights a byte.
+    T2,
+    /// Five trits a byte: 1.6 bits per weight, for storage and transport.
+    T5,
+    /// One bit per weight, for binary methods.
+    B1,
+}
+
+/// Powers of three, for five trits.
+const POW3: [u8; 5] = [1, 3, 9, 27, 81];
+
+/// The five codes of every `t5` byte (those over 242 repeat the last valid one).
+static TRITS: [[u8; 8]; 256] = {
+    let mut table = [[0; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut rest = if byte > 242 { 242 } else { byte };
+        let mut i = 0;
+        while i < 5 {
+            table[byte][i] = (rest % 3) as u8;
+            rest /= 3;
+            i += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
+impl Encoding {
+    /// Its name, as stored in the container.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::T2 => "t2",
+            Self::T5 => "t5",
+            Self::B1 => "b1",
+        }
+    }
+
+    /// Weights per byte.
+    pub fn weights_per_byte(self) -> usize {
+        match self {
+            Self::T2 => 4,
+            Self::T5 => 5,
+            Self::B1 => 8,
+        }
+    }
+
+    /// Bytes for a filter of `n` weights.
+    pub fn bytes(self, n: usize) -> usize {
+        n.div_ceil(self.weights_per_byte())
+    }
+
+    /// Packs the codes (0, 1, 2; for `b1` 0 and 2) of one filter, or of a part of one that begins
+    /// on a byte. `packed` has [`Encoding::bytes`] of `codes.len()` bytes.
+    ///
+    /// # Panics
+    /// When `packed` has another length.
+    pub(crate) fn pack(self, isa: Isa, codes: &[u8], packed: &mut [u8]) {
+        assert_eq!(packed.len(), self.bytes(codes.len()), "packed length");
+        isa.run(Pack { encoding: self, codes, packed });
+    }
+
+    /// Unpacks the codes of one filter, or of a part of one that begins on a byte.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes: an invalid code, or a last byte that is not filled up as it must be.
+    ///
+    /// # Panics
+    /// When `packed` is not [`Encoding::bytes`] of `codes.len()` long.
+    pub fn unpack(self, packed: &[u8], codes: &mut [u8]) -> Result<(), String> {
+        assert_eq!(packed.len(), self.bytes(codes.len()), "packed length");
+        self.check(packed, codes.len())?;
+        let group = self.weights_per_byte();
+        let spread = |byte: u8, out: &mut [u8]| {
+            let trits = &TRITS[usize::from(byte)];
+            for (i, code) in out.iter_mut().enumerate() {
+                *code = match self {
+                    Self::T2 => byte >> (2 * i) & 3,
+                    Self::T5 => trits[i],
+                    Self::B1 => (byte >> i & 1) * 2,
+                };
+            }
+        };
+        let mut whole = codes.chunks_exact_mut(group);
+        for (out, &byte) in whole.by_ref().zip(packed) {
+            spread(byte, out);
+        }
+        if let (rest @ [_, ..], Some(&byte)) = (whole.into_remainder(), packed.last()) {
+            spread(byte, rest);
+        }
+        Ok(())
+    }
+
+    /// Checks the bytes of one filter of `n` weights without unpacking them.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn check(self, packed: &[u8], n: usize) -> Result<(), String> {
+        if !Isa::PORTABLE.run(Valid { encoding: self, packed }) {
+            let at = packed.iter().position(|&byte| !Isa::PORTABLE.run(Valid { encoding: self, packed: &[byte] }));
+            let at = at.unwrap_or_default();
+            return Err(format!("byte {at} is {:#04x}, which holds no valid {} code", packed[at], self.name()));
+        }
+        let rest = n % self.weights_per_byte();
+        match packed.last() {
+            Some(&last) if rest != 0 && !self.tail_is_clean(last, rest) => {
+                Err(format!("the last byte is {last:#04x}: after {rest} weights it is not filled up as {} asks", self.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tail_is_clean(self, last: u8, rest: usize) -> bool {
+        match self {
+            Self::T2 => last >> (2 * rest) == 0x55 >> (2 * rest),
+            Self::T5 => TRITS[usize::from(last)][rest..5].iter().all(|&code| code == 1),
+            Self::B1 => last >> rest == 0,
+        }
+    }
+}
+
+/// Packs a run of codes.
+struct Pack<'a> {
+    encoding: Encoding,
+    codes: &'a [u8],
+    packed: &'a mut [u8],
+}
+
+impl Task for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        match self.encoding {
+            Encoding::T2 => groups::<4>(self.codes, self.packed, 1, |c| {
+                let x = u32::from_le_bytes(c);
+                (x | x >> 6 | x >> 12 | x >> 18) as u8
+            }),
+            // One multiplication: byte 4 of the product is Σ c[i]·3^i, and nothing carries into it.
+            Encoding::T5 => groups::<5>(self.codes, self.packed, 1, |c| {
+                let x = u64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], 0, 0, 0]);
+                let powers = u64::from_le_bytes([POW3[4], POW3[3], POW3[2], POW3[1], POW3[0], 0, 0, 0]);
+                (x.wrapping_mul(powers) >> 32) as u8
+            }),
+            // Bit 1 of each code is the sign; the product gathers the eight of them in its top byte.
+            Encoding::B1 => groups::<8>(self.codes, self.packed, 0, |c| {
+                let x = u64::from_le_bytes(c) >> 1 & 0x0101_0101_0101_0101;
+                (x.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+            }),
+        }
+    }
+}
+
+/// Packs codes in groups of N, the last group filled up with `fill`.
+#[inline(always)]
+fn groups<const N: usize>(codes: &[u8], packed: &mut [u8], fill: u8, pack: impl Fn([u8; N]) -> u8) {
+    let (whole, rest) = codes.as_chunks::<N>();
+    for (byte, group) in packed.iter_mut().zip(whole) {
+        *byte = pack(*group);
+    }
+    if let (Some(byte), true) = (packed.last_mut(), !rest.is_empty()) {
+        let mut group = [fill; N];
+        group[..rest.len()].copy_from_slice(rest);
+        *byte = pack(group);
+    }
+}
+
+/// Whether every byte holds valid codes.
+struct Valid<'a> {
+    encoding: Encoding,
+    packed: &'a [u8],
+}
+
+impl Task for Valid<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn portable(self) -> bool {
+        match self.encoding {
+            Encoding::T2 => self.packed.iter().fold(0, |bad, byte| bad | (byte & byte >> 1 & 0x55)) == 0,
+            Encoding::T5 => self.packed.iter().fold(0, |max, &byte| max.max(byte)) <= 242,
+            Encoding::B1 => true,
+        }
+    }
+}

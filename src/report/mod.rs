@@ -1,0 +1,282 @@
+//! What a file holds and what it cost: one plain result struct, from an index alone, and one small
+//! exporter per output format. Not here: any measuring; the numbers were written by the run.
+
+mod csv;
+mod json;
+#[cfg(feature = "cli")]
+mod table;
+mod units;
+
+use serde::Serialize;
+
+pub use self::units::{bytes, count, ratio};
+use crate::container::{Body, Index, Spread, TensorEntry, TernaryEntry};
+use crate::select::{Decision, Plan};
+use crate::source::Checkpoint;
+
+/// A whole file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Sums over all tensors.
+    pub totals: Totals,
+    /// One entry per tensor, in the order of the file unless sorted.
+    pub tensors: Vec<TensorReport>,
+}
+
+/// One tensor. What was not measured (a plan without a run) or has no meaning (dense) is `None`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorReport {
+    /// The tensor's name.
+    pub name: String,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// The checkpoint's data type.
+    pub dtype: String,
+    /// What it became: `dense`, or encoding, method and granularity.
+    pub became: String,
+    /// Why it stayed dense; empty for ternary tensors.
+    pub reason: String,
+    /// Share of zeros among the codes.
+    pub sparsity: Option<f64>,
+    /// Thresholds Δ, in the weights' unit.
+    pub delta: Option<Spread>,
+    /// Scales α as stored, in the weights' unit.
+    pub alpha: Option<Spread>,
+    /// ‖W − Ŵ‖² / ‖W‖².
+    pub relative_squared_error: Option<f64>,
+    /// Entropy of the codes −1, 0, +1 in bits per weight: what an ideal coder would need.
+    pub entropy: Option<f64>,
+    /// Bytes in the checkpoint.
+    pub source_bytes: u64,
+    /// Bytes in the file: codes and scales, or data; without padding.
+    pub bytes: u64,
+    /// `source_bytes / bytes`.
+    pub ratio: f64,
+}
+
+/// Sums over a file.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Totals {
+    /// How many tensors.
+    pub tensors: u64,
+    /// How many of them are ternary.
+    pub ternary_tensors: u64,
+    /// Elements of all tensors.
+    pub elements: u64,
+    /// Weights of the ternary tensors.
+    pub ternary_weights: u64,
+    /// Bytes of all tensors in the checkpoint.
+    pub source_bytes: u64,
+    /// Bytes of the whole file, with prefix, index and padding.
+    pub file_bytes: u64,
+    /// `source_bytes / file_bytes`.
+    pub ratio: f64,
+    /// Bytes of the ternary tensors in the checkpoint.
+    pub ternary_source_bytes: u64,
+    /// Bytes of their codes.
+    pub code_bytes: u64,
+    /// Bytes of their scales.
+    pub scale_bytes: u64,
+    /// Bytes of dense tensors.
+    pub dense_bytes: u64,
+    /// Prefix, index and padding.
+    pub overhead_bytes: u64,
+    /// Ternary tensors: bytes in the checkpoint over bytes of codes and scales.
+    pub ternary_ratio: f64,
+    /// The same, had every ternary weight been f32 (4 bytes).
+    pub ternary_ratio_f32: f64,
+    /// The same, had every ternary weight been f64 (8 bytes).
+    pub ternary_ratio_f64: f64,
+    /// Ternary tensors: bits of codes and scales per weight.
+    pub bits_per_weight: f64,
+    /// Share of zeros among all ternary weights' codes.
+    pub sparsity: Option<f64>,
+    /// Σ‖W − Ŵ‖² / Σ‖W‖² over the ternary tensors.
+    pub relative_squared_error: Option<f64>,
+}
+
+/// a/b, and 0 where b is 0.
+fn share(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { a as f64 / b as f64 }
+}
+
+impl Report {
+    /// Of a file of `file_bytes` bytes with that index.
+    pub fn of_index(index: &Index, file_bytes: u64) -> Self {
+        let mut totals = Totals { file_bytes, ..Totals::default() };
+        let (mut error, mut norm, mut zeros, mut codes) = (0.0, 0.0, 0, 0);
+        let mut tensors = Vec::with_capacity(index.tensors.len());
+        for entry in &index.tensors {
+            let mut tensor = TensorReport::unmeasured(entry);
+            totals.add(&tensor, entry.elements());
+            match entry.body() {
+                Body::Dense(dense) => {
+                    tensor.reason.clone_from(&dense.reason);
+                    totals.dense_bytes += dense.section.length;
+                }
+                Body::Ternary(ternary) => {
+                    tensor.measure(ternary);
+                    totals.add_ternary(entry.elements(), entry.source_bytes(), ternary.codes.length, ternary.scales.length);
+                    let stats = &ternary.stats;
+                    error += stats.squared_error;
+                    norm += stats.squared_norm;
+                    zeros += stats.zeros;
+                    codes += stats.negative + stats.zeros + stats.positive;
+                }
+            }
+            tensors.push(tensor);
+        }
+        totals.finish();
+        if totals.ternary_tensors > 0 {
+            totals.sparsity = Some(share(zeros, codes));
+            totals.relative_squared_error = Some(if error == 0.0 { 0.0 } else { error / norm });
+        }
+        Self { totals, tensors }
+    }
+
+    /// Of a plan that was not run: names, decisions and sizes. The file's own size is without the
+    /// index, which is not known before the run.
+    pub fn of_plan(checkpoint: &Checkpoint, plan: &Plan) -> Self {
+        let mut totals = Totals { file_bytes: 64, ..Totals::default() };
+        let mut tensors = Vec::with_capacity(plan.tensors.len());
+        for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
+            let source_bytes = tensor.data.len() as u64;
+            let (elements, mut sections) = (tensor.elements() as u64, [source_bytes, 0]);
+            if let Decision::Ternary(treatment) = &planned.decision {
+                let filters = tensor.shape[treatment.axis] as u64;
+                let n = elements.checked_div(filters).unwrap_or_default();
+                let codes = filters * treatment.encoding.bytes(n as usize) as u64;
+                let scales = treatment.granularity.scales(filters, n) * treatment.scale_dtype.size() as u64;
+                sections = [codes, scales];
+                totals.add_ternary(elements, source_bytes, codes, scales);
+            } else {
+                totals.dense_bytes += source_bytes;
+            }
+            let bytes = sections.iter().sum();
+            totals.file_bytes += sections.iter().map(|n| n.next_multiple_of(crate::container::ALIGNMENT)).sum::<u64>();
+            let report = TensorReport {
+                name: tensor.name.to_owned(),
+                shape: tensor.shape.iter().map(|&d| d as u64).collect(),
+                dtype: tensor.dtype.to_string(),
+                became: planned.decision.to_string(),
+                reason: planned.reason.clone(),
+                sparsity: None,
+                delta: None,
+                alpha: None,
+                relative_squared_error: None,
+                entropy: None,
+                source_bytes,
+                bytes,
+                ratio: share(source_bytes, bytes),
+            };
+            totals.add(&report, elements);
+            tensors.push(report);
+        }
+        totals.finish();
+        Self { totals, tensors }
+    }
+
+    /// The ternary tensors of largest relative squared error, worst first.
+    pub fn worst(&self, how_many: usize) -> Vec<&TensorReport> {
+        let mut worst: Vec<_> = self.tensors.iter().filter(|t| t.relative_squared_error.is_some()).collect();
+        worst.sort_by(|a, b| b.relative_squared_error.partial_cmp(&a.relative_squared_error).unwrap_or(std::cmp::Ordering::Equal));
+        worst.truncate(how_many);
+        worst
+    }
+
+    /// As JSON, indented, with a newline at the end.
+    pub fn to_json(&self) -> String {
+        json::render(self)
+    }
+
+    /// As CSV with a header line: one line per tensor, numbers in full.
+    pub fn to_csv(&self) -> String {
+        csv::render(self)
+    }
+
+    /// As a table for people, with a summary below; `color` for a terminal.
+    #[cfg(feature = "cli")]
+    pub fn to_table(&self, color: bool) -> String {
+        table::render(self, color)
+    }
+
+    /// The summary alone.
+    #[cfg(feature = "cli")]
+    pub fn to_summary(&self) -> String {
+        table::summary(self)
+    }
+}
+
+impl TensorReport {
+    fn unmeasured(entry: &TensorEntry) -> Self {
+        let source_bytes = entry.source_bytes();
+        let bytes = entry.sections().map(|(_, section)| section.length).sum();
+        Self {
+            name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.dtype.to_string(),
+            became: "dense".to_owned(),
+            reason: String::new(),
+            sparsity: None,
+            delta: None,
+            alpha: None,
+            relative_squared_error: None,
+            entropy: None,
+            source_bytes,
+            bytes,
+            ratio: share(source_bytes, bytes),
+        }
+    }
+
+    fn measure(&mut self, ternary: &TernaryEntry) {
+        let stats = &ternary.stats;
+        let codes = stats.negative + stats.zeros + stats.positive;
+        self.became = format!("{} {} {}", ternary.encoding.name(), ternary.method.name, ternary.granularity);
+        if ternary.planes != 1 {
+            self.became += &format!(" planes {}", ternary.planes);
+        }
+        if ternary.axis != 0 {
+            self.became += &format!(" axis {}", ternary.axis);
+        }
+        self.sparsity = Some(share(stats.zeros, codes));
+        self.delta = stats.delta;
+        self.alpha = Some(stats.alpha);
+        self.relative_squared_error = Some(stats.relative_squared_error());
+        self.entropy = Some(
+            [stats.negative, stats.zeros, stats.positive]
+                .into_iter()
+                .filter(|&n| n > 0)
+                .map(|n| share(n, codes))
+                .map(|p| -p * p.log2())
+                .sum::<f64>()
+                .max(0.0)
+                * ternary.planes as f64,
+        );
+    }
+}
+
+impl Totals {
+    fn add(&mut self, tensor: &TensorReport, elements: u64) {
+        self.tensors += 1;
+        self.elements += elements;
+        self.source_bytes += tensor.source_bytes;
+    }
+
+    fn add_ternary(&mut self, weights: u64, source_bytes: u64, codes: u64, scales: u64) {
+        self.ternary_tensors += 1;
+        self.ternary_weights += weights;
+        self.ternary_source_bytes += source_bytes;
+        self.code_bytes += codes;
+        self.scale_bytes += scales;
+    }
+
+    fn finish(&mut self) {
+        let ternary = self.code_bytes + self.scale_bytes;
+        self.ratio = share(self.source_bytes, self.file_bytes);
+        self.overhead_bytes = self.file_bytes.saturating_sub(ternary + self.dense_bytes);
+        self.ternary_ratio = share(self.ternary_source_bytes, ternary);
+        self.ternary_ratio_f32 = share(4 * self.ternary_weights, ternary);
+        self.ternary_ratio_f64 = share(8 * self.ternary_weights, ternary);
+        self.bits_per_weight = share(8 * ternary, self.ternary_weights);
+    }
+}

@@ -1,0 +1,112 @@
+//! The report as a table for people: aligned columns, units, a summary below. Not here: colour
+//! decisions; the caller knows whether this is a terminal.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Report, TensorReport, bytes, count, ratio};
+use crate::container::Spread;
+
+/// From here on an error stands out: more than half of a tensor's energy is lost.
+const LARGE_ERROR: f64 = 0.5;
+
+const BOLD: &str = "\x1b[1m";
+const RED: &str = "\x1b[31m";
+const RESET: &str = "\x1b[0m";
+
+const HEADER: [&str; 11] = [
+    "tensor", "shape", "dtype", "became", "zeros", "Δ mean [min, max]", "α mean [min, max]", "rel. sq. error", "entropy",
+    "bytes", "ratio",
+];
+
+pub(super) fn render(report: &Report, color: bool) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(HEADER);
+    table.add_rows(report.tensors.iter().map(row));
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if matches!(i, 4 | 7..=10) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let styles = std::iter::once(BOLD).chain(report.tensors.iter().map(|tensor| match tensor.relative_squared_error {
+        Some(error) if error > LARGE_ERROR => RED,
+        _ => "",
+    }));
+    let mut text = String::new();
+    for (line, style) in table.lines().zip(styles) {
+        let line = line.trim_end();
+        text += &if color && !style.is_empty() { format!("{style}{line}{RESET}\n") } else { format!("{line}\n") };
+    }
+    text + "\n" + &summary(report)
+}
+
+fn row(tensor: &TensorReport) -> [String; 11] {
+    let dense = tensor.became == "dense" && !tensor.reason.is_empty();
+    let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    [
+        // A name may hold anything; a table's line may not.
+        tensor.name.escape_debug().to_string(),
+        format!("[{}]", shape.join(", ")),
+        tensor.dtype.clone(),
+        if dense { format!("dense: {}", tensor.reason.escape_debug()) } else { tensor.became.clone() },
+        or_dash(tensor.sparsity.map(|s| format!("{:.1} %", 100.0 * s))),
+        or_dash(tensor.delta.map(spread)),
+        or_dash(tensor.alpha.map(spread)),
+        or_dash(tensor.relative_squared_error.map(|e| format!("{e:.4}"))),
+        or_dash(tensor.entropy.map(|e| format!("{e:.3} bit"))),
+        bytes(tensor.bytes),
+        ratio(tensor.ratio),
+    ]
+}
+
+fn spread(s: Spread) -> String {
+    format!("{} [{}, {}]", short(s.mean), short(s.min), short(s.max))
+}
+
+/// Four significant digits; powers of ten where the number is far from 1.
+fn short(x: f64) -> String {
+    if x == 0.0 || (1e-3..1e4).contains(&x.abs()) {
+        let decimals = if x.abs() < 1.0 { 5 } else { 3 };
+        format!("{x:.decimals$}")
+    } else {
+        format!("{x:.3e}")
+    }
+}
+
+pub(super) fn summary(report: &Report) -> String {
+    let t = &report.totals;
+    let mut lines = vec![format!(
+        "{} of {} tensors ternary: {} of {} elements",
+        t.ternary_tensors,
+        t.tensors,
+        count(t.ternary_weights),
+        count(t.elements)
+    )];
+    lines.push(format!("size      {} → {}: {} smaller", bytes(t.source_bytes), bytes(t.file_bytes), ratio(t.ratio)));
+    lines.push(format!(
+        "          codes {}, scales {}, dense {}, index and padding {}",
+        bytes(t.code_bytes),
+        bytes(t.scale_bytes),
+        bytes(t.dense_bytes),
+        bytes(t.overhead_bytes)
+    ));
+    if t.ternary_tensors > 0 {
+        lines.push(format!(
+            "ternary   {:.3} bits per weight with scales: {} against the source, {} against f32, {} against f64",
+            t.bits_per_weight,
+            ratio(t.ternary_ratio),
+            ratio(t.ternary_ratio_f32),
+            ratio(t.ternary_ratio_f64)
+        ));
+    }
+    if let (Some(sparsity), Some(error)) = (t.sparsity, t.relative_squared_error) {
+        lines.push(format!("sparsity  {:.1} % zeros", 100.0 * sparsity));
+        lines.push(format!("error     {error:.4} of ‖W‖² lost over all ternary tensors (relative squared error)"));
+        for (i, tensor) in report.worst(3).into_iter().enumerate() {
+            let title = if i == 0 { "largest " } else { "        " };
+            lines.push(format!("{title}  {:.4}  {}", tensor.relative_squared_error.unwrap_or_default(), tensor.name));
+        }
+    }
+    lines.join("\n") + "\n"
+}

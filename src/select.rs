@@ -1,0 +1,465 @@
+//! Names and shapes → a plan: which tensors become ternary, along which axis, how, and why the
+//! rest does not. Not here: any weight; a plan is made without reading one.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use globset::{GlobBuilder, GlobMatcher};
+use serde::Deserialize;
+
+use crate::container::Granularity;
+use crate::pack::Encoding;
+use crate::source::weights::is_float;
+use crate::source::{Checkpoint, TensorView};
+use crate::ternarize::{self, ScaleDtype, Ternarizer};
+use crate::{Error, Result};
+
+/// How one tensor becomes ternary.
+#[derive(Debug, Clone)]
+pub struct Treatment {
+    /// Chooses threshold and scale.
+    pub method: Arc<dyn Ternarizer>,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// The filter axis: one filter per index along it.
+    pub axis: usize,
+    /// How codes are packed.
+    pub encoding: Encoding,
+    /// The type of the scales.
+    pub scale_dtype: ScaleDtype,
+}
+
+/// What is to become of a tensor.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// Ternary, in this way.
+    Ternary(Treatment),
+    /// Kept bit by bit.
+    Dense,
+}
+
+/// A tensor's decision and the reason for it.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// The tensor's name.
+    pub name: String,
+    /// What is to become of it.
+    pub decision: Decision,
+    /// Why, in words for a report.
+    pub reason: String,
+}
+
+/// What is to become of every tensor of a checkpoint, in its order. Edit it freely before running it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// One entry per tensor of the checkpoint, in the same order.
+    pub tensors: Vec<Planned>,
+    /// What deserves a second look.
+    pub warnings: Vec<String>,
+}
+
+/// Rules as a user gives them, on the command line or in a TOML file. What is `None` or empty is
+/// left to the default.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// For every tensor without an override.
+    pub settings: Settings,
+    /// Where there are any, only tensors whose names match one become ternary, and the default
+    /// exceptions by name (embeddings, norms, heads) do not count for them.
+    pub include: Vec<String>,
+    /// Tensors whose names match stay dense; stronger than `include`.
+    pub exclude: Vec<String>,
+    /// Keep the first and the last layer dense.
+    pub keep_first_last: bool,
+    /// Settings for some names; later ones win.
+    pub overrides: Vec<Override>,
+}
+
+/// Settings for tensors whose names match a glob.
+#[derive(Debug, Clone, Default)]
+pub struct Override {
+    /// The glob; `*` also matches dots.
+    pub pattern: String,
+    /// What is different for them.
+    pub settings: Settings,
+}
+
+/// How tensors become ternary, as far as it is said.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// The method's name.
+    pub method: Option<String>,
+    /// The method's factor (`twn`: Δ = factor·mean|w|).
+    pub factor: Option<f64>,
+    /// Which weights share a scale.
+    pub granularity: Option<Granularity>,
+    /// The filter axis.
+    pub axis: Option<usize>,
+    /// How codes are packed.
+    pub encoding: Option<Encoding>,
+    /// The type of the scales.
+    pub scale_dtype: Option<ScaleDtype>,
+    /// Ternary although the default exceptions speak against it, or dense.
+    pub keep: Option<Keep>,
+}
+
+/// A decision forced by an override.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Make it ternary.
+    Ternary,
+    /// Keep it dense.
+    Dense,
+}
+
+impl Settings {
+    /// Parses `key=value,key=value`.
+    ///
+    /// # Errors
+    /// An unknown key or a value that does not fit it.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut table = toml::Table::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| Error::Request(format!("setting `{part}` is not of the form key=value")))?;
+            let (key, value) = (key.trim(), value.trim());
+            let value = match key {
+                "axis" => value.parse().map(toml::Value::Integer).ok(),
+                "factor" => value.parse().map(toml::Value::Float).ok(),
+                _ => None,
+            }
+            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+            if table.insert(key.to_owned(), value).is_some() {
+                return Err(Error::Request(format!("setting `{key}` is given twice")));
+            }
+        }
+        table.try_into().map_err(|e| Error::Request(format!("settings `{text}`: {}", one_line(&e))))
+    }
+
+    /// These settings where they say something, else `other`'s.
+    pub fn or(self, other: &Self) -> Self {
+        // Another method brings its own default factor along.
+        let factor = if self.method.is_some() { self.factor } else { self.factor.or(other.factor) };
+        Self {
+            factor,
+            method: self.method.or_else(|| other.method.clone()),
+            granularity: self.granularity.or(other.granularity),
+            axis: self.axis.or(other.axis),
+            encoding: self.encoding.or(other.encoding),
+            scale_dtype: self.scale_dtype.or(other.scale_dtype),
+            keep: self.keep.or(other.keep),
+        }
+    }
+
+    /// With the defaults in place of what is not said: `twn`, one scale per filter along axis 0, `t2`.
+    ///
+    /// # Errors
+    /// An unknown method, or settings that contradict each other.
+    pub fn treatment(&self) -> Result<Treatment> {
+        let name = self.method.as_deref().unwrap_or(ternarize::METHODS[0].name);
+        let method = ternarize::method(name, self.factor)?;
+        let encoding = self.encoding.unwrap_or(if method.binary() { Encoding::B1 } else { Encoding::T2 });
+        if encoding == Encoding::B1 && !method.binary() {
+            return Err(Error::Request(format!("encoding b1 has no zeros, method `{name}` needs them; use t2 or t5")));
+        }
+        Ok(Treatment {
+            method,
+            granularity: self.granularity.unwrap_or_default(),
+            axis: self.axis.unwrap_or(0),
+            encoding,
+            scale_dtype: self.scale_dtype.unwrap_or_default(),
+        })
+    }
+}
+
+impl Rules {
+    /// Reads rules from a TOML file: settings, `include`, `exclude`, `keep-first-last`, and
+    /// `[[override]]` tables with a `match` glob and settings.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or says what is not understood.
+    pub fn from_toml_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read the rules in"))?;
+        Self::from_toml(&text).map_err(|e| Error::Request(format!("{}: {}", path.display(), e.to_string().trim_end())))
+    }
+
+    fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        let mut table: toml::Table = toml::from_str(text)?;
+        let mut rules = Self::default();
+        if let Some(value) = table.remove("include") {
+            rules.include = value.try_into()?;
+        }
+        if let Some(value) = table.remove("exclude") {
+            rules.exclude = value.try_into()?;
+        }
+        if let Some(value) = table.remove("keep-first-last") {
+            rules.keep_first_last = value.try_into()?;
+        }
+        if let Some(value) = table.remove("override") {
+            for mut table in value.try_into::<Vec<toml::Table>>()? {
+                let missing = || serde::de::Error::custom("an [[override]] needs `match = \"glob\"`");
+                let pattern = table.remove("match").ok_or_else(missing)?.try_into()?;
+                rules.overrides.push(Override { pattern, settings: table.try_into()? });
+            }
+        }
+        rules.settings = table.try_into()?;
+        Ok(rules)
+    }
+}
+
+/// One line of a TOML error.
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', " ")
+}
+
+/// A user's glob, compiled.
+struct Pattern {
+    text: String,
+    matcher: GlobMatcher,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Result<Self> {
+        let glob = GlobBuilder::new(text)
+            .build()
+            .map_err(|e| Error::Request(format!("pattern `{text}`: {}", e.kind())))?;
+        Ok(Self { text: text.to_owned(), matcher: glob.compile_matcher() })
+    }
+
+    fn all(texts: &[String]) -> Result<Vec<Self>> {
+        texts.iter().map(|text| Self::new(text)).collect()
+    }
+}
+
+fn matching<'p>(patterns: &'p [Pattern], name: &str) -> Option<&'p Pattern> {
+    patterns.iter().find(|pattern| pattern.matcher.is_match(name))
+}
+
+impl Plan {
+    /// Decides for every tensor.
+    ///
+    /// # Errors
+    /// A pattern or setting that is not valid, or asks for what a tensor cannot be.
+    pub fn new(checkpoint: &Checkpoint, rules: &Rules) -> Result<Self> {
+        let include = Pattern::all(&rules.include)?;
+        let exclude = Pattern::all(&rules.exclude)?;
+        let overrides = rules
+            .overrides
+            .iter()
+            .map(|o| Ok((Pattern::new(&o.pattern)?, &o.settings)))
+            .collect::<Result<Vec<_>>>()?;
+        rules.settings.treatment()?;
+        let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
+        for tensor in checkpoint.tensors() {
+            let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
+            let mut settings = rules.settings.clone();
+            let mut forced = None;
+            for (pattern, its) in hits {
+                settings = (*its).clone().or(&settings);
+                forced = its.keep.map(|_| pattern.text.as_str()).or(forced);
+            }
+            let (keep, reason) = decide(tensor, &settings, forced, &include, &exclude);
+            let decision = match keep {
+                Keep::Dense => Decision::Dense,
+                Keep::Ternary => Decision::Ternary(checked_treatment(tensor, &settings)?),
+            };
+            plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason });
+        }
+        plan.warn_of_unused(checkpoint, include.iter().chain(&exclude).chain(overrides.iter().map(|o| &o.0)));
+        plan.warn_of_transposed(checkpoint);
+        if rules.keep_first_last {
+            plan.keep_first_last();
+        }
+        Ok(plan)
+    }
+
+    /// How many tensors are to become ternary.
+    pub fn ternary_count(&self) -> usize {
+        self.tensors.iter().filter(|t| matches!(t.decision, Decision::Ternary(_))).count()
+    }
+
+    fn warn_of_unused<'p>(&mut self, checkpoint: &Checkpoint, patterns: impl Iterator<Item = &'p Pattern>) {
+        for pattern in patterns {
+            if !checkpoint.tensors().any(|tensor| pattern.matcher.is_match(tensor.name)) {
+                self.warnings.push(format!("pattern `{}` matches no tensor", pattern.text));
+            }
+        }
+    }
+
+    /// GPT-2's Conv1D stores its weight as [inputs, outputs]; the name alone does not prove it.
+    fn warn_of_transposed(&mut self, checkpoint: &Checkpoint) {
+        const CONV1D: [&str; 3] = ["c_attn", "c_proj", "c_fc"];
+        let suspects = self.tensors.iter().zip(checkpoint.tensors()).filter(|(planned, tensor)| {
+            matches!(&planned.decision, Decision::Ternary(treatment) if treatment.axis == 0)
+                && tensor.shape.len() == 2
+                && segments(tensor.name).any(|segment| CONV1D.contains(&segment.as_str()))
+        });
+        if let Some((planned, _)) = suspects.into_iter().next() {
+            self.warnings.push(format!(
+                "`{}` looks like a Conv1D weight of shape [inputs, outputs]; if it is, add --set '*.c_*.weight' axis=1",
+                planned.name
+            ));
+        }
+    }
+
+    /// The order of layers is not in a checkpoint: the first is the first by name (numbers in
+    /// numeric order) that is no head, the last is the last head, or else the last by name.
+    fn keep_first_last(&mut self) {
+        const HEADS: [&str; 6] = ["fc", "classifier", "head", "heads", "logits", "output"];
+        let is_head = |name: &str| segments(name).next().is_some_and(|first| HEADS.contains(&first.as_str()));
+        let mut ternary: Vec<usize> =
+            (0..self.tensors.len()).filter(|&i| matches!(self.tensors[i].decision, Decision::Ternary(_))).collect();
+        ternary.sort_by(|&a, &b| {
+            let (a, b) = (&self.tensors[a].name, &self.tensors[b].name);
+            is_head(a).cmp(&is_head(b)).then_with(|| natural_order(a, b))
+        });
+        let ends = [(ternary.first(), "first"), (ternary.last(), "last")];
+        for (i, end) in ends.into_iter().filter_map(|(i, end)| Some((*i?, end))) {
+            self.tensors[i].decision = Decision::Dense;
+            self.tensors[i].reason = format!("{end} layer, by name");
+        }
+    }
+}
+
+/// The rules in their order; the reason names the one that decided.
+fn decide(
+    tensor: TensorView<'_>,
+    settings: &Settings,
+    forced: Option<&str>,
+    include: &[Pattern],
+    exclude: &[Pattern],
+) -> (Keep, String) {
+    let dense = |reason: String| (Keep::Dense, reason);
+    let ternary = |reason: String| (Keep::Ternary, reason);
+    if !is_float(tensor.dtype) {
+        return dense(format!("{} does not become ternary", tensor.dtype));
+    }
+    if tensor.shape.len() < 2 {
+        return dense(format!("rank {}", tensor.shape.len()));
+    }
+    if tensor.elements() == 0 {
+        return dense("empty".to_owned());
+    }
+    if let Some(pattern) = matching(exclude, tensor.name) {
+        return dense(format!("excluded by `{}`", pattern.text));
+    }
+    if let (Some(keep), Some(pattern)) = (settings.keep, forced) {
+        return (keep, format!("set by `{pattern}`"));
+    }
+    match (matching(include, tensor.name), exception(tensor.name)) {
+        (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text)),
+        (None, _) if !include.is_empty() => dense("not included".to_owned()),
+        (None, Some(reason)) => dense(reason.to_owned()),
+        (None, None) => ternary("floating point, rank 2 or more".to_owned()),
+    }
+}
+
+/// Names that stay dense by default: what embeds, normalises, or maps to a vocabulary.
+fn exception(name: &str) -> Option<&'static str> {
+    const EMBEDDINGS: [&str; 4] = ["wte", "wpe", "cls_token", "relative_attention_bias"];
+    const NORMS: [&str; 6] = ["ln", "bn", "ln_f", "ln_1", "ln_2", "rms"];
+    const HEADS: [&str; 3] = ["lm_head", "embed_out", "output_projection"];
+    for segment in segments(name) {
+        let segment = segment.as_str();
+        if segment.contains("embed") || EMBEDDINGS.contains(&segment) {
+            return Some("embedding, by name");
+        }
+        if segment.contains("norm") || NORMS.contains(&segment) {
+            return Some("normalisation, by name");
+        }
+        if HEADS.contains(&segment) {
+            return Some("language-model head, by name");
+        }
+        if segment == "bias" {
+            return Some("bias, by name");
+        }
+    }
+    (name == "output.weight").then_some("language-model head, by name")
+}
+
+/// The dotted parts of a name, in lower case.
+fn segments(name: &str) -> impl Iterator<Item = String> + '_ {
+    name.split(['.', '/']).map(str::to_lowercase)
+}
+
+/// The treatment, if the tensor can have it.
+fn checked_treatment(tensor: TensorView<'_>, settings: &Settings) -> Result<Treatment> {
+    let treatment = settings.treatment()?;
+    if treatment.axis >= tensor.shape.len() {
+        return Err(Error::Request(format!(
+            "tensor `{}`: filter axis {} of shape {:?}; there are axes 0 to {}",
+            tensor.name,
+            treatment.axis,
+            tensor.shape,
+            tensor.shape.len() - 1
+        )));
+    }
+    Ok(treatment)
+}
+
+/// Compares names with runs of digits as numbers: layer.2 before layer.10.
+fn natural_order(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a, b);
+    loop {
+        let (x, y) = (leading_number(a), leading_number(b));
+        let (order, skip_a, skip_b) = match (x, y) {
+            (Some((p, i)), Some((q, j))) => (p.len().cmp(&q.len()).then_with(|| p.cmp(q)), i, j),
+            _ => match (a.chars().next(), b.chars().next()) {
+                (Some(p), Some(q)) => (p.cmp(&q), p.len_utf8(), q.len_utf8()),
+                (p, q) => return p.cmp(&q),
+            },
+        };
+        if order != Ordering::Equal {
+            return order;
+        }
+        (a, b) = (&a[skip_a..], &b[skip_b..]);
+    }
+}
+
+/// The digits at the beginning without leading zeros, and how many bytes they take with them.
+fn leading_number(text: &str) -> Option<(&str, usize)> {
+    let length = text.bytes().take_while(u8::is_ascii_digit).count();
+    (length > 0).then(|| (text[..length].trim_start_matches('0'), length))
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Dense => f.write_str("dense"),
+            Self::Ternary(t) => {
+                write!(f, "{} {} {}", t.encoding.name(), t.method.name(), t.granularity)?;
+                if t.axis != 0 {
+                    write!(f, " axis {}", t.axis)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_names_compare_as_numbers() {
+        let mut names = ["l.10.w", "l.2.w", "l.02.v", "conv1", "conv", "l.1"];
+        names.sort_by(|a, b| natural_order(a, b));
+        assert_eq!(names, ["conv", "conv1", "l.1", "l.02.v", "l.2.w", "l.10.w"]);
+    }
+
+    #[test]
+    fn default_exceptions_go_by_whole_segments() {
+        for dense in ["model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight", "output.weight", "h.0.ln_1.weight"] {
+            assert!(exception(dense).is_some(), "{dense}");
+        }
+        for ternary in ["encoder.layer.0.output.dense.weight", "layers.1.mlp.up_proj.weight", "conv1.weight", "fc.weight"] {
+            assert!(exception(ternary).is_none(), "{ternary}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Checkpoints: one safetensors file, a directory of them, or an index over shards, memory-mapped
+//! and checked. Not here: which tensors become ternary ([`crate::select`]).
+
+pub(crate) mod header;
+mod shards;
+pub(crate) mod weights;
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+pub use safetensors::Dtype;
+
+use self::header::Header;
+pub use self::weights::FilterView;
+use crate::{Error, Result};
+
+/// A float checkpoint, memory-mapped and checked. The files must not be written to while it is
+/// open: a file that is cut short under a mapping ends the process with SIGBUS.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    files: Vec<CheckpointFile>,
+    tensors: Vec<Entry>,
+    metadata: BTreeMap<String, String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug)]
+struct CheckpointFile {
+    path: PathBuf,
+    map: Mmap,
+    opened: Metadata,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    file: usize,
+    range: Range<usize>,
+}
+
+/// A tensor of a checkpoint, borrowed from its mapping.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    /// Its name, unique in the checkpoint.
+    pub name: &'a str,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its shape, outermost dimension first; empty for a scalar.
+    pub shape: &'a [usize],
+    /// Its bytes: little-endian, C order. Not aligned to anything.
+    pub data: &'a [u8],
+}
+
+impl TensorView<'_> {
+    /// How many elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, a directory that holds one or several, or a
+    /// `model.safetensors.index.json`. Reads and checks every header, no weights.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that is not what it claims to be.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let shards = shards::find(path)?;
+        let mut checkpoint = Self {
+            path: path.to_path_buf(),
+            files: Vec::new(),
+            tensors: Vec::new(),
+            metadata: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
+        for file in &shards.files {
+            checkpoint.add(file, &shards)?;
+        }
+        checkpoint.check_complete(&shards)?;
+        Ok(checkpoint)
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every file it consists of, without an index.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// The sum of the files' sizes in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.map.len() as u64).sum()
+    }
+
+    /// What the files' `__metadata__` says, merged. Where two shards give one key different values,
+    /// the later value is kept under `key@shard`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// What looked odd but does not stop anything.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// How many tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// The tensors, in the order of their bytes in the files.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
+        (0..self.len()).map(|i| self.tensor(i))
+    }
+
+    /// Tensor number `i` in that order.
+    ///
+    /// # Panics
+    /// When there is no such tensor.
+    pub fn tensor(&self, i: usize) -> TensorView<'_> {
+        let entry = &self.tensors[i];
+        TensorView {
+            name: &entry.name,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            data: &self.files[entry.file].map[entry.range.clone()],
+        }
+    }
+
+    /// The tensor of that name.
+    pub fn by_name(&self, name: &str) -> Option<TensorView<'_>> {
+        self.tensors().find(|tensor| tensor.name == name)
+    }
+
+    /// Notices files that were written to since they were opened.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`] when a file's length or modification time is another one.
+    pub fn check_unchanged(&self) -> Result<()> {
+        for file in &self.files {
+            let now = std::fs::metadata(&file.path).map_err(Error::io(&file.path, "look at the input again"))?;
+            let changed = |what| Error::InputChanged { path: file.path.clone(), what };
+            if now.len() != file.opened.len() {
+                return Err(changed("its length is another one"));
+            }
+            if now.modified().ok() != file.opened.modified().ok() {
+                return Err(changed("its modification time is another one"));
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path, shards: &shards::Shards) -> Result<()> {
+        let file = open_regular(path)?;
+        let opened = file.metadata().map_err(Error::io(path, "read the size of"))?;
+        let map = map(&file, path)?;
+        let header = Header::parse(&map).map_err(Error::checkpoint(path))?;
+        let shard = file_name(path);
+        let number = self.files.len();
+        for tensor in header.tensors {
+            if !self.counts(&tensor.name, &shard, shards)? {
+                continue;
+            }
+            self.tensors.push(Entry {
+                name: tensor.name,
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                file: number,
+                range: tensor.range,
+            });
+        }
+        for (key, value) in header.metadata {
+            match self.metadata.get(&key) {
+                Some(known) if *known != value => {
+                    self.warnings.push(format!("metadata key `{key}` differs between shards; kept as `{key}@{shard}` too"));
+                    self.metadata.insert(format!("{key}@{shard}"), value);
+                }
+                _ => {
+                    self.metadata.insert(key, value);
+                }
+            }
+        }
+        self.files.push(CheckpointFile { path: path.to_path_buf(), map, opened });
+        Ok(())
+    }
+
+    /// Whether this shard's tensor of that name is the one that counts.
+    fn counts(&mut self, name: &str, shard: &str, shards: &shards::Shards) -> Result<bool> {
+        match shards.weight_map.as_ref().map(|map| map.get(name)) {
+            Some(Some(owner)) if owner != shard => {
+                self.warnings.push(format!("tensor `{name}` in `{shard}` is ignored: the index takes it from `{owner}`"));
+                Ok(false)
+            }
+            Some(None) => {
+                self.warnings.push(format!("tensor `{name}` in `{shard}` is not in the index; taken all the same"));
+                Ok(true)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// No name twice, and everything there that the index promises.
+    fn check_complete(&mut self, shards: &shards::Shards) -> Result<()> {
+        let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
+        for tensor in &self.tensors {
+            if let Some(first) = owners.insert(&tensor.name, tensor.file) {
+                return Err(Error::checkpoint(&self.path)(crate::error::CheckpointProblem::DuplicateTensor {
+                    tensor: tensor.name.clone(),
+                    first: file_name(&self.files[first].path),
+                    second: file_name(&self.files[tensor.file].path),
+                }));
+            }
+        }
+        for (tensor, shard) in shards.weight_map.iter().flatten() {
+            if !owners.contains_key(tensor.as_str()) {
+                return Err(Error::checkpoint(&self.path)(crate::error::CheckpointProblem::MissingTensor {
+                    tensor: tensor.clone(),
+                    shard: shard.clone(),
+                }));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file for reading and refuses what is not a regular file (a pipe would wait for ever).
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    let kind = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
+    if !kind.is_file() {
+        return Err(Error::Io {
+            path: path.to_path_buf(),
+            action: "open",
+            source: std::io::Error::other("not a regular file"),
+        });
+    }
+    File::open(path).map_err(Error::io(path, "open"))
+}
+
+/// Maps a file for reading.
+pub(crate) fn map(file: &File, path: &Path) -> Result<Mmap> {
+    // SAFETY: a mapping is only sound while nobody shortens or rewrites the file; that is the
+    // documented condition of `Checkpoint` and `Container`. Bytes that change under us can make
+    // results wrong, but every value of every byte is handled: no length, offset or code is
+    // trusted that was not copied out of the mapping and checked.
+    unsafe { Mmap::map(file) }.map_err(Error::io(path, "map into memory"))
+}
+
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}

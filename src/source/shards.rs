@@ -1,0 +1,93 @@
+//! Which safetensors files make up a checkpoint: a path, a directory, or a shard index.
+//! Not here: what is in the files ([`super::header`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::file_name;
+use super::header::{UniqueMap, json_problem};
+use crate::error::CheckpointProblem as Problem;
+use crate::{Error, Result, limits};
+
+/// The files of a checkpoint, sorted by name, and what the index says of them.
+#[derive(Debug)]
+pub(super) struct Shards {
+    pub files: Vec<PathBuf>,
+    /// Tensor → file name; `None` without an index.
+    pub weight_map: Option<BTreeMap<String, String>>,
+}
+
+pub(super) fn find(path: &Path) -> Result<Shards> {
+    let kind = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
+    if kind.is_dir() {
+        in_directory(path)
+    } else if path.extension().is_some_and(|ext| ext == "json") {
+        from_index(path)
+    } else {
+        Ok(Shards { files: vec![path.to_path_buf()], weight_map: None })
+    }
+}
+
+/// The one index of a directory, or every safetensors file in it.
+fn in_directory(path: &Path) -> Result<Shards> {
+    let problem = |text: String| Error::checkpoint(path)(Problem::Directory(text));
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(path).map_err(Error::io(path, "list"))? {
+        let entry = entry.map_err(Error::io(path, "list"))?;
+        names.insert(entry.path());
+    }
+    let ending = |suffix: &'static str| {
+        names.iter().filter(move |p| file_name(p).ends_with(suffix) && !file_name(p).starts_with('.')).cloned().collect::<Vec<_>>()
+    };
+    let indexes = ending(".safetensors.index.json");
+    match indexes.as_slice() {
+        [] => {}
+        [index] => return from_index(index),
+        [first, second, ..] => {
+            let (first, second) = (file_name(first), file_name(second));
+            return Err(problem(format!("holds several indexes (`{first}`, `{second}`); give the one you mean")));
+        }
+    }
+    let files = ending(".safetensors");
+    if files.is_empty() {
+        return Err(problem("holds no .safetensors file".to_owned()));
+    }
+    Ok(Shards { files, weight_map: None })
+}
+
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: UniqueMap,
+}
+
+fn from_index(path: &Path) -> Result<Shards> {
+    let problem = Error::checkpoint(path);
+    let length = super::open_regular(path)?.metadata().map_err(Error::io(path, "open"))?.len();
+    if length > limits::SHARD_INDEX_BYTES {
+        return Err(problem(Problem::HeaderTooLong { found: length, limit: limits::SHARD_INDEX_BYTES }));
+    }
+    let json = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let index: RawIndex = serde_json::from_slice(&json).map_err(|e| match json_problem(&e) {
+        Problem::Header(text) => problem(Problem::Index(text)),
+        other => problem(other),
+    })?;
+    let weight_map = index.weight_map.0;
+    let shards: BTreeSet<&String> = weight_map.values().collect();
+    let mut files = Vec::new();
+    for shard in shards {
+        if !is_plain_file_name(shard) {
+            return Err(problem(Problem::ShardName(shard.clone())));
+        }
+        files.push(path.with_file_name(shard));
+    }
+    Ok(Shards { files, weight_map: Some(weight_map) })
+}
+
+/// Exactly one normal path component, on any operating system.
+fn is_plain_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name)
+        && !name.contains(['/', '\\', ':', '\0'])
+}

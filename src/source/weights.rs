@@ -1,0 +1,187 @@
+//! A tensor's weights with the filter axis first, decoded to `f32` (or `f64` for F64), on demand
+//! and in pieces. Not here: what is done with them.
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use safetensors::Dtype;
+
+use super::TensorView;
+use crate::ternarize::LongWeights;
+use crate::vector::block::{BLOCK, Weight};
+
+/// Whether tensors of that type can become ternary: F64, F32, F16, BF16, F8_E4M3, F8_E5M2.
+pub(crate) fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
+}
+
+/// A floating-point tensor seen as `filters` rows of `filter_len` weights: the filter axis moved to
+/// the front, the other axes in their order, flattened.
+#[derive(Debug, Clone, Copy)]
+pub struct FilterView<'a> {
+    dtype: Dtype,
+    data: &'a [u8],
+    /// The shape as [before the axis, the axis, behind the axis].
+    outer: usize,
+    filters: usize,
+    inner: usize,
+}
+
+impl<'a> FilterView<'a> {
+    /// Of a floating-point tensor along `axis`; `None` for other types, or where there is no such axis.
+    pub fn new(tensor: TensorView<'a>, axis: usize) -> Option<Self> {
+        if !is_float(tensor.dtype) || axis >= tensor.shape.len() {
+            return None;
+        }
+        Some(Self {
+            dtype: tensor.dtype,
+            data: tensor.data,
+            outer: tensor.shape[..axis].iter().product(),
+            filters: tensor.shape[axis],
+            inner: tensor.shape[axis + 1..].iter().product(),
+        })
+    }
+
+    /// How many filters.
+    pub fn filters(&self) -> usize {
+        self.filters
+    }
+
+    /// Weights per filter, n.
+    pub fn filter_len(&self) -> usize {
+        self.outer * self.inner
+    }
+
+    /// Whether the weights are decoded to `f64`; all other types go to `f32`, which holds them exactly.
+    pub fn is_f64(&self) -> bool {
+        self.dtype == Dtype::F64
+    }
+
+    /// Whether each filter's weights lie in one run.
+    pub(crate) fn contiguous(&self) -> bool {
+        self.outer == 1
+    }
+
+    /// Weights `range` of the tensor with its filter axis first, flattened: weight j of filter i is
+    /// number i·n + j. Borrowed from the file where type and alignment allow, else decoded into `scratch`.
+    pub(crate) fn read<'s, W: Element>(&self, range: Range<usize>, scratch: &'s mut Vec<W>) -> &'s [W]
+    where
+        'a: 's,
+    {
+        let size = self.dtype.bitsize() / 8;
+        if self.contiguous() {
+            let bytes = &self.data[range.start * size..range.end * size];
+            if let Some(weights) = W::borrow(self.dtype, bytes) {
+                return weights;
+            }
+            scratch.resize(range.len(), W::default());
+            W::decode(self.dtype, bytes, scratch);
+            return scratch;
+        }
+        scratch.resize(range.len(), W::default());
+        let n = self.filter_len();
+        // For every run behind the axis, the pieces of all wanted filters are neighbours in the file.
+        let filters = range.start / n..range.end.div_ceil(n);
+        for o in 0..self.outer {
+            for f in filters.clone() {
+                let run = (f * n + o * self.inner).max(range.start)..(f * n + (o + 1) * self.inner).min(range.end);
+                if run.is_empty() {
+                    continue;
+                }
+                let skipped = run.start - (f * n + o * self.inner);
+                let from = (o * self.filters + f) * self.inner + skipped;
+                let bytes = &self.data[from * size..(from + run.len()) * size];
+                W::decode(self.dtype, bytes, &mut scratch[run.start - range.start..run.end - range.start]);
+            }
+        }
+        scratch
+    }
+}
+
+/// The weights `start..start + len` of a view, as one unit that is decoded block by block.
+#[derive(Debug)]
+pub(crate) struct LongRange<'a> {
+    pub view: FilterView<'a>,
+    pub start: usize,
+    pub len: usize,
+}
+
+impl LongWeights for LongRange<'_> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn block(&self, i: usize, visit: &mut dyn FnMut(crate::ternarize::Slice<'_>)) {
+        let range = self.start + i * BLOCK..self.start + ((i + 1) * BLOCK).min(self.len);
+        if self.view.is_f64() {
+            visit(Element::slice(self.view.read::<f64>(range, &mut Vec::new())));
+        } else {
+            visit(Element::slice(self.view.read::<f32>(range, &mut Vec::new())));
+        }
+    }
+}
+
+/// A weight type that checkpoints decode to.
+pub(crate) trait Element: Weight {
+    /// The file's own bytes, where they are this type already and aligned.
+    fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[Self]>;
+    /// Decodes exactly; `bytes` holds as many elements as `out`.
+    fn decode(dtype: Dtype, bytes: &[u8], out: &mut [Self]);
+    fn slice(weights: &[Self]) -> crate::ternarize::Slice<'_>;
+}
+
+impl Element for f32 {
+    #[inline]
+    fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[f32]> {
+        if dtype != Dtype::F32 || cfg!(target_endian = "big") {
+            return None;
+        }
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
+    fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+        match dtype {
+            Dtype::F32 => each(bytes, out, f32::from_le_bytes),
+            Dtype::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+            Dtype::F16 => match bytemuck::try_cast_slice::<u8, half::f16>(bytes) {
+                Ok(halves) if cfg!(target_endian = "little") => halves.convert_to_f32_slice(out),
+                _ => each(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
+            },
+            Dtype::F8_E4M3 => each(bytes, out, |[b]| crate::float8::E4M3[usize::from(b)]),
+            Dtype::F8_E5M2 => each(bytes, out, |[b]| crate::float8::E5M2[usize::from(b)]),
+            other => unreachable!("{other} is not decoded to f32"),
+        }
+    }
+
+    fn slice(weights: &[f32]) -> crate::ternarize::Slice<'_> {
+        crate::ternarize::Slice::F32(weights)
+    }
+}
+
+impl Element for f64 {
+    #[inline]
+    fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[f64]> {
+        if dtype != Dtype::F64 || cfg!(target_endian = "big") {
+            return None;
+        }
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
+    fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f64]) {
+        match dtype {
+            Dtype::F64 => each(bytes, out, f64::from_le_bytes),
+            other => unreachable!("{other} is not decoded to f64"),
+        }
+    }
+
+    fn slice(weights: &[f64]) -> crate::ternarize::Slice<'_> {
+        crate::ternarize::Slice::F64(weights)
+    }
+}
+
+#[inline(always)]
+fn each<const N: usize, W>(bytes: &[u8], out: &mut [W], decode: impl Fn([u8; N]) -> W) {
+    for (w, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *w = decode(*b);
+    }
+}

@@ -1,0 +1,190 @@
+//! Weights in, thresholds and scales out: W ≈ α·T with T = sign(W)·[|W| > Δ].
+//! One file per method; [`METHODS`] is the list. Not here: where weights come from
+//! ([`crate::source`]) and how codes are stored ([`crate::pack`]).
+
+mod absmean;
+mod bwn;
+mod optimal;
+mod twn;
+mod unit;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::absmean::Absmean;
+pub use self::bwn::Bwn;
+pub use self::optimal::Optimal;
+pub use self::twn::Twn;
+pub(crate) use self::unit::{LongWeights, Slice};
+pub use self::unit::Unit;
+pub use crate::vector::block::{Above, Moments};
+use crate::{Error, Result};
+
+/// A way to choose the threshold Δ and the scale α for weights that share one scale.
+///
+/// The code of a weight follows from Δ alone: +1 above Δ, −1 below −Δ, 0 otherwise (|w| = Δ is
+/// zero; TWN, arXiv 1605.04711, eq. 3). A method that has no zeros returns [`Threshold::Sign`].
+pub trait Ternarizer: fmt::Debug + Send + Sync {
+    /// The method's name, as stored in the container.
+    fn name(&self) -> &'static str;
+
+    /// The method's parameters, as stored in the container.
+    fn parameters(&self) -> BTreeMap<String, f64> {
+        BTreeMap::new()
+    }
+
+    /// Whether codes are signs only, with no zeros (such tensors are stored as `b1`).
+    fn binary(&self) -> bool {
+        false
+    }
+
+    /// Δ for these weights, in the weights' own unit. At least one weight, all finite.
+    fn threshold(&self, weights: &Unit<'_>) -> Threshold;
+
+    /// α ≥ 0 for these weights, once it is known what lies above Δ (for [`Threshold::Sign`]: all).
+    /// The default is the least-squares scale for the codes: the mean of |w| above Δ (TWN, eq. 5).
+    fn scale(&self, _weights: &Unit<'_>, above: &Above) -> f64 {
+        if above.count == 0 { 0.0 } else { above.sum / above.count as f64 }
+    }
+}
+
+/// How weights turn into codes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Threshold {
+    /// +1 above Δ, −1 below −Δ, 0 between. Δ ≥ 0.
+    Delta(f64),
+    /// +1 for w ≥ 0, −1 below; no zeros.
+    Sign,
+}
+
+/// A method that can be named on the command line.
+#[derive(Debug)]
+pub struct MethodInfo {
+    /// The name.
+    pub name: &'static str,
+    /// One line on what it does.
+    pub summary: &'static str,
+    /// Builds it; the factor is `None` where the user gave none.
+    build: fn(factor: Option<f64>) -> Result<Arc<dyn Ternarizer>>,
+}
+
+/// Every method, the default first.
+pub const METHODS: &[MethodInfo] = &[twn::INFO, optimal::INFO, absmean::INFO, bwn::INFO];
+
+/// The method of that name.
+///
+/// # Errors
+/// An unknown name; a factor that is out of range, or given to a method that has none.
+pub fn method(name: &str, factor: Option<f64>) -> Result<Arc<dyn Ternarizer>> {
+    let info = METHODS.iter().find(|info| info.name == name).ok_or_else(|| {
+        let names: Vec<_> = METHODS.iter().map(|info| info.name).collect();
+        Error::Request(format!("unknown method `{name}`; there are {}", names.join(", ")))
+    })?;
+    (info.build)(factor)
+}
+
+/// For methods without parameters.
+fn no_factor(name: &str, factor: Option<f64>) -> Result<()> {
+    match factor {
+        None => Ok(()),
+        Some(_) => Err(Error::Request(format!("method `{name}` takes no factor; only `twn` does"))),
+    }
+}
+
+/// The type in which scales are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleDtype {
+    /// IEEE single precision, 4 bytes.
+    #[default]
+    F32,
+    /// IEEE half precision, 2 bytes: groups of 64 then cost a quarter of a bit per weight.
+    F16,
+}
+
+impl ScaleDtype {
+    /// Bytes per scale.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// Its name, as stored in the container.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// The nearest value of this type (ties to even), as `f32`.
+    pub fn round(self, scale: f64) -> f32 {
+        match self {
+            Self::F32 => scale as f32,
+            Self::F16 => half::f16::from_f64(scale).to_f32(),
+        }
+    }
+}
+
+/// The scale and threshold of one unit, and what they cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fit {
+    /// How weights turn into codes.
+    pub threshold: Threshold,
+    /// The scale before rounding.
+    pub exact_scale: f64,
+    /// The scale as stored, α.
+    pub scale: f32,
+    /// Weights that are not zero after ternarization: how many, and Σ|w|.
+    pub above: Above,
+    /// ‖W − αT‖², with the stored α.
+    pub squared_error: f64,
+    /// ‖W‖².
+    pub squared_norm: f64,
+}
+
+impl Fit {
+    /// Whether the stored scale keeps its order of magnitude: not infinite, and zero only if exact.
+    pub fn scale_fits(&self) -> bool {
+        self.scale.is_finite() && (self.scale > 0.0 || self.exact_scale == 0.0)
+    }
+
+    /// From what lies above the threshold, the scale and the error.
+    ///
+    /// The error is expanded, ‖W‖² − 2αS + α²k, which is free once S and k are known; where that
+    /// loses more than half of the digits (weights that are ternary already) it is summed again
+    /// term by term, so that a lossless unit reports exactly 0.
+    pub(crate) fn new(
+        method: &dyn Ternarizer,
+        unit: &Unit<'_>,
+        threshold: Threshold,
+        above: Above,
+        dtype: ScaleDtype,
+    ) -> Self {
+        let exact_scale = method.scale(unit, &above);
+        let scale = dtype.round(exact_scale);
+        let alpha = f64::from(scale);
+        let squared_norm = unit.moments().sum_of_squares;
+        let mut squared_error = squared_norm - 2.0 * alpha * above.sum + alpha * alpha * above.count as f64;
+        if squared_error.is_nan() || squared_error < squared_norm * 1e-8 {
+            squared_error = unit.squared_error(threshold, alpha);
+        }
+        Self { threshold, exact_scale, scale, above, squared_error, squared_norm }
+    }
+}
+
+/// Threshold, scale and error for weights that share one scale. Shape: any; `unit` holds at least
+/// one weight and all are finite.
+pub fn fit(method: &dyn Ternarizer, unit: &Unit<'_>, dtype: ScaleDtype) -> Fit {
+    let threshold = method.threshold(unit);
+    let above = match threshold {
+        Threshold::Delta(delta) => unit.above(delta),
+        Threshold::Sign => Above { count: unit.len() as u64, positive: 0, sum: unit.moments().sum },
+    };
+    Fit::new(method, unit, threshold, above, dtype)
+}

@@ -1,0 +1,176 @@
+//! The weights that share one scale, as the methods see them: sums over magnitudes, whatever the
+//! element type and wherever the weights lie. Not here: any method's rule.
+
+use rayon::prelude::*;
+
+use super::Threshold;
+use crate::vector::Isa;
+use crate::vector::block::{Above, AboveOf, BLOCK, ErrorOf, Moments, MomentsOf, Partition, Parts, Weight};
+
+/// Weights that share one scale: a group, a filter, or a whole tensor. Never empty.
+#[derive(Debug)]
+pub struct Unit<'a> {
+    isa: Isa,
+    moments: Moments,
+    data: Data<'a>,
+}
+
+#[derive(Debug)]
+pub(super) enum Data<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+    Long(&'a dyn LongWeights),
+}
+
+/// More than [`BLOCK`] weights, decoded block by block on every pass, so that memory stays bounded.
+pub(crate) trait LongWeights: std::fmt::Debug + Sync {
+    /// How many weights.
+    fn len(&self) -> usize;
+    /// Calls `visit` with weights `BLOCK·i ..` up to the next block or the end.
+    fn block(&self, i: usize, visit: &mut dyn FnMut(Slice<'_>));
+}
+
+/// A block of weights in the type they are ternarized in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Slice<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+}
+
+macro_rules! on_slice {
+    ($slice:expr, $w:ident => $body:expr) => {
+        match $slice {
+            Slice::F32($w) => $body,
+            Slice::F64($w) => $body,
+        }
+    };
+}
+pub(crate) use on_slice;
+
+impl<'a> Unit<'a> {
+    /// Over `f32` weights in memory.
+    ///
+    /// # Panics
+    /// When `weights` is empty.
+    pub fn from_f32(isa: Isa, weights: &'a [f32]) -> Self {
+        Self::new(isa, Data::F32(weights))
+    }
+
+    /// Over `f64` weights in memory.
+    ///
+    /// # Panics
+    /// When `weights` is empty.
+    pub fn from_f64(isa: Isa, weights: &'a [f64]) -> Self {
+        Self::new(isa, Data::F64(weights))
+    }
+
+    pub(crate) fn from_slice(isa: Isa, slice: Slice<'a>) -> Self {
+        match slice {
+            Slice::F32(weights) => Self::from_f32(isa, weights),
+            Slice::F64(weights) => Self::from_f64(isa, weights),
+        }
+    }
+
+    pub(crate) fn from_long(isa: Isa, weights: &'a dyn LongWeights) -> Self {
+        Self::new(isa, Data::Long(weights))
+    }
+
+    fn new(isa: Isa, data: Data<'a>) -> Self {
+        let mut unit = Self { isa, moments: Moments::default(), data };
+        assert!(unit.len() > 0, "a unit holds at least one weight");
+        unit.moments = unit.sum(|slice| on_slice!(slice, w => isa.run(MomentsOf(w))), Moments::then);
+        unit
+    }
+
+    /// How many weights.
+    pub fn len(&self) -> usize {
+        match self.data {
+            Data::F32(weights) => weights.len(),
+            Data::F64(weights) => weights.len(),
+            Data::Long(weights) => weights.len(),
+        }
+    }
+
+    /// Never true; here because clippy asks for it beside `len`.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Σ|w|, Σw² and max|w| over all weights.
+    pub fn moments(&self) -> Moments {
+        self.moments
+    }
+
+    /// E|w|.
+    pub fn mean(&self) -> f64 {
+        self.moments.sum / self.len() as f64
+    }
+
+    /// The weights with |w| > `delta`: how many, and Σ|w| over them.
+    pub fn above(&self, delta: f64) -> Above {
+        self.sum(|slice| on_slice!(slice, weights => self.isa.run(AboveOf { weights, delta })), Above::then)
+    }
+
+    /// ‖W − αT‖², term by term.
+    pub fn squared_error(&self, threshold: Threshold, alpha: f64) -> f64 {
+        // Signs only: every weight is above.
+        let delta = match threshold {
+            Threshold::Delta(delta) => delta,
+            Threshold::Sign => -1.0,
+        };
+        self.sum(|slice| on_slice!(slice, weights => self.isa.run(ErrorOf { weights, delta, alpha })), |a, b| a + b)
+    }
+
+    pub(super) fn data(&self) -> &Data<'a> {
+        &self.data
+    }
+
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// One sum over all weights, blocks added in order however many threads there are.
+    pub(super) fn sum<T: Default + Send>(
+        &self,
+        of: impl Fn(Slice<'_>) -> T + Sync,
+        then: impl Fn(T, T) -> T,
+    ) -> T {
+        let whole = |slice: Slice<'_>| -> T {
+            on_slice!(slice, w => {
+                let mut blocks = w.chunks(BLOCK).map(|block| of(slice_of(block)));
+                let first = blocks.next().unwrap_or_default();
+                blocks.fold(first, &then)
+            })
+        };
+        match self.data {
+            Data::F32(weights) => whole(Slice::F32(weights)),
+            Data::F64(weights) => whole(Slice::F64(weights)),
+            Data::Long(weights) => {
+                let blocks: Vec<T> = (0..weights.len().div_ceil(BLOCK))
+                    .into_par_iter()
+                    .map(|i| {
+                        let mut result = T::default();
+                        weights.block(i, &mut |slice| result = of(slice));
+                        result
+                    })
+                    .collect();
+                let mut blocks = blocks.into_iter();
+                let first = blocks.next().unwrap_or_default();
+                blocks.fold(first, then)
+            }
+        }
+    }
+}
+
+/// A slice of either weight type as a [`Slice`].
+fn slice_of<W: Weight>(weights: &[W]) -> Slice<'_> {
+    match bytemuck::try_cast_slice(weights) {
+        Ok(f32s) if size_of::<W>() == 4 => Slice::F32(f32s),
+        _ => Slice::F64(bytemuck::cast_slice(weights)),
+    }
+}
+
+/// Keeps the magnitudes in (lo, hi].
+pub(super) fn partition<W: Weight>(isa: Isa, weights: &[W], lo: f64, hi: f64, kept: &mut [W]) -> Parts {
+    isa.run(Partition { weights, lo: W::floor_from(lo), hi: W::floor_from(hi), kept })
+}

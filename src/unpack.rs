@@ -1,0 +1,157 @@
+//! `.twn` → `.safetensors`: dequantized weights and untouched dense tensors, streamed. The crate's
+//! own writer wants all tensors in memory and orders metadata at random; this one does neither,
+//! and keeps its layout rules (tensors by alignment, then name; header padded to 8).
+//! Not here: reading codes ([`crate::container`]).
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use crate::atomic_file::AtomicFile;
+use crate::container::{Body, Container, Tensor, TensorEntry, TernaryTensor};
+use crate::source::header::byte_length;
+use crate::{Error, Result, float8};
+
+/// How to unpack.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// The type of dequantized tensors; `None` gives each its source's. Dense tensors never change.
+    pub dtype: Option<Dtype>,
+    /// Replace an output that exists.
+    pub overwrite: bool,
+    /// Set it to stop the run.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Writes the container's tensors as a safetensors file; returns its length in bytes. Every
+/// section's checksum is checked on the way.
+///
+/// # Errors
+/// A damaged container, a scale that the wanted type cannot hold, an output that exists or cannot
+/// be written, or cancellation.
+pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Result<u64> {
+    if container.path().canonicalize().is_ok_and(|input| output.canonicalize().is_ok_and(|out| out == input)) {
+        return Err(Error::Request(format!("{} is the input; give another output", output.display())));
+    }
+    let file = AtomicFile::create(output, options.overwrite)?;
+    let mut entries: Vec<(&TensorEntry, Dtype)> =
+        container.index().tensors.iter().map(|entry| (entry, target(entry, options))).collect();
+    entries.sort_by(|(a, x), (b, y)| y.bitsize().cmp(&x.bitsize()).then_with(|| a.name.cmp(&b.name)));
+    let (header, mut offset) = header(container, &entries);
+    file.write_at(&header, 0)?;
+    for (entry, dtype) in entries {
+        container.check_sections(entry)?;
+        offset += match container.tensor(entry) {
+            Tensor::Dense(dense) => {
+                file.write_at(dense.data, offset)?;
+                dense.data.len() as u64
+            }
+            Tensor::Ternary(ternary) => write_ternary(&file, &entry.name, &ternary, dtype, offset, options)?,
+        };
+    }
+    file.publish()?;
+    Ok(offset)
+}
+
+fn target(entry: &TensorEntry, options: &Options<'_>) -> Dtype {
+    match (entry.body(), options.dtype) {
+        (Body::Ternary(_), Some(dtype)) => dtype,
+        _ => entry.dtype,
+    }
+}
+
+/// Length, JSON and padding; and where the data begins.
+fn header(container: &Container, entries: &[(&TensorEntry, Dtype)]) -> (Vec<u8>, u64) {
+    // serde_json's map is sorted, so the same container always gives the same header.
+    let mut map = Map::new();
+    let metadata = &container.index().metadata;
+    if !metadata.is_empty() {
+        map.insert("__metadata__".to_owned(), json!(metadata));
+    }
+    let mut end = 0;
+    for (entry, dtype) in entries {
+        let begin = end;
+        end += byte_length(*dtype, &entry.shape).unwrap_or_default();
+        let info = json!({ "dtype": dtype.to_string(), "shape": entry.shape, "data_offsets": [begin, end] });
+        map.insert(entry.name.clone(), info);
+    }
+    let mut json = Value::Object(map).to_string().into_bytes();
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json);
+    let offset = header.len() as u64;
+    (header, offset)
+}
+
+/// Dequantizes filter by filter; returns how many bytes the tensor takes.
+fn write_ternary(
+    file: &AtomicFile,
+    name: &str,
+    tensor: &TernaryTensor<'_>,
+    dtype: Dtype,
+    offset: u64,
+    options: &Options<'_>,
+) -> Result<u64> {
+    for (index, scale) in tensor.scales().enumerate() {
+        let stored = round_to(dtype, scale);
+        if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
+            return Err(Error::Request(format!(
+                "tensor `{name}`: scale {index} is {scale:e}, which {dtype} cannot hold; unpack with --dtype f32"
+            )));
+        }
+    }
+    let size = (dtype.bitsize() / 8) as u64;
+    let n = tensor.filter_len;
+    let bad_codes = |message| {
+        Error::container(file.path())(crate::error::ContainerProblem::Entry { tensor: name.to_owned(), message })
+    };
+    if tensor.axis != 0 {
+        // Filters are not runs of the file: the whole tensor is put together first.
+        let array = tensor.to_array().map_err(bad_codes)?;
+        let mut bytes = Vec::new();
+        array.iter().for_each(|&value| push(dtype, value, &mut bytes));
+        file.write_at(&bytes, offset)?;
+        return Ok(bytes.len() as u64);
+    }
+    let (mut values, mut bytes, mut written) = (vec![0.0; n], Vec::new(), 0);
+    for filter in 0..tensor.filters {
+        if options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            return Err(Error::Cancelled);
+        }
+        tensor.dequantize_filter(filter, &mut values).map_err(bad_codes)?;
+        values.iter().for_each(|&value| push(dtype, value, &mut bytes));
+        if bytes.len() >= 1 << 20 || filter + 1 == tensor.filters {
+            file.write_at(&bytes, offset + written)?;
+            written += bytes.len() as u64;
+            bytes.clear();
+        }
+    }
+    debug_assert_eq!(written, size * (tensor.filters * n) as u64);
+    Ok(written)
+}
+
+/// Appends a value in that type, rounded to nearest, ties to even.
+#[inline]
+fn push(dtype: Dtype, value: f32, bytes: &mut Vec<u8>) {
+    match dtype {
+        Dtype::F64 => bytes.extend(f64::from(value).to_le_bytes()),
+        Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
+        Dtype::BF16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+        Dtype::F8_E4M3 => bytes.push(float8::encode(&float8::E4M3, value)),
+        Dtype::F8_E5M2 => bytes.push(float8::encode(&float8::E5M2, value)),
+        _ => bytes.extend(value.to_le_bytes()),
+    }
+}
+
+/// The value after a round trip through that type.
+fn round_to(dtype: Dtype, value: f32) -> f32 {
+    match dtype {
+        Dtype::F16 => half::f16::from_f32(value).to_f32(),
+        Dtype::BF16 => half::bf16::from_f32(value).to_f32(),
+        Dtype::F8_E4M3 => float8::E4M3[usize::from(float8::encode(&float8::E4M3, value))],
+        Dtype::F8_E5M2 => float8::E5M2[usize::from(float8::encode(&float8::E5M2, value))],
+        _ => value,
+    }
+}

@@ -1,0 +1,296 @@
+//! The loops over a block of weights: sums, selection, codes. Written once in plain Rust and
+//! compiled for every instruction set; the order of every floating-point addition is fixed here
+//! (lane = index mod 16, f64, one tree), so all of them give the same bits.
+//! Not here: thresholds and scales ([`crate::ternarize`]), bit orders ([`crate::pack`]).
+
+use super::Task;
+
+/// Weights per block. A sum over more weights adds the blocks' sums in order. A multiple of the
+/// 16 lanes and of the weights per byte of every encoding (4, 5, 8).
+pub const BLOCK: usize = 81_920;
+
+const LANES: usize = 16;
+
+/// `f32` or `f64`: what a checkpoint's weights are decoded to.
+pub trait Weight: Copy + PartialOrd + Default + Send + Sync + bytemuck::Pod + 'static {
+    fn magnitude(self) -> Self;
+    fn to_f64(self) -> f64;
+    /// The largest value of this type that is not above `x`: for a weight w of this type,
+    /// w > x exactly when w > floor(x).
+    fn floor_from(x: f64) -> Self;
+    /// Holds the magnitude's bits, which order as the magnitudes do, NaN highest.
+    type Bits: Copy + Ord + Default;
+    fn magnitude_bits(self) -> Self::Bits;
+    fn from_bits(bits: Self::Bits) -> Self;
+    fn negative(self) -> Self;
+}
+
+impl Weight for f32 {
+    type Bits = u32;
+
+    #[inline(always)]
+    fn magnitude(self) -> Self {
+        self.abs()
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn floor_from(x: f64) -> Self {
+        let nearest = x as f32;
+        if f64::from(nearest) > x { nearest.next_down() } else { nearest }
+    }
+    #[inline(always)]
+    fn magnitude_bits(self) -> u32 {
+        self.to_bits() & 0x7fff_ffff
+    }
+    #[inline(always)]
+    fn from_bits(bits: u32) -> Self {
+        Self::from_bits(bits)
+    }
+    #[inline(always)]
+    fn negative(self) -> Self {
+        -self
+    }
+}
+
+impl Weight for f64 {
+    type Bits = u64;
+
+    #[inline(always)]
+    fn magnitude(self) -> Self {
+        self.abs()
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn floor_from(x: f64) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn magnitude_bits(self) -> u64 {
+        self.to_bits() & 0x7fff_ffff_ffff_ffff
+    }
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        Self::from_bits(bits)
+    }
+    #[inline(always)]
+    fn negative(self) -> Self {
+        -self
+    }
+}
+
+/// The lanes of one sum, added in a fixed tree: 16 → 8 → 4 → 2 → 1.
+#[inline(always)]
+fn tree(mut lanes: [f64; LANES]) -> f64 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Calls `step(lane, weight)` for every weight, in an order that fills the lanes evenly.
+#[inline(always)]
+fn each_lane<W: Weight>(weights: &[W], mut step: impl FnMut(usize, W)) {
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &w) in chunk.iter().enumerate() {
+            step(lane, w);
+        }
+    }
+    for (lane, &w) in rest.iter().enumerate() {
+        step(lane, w);
+    }
+}
+
+/// Sums over magnitudes: Σ|w|, Σw² and max|w|.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Moments {
+    /// Σ|w|.
+    pub sum: f64,
+    /// Σw².
+    pub sum_of_squares: f64,
+    /// max|w|; NaN or infinite exactly when some weight is.
+    pub max: f64,
+}
+
+impl Moments {
+    /// These weights followed by `next`.
+    pub(crate) fn then(self, next: Self) -> Self {
+        let max = if self.max.is_finite() && !(self.max > next.max) { next.max } else { self.max };
+        Self { sum: self.sum + next.sum, sum_of_squares: self.sum_of_squares + next.sum_of_squares, max }
+    }
+}
+
+pub(crate) struct MomentsOf<'a, W>(pub &'a [W]);
+
+impl<W: Weight> Task for MomentsOf<'_, W> {
+    type Output = Moments;
+
+    #[inline(always)]
+    fn portable(self) -> Moments {
+        let (mut sum, mut squares, mut max) = ([0.0; LANES], [0.0; LANES], [W::Bits::default(); LANES]);
+        each_lane(self.0, |lane, w| {
+            let x = w.magnitude().to_f64();
+            sum[lane] += x;
+            squares[lane] += x * x;
+            max[lane] = max[lane].max(w.magnitude_bits());
+        });
+        let max = max.into_iter().max().unwrap_or_default();
+        Moments { sum: tree(sum), sum_of_squares: tree(squares), max: W::from_bits(max).to_f64() }
+    }
+}
+
+/// Weights whose magnitude is above a threshold: how many, and Σ|w| over them.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Above {
+    /// How many weights.
+    pub count: u64,
+    /// How many of them are positive.
+    pub positive: u64,
+    /// Σ|w| over them.
+    pub sum: f64,
+}
+
+impl Above {
+    /// These weights followed by `next`.
+    pub(crate) fn then(self, next: Self) -> Self {
+        Self { count: self.count + next.count, positive: self.positive + next.positive, sum: self.sum + next.sum }
+    }
+}
+
+pub(crate) struct AboveOf<'a, W> {
+    pub weights: &'a [W],
+    pub delta: f64,
+}
+
+impl<W: Weight> Task for AboveOf<'_, W> {
+    type Output = Above;
+
+    #[inline(always)]
+    fn portable(self) -> Above {
+        let delta = W::floor_from(self.delta);
+        let zero = W::default();
+        let (mut sum, mut count, mut positive) = ([0.0; LANES], [0u32; LANES], [0u32; LANES]);
+        each_lane(self.weights, |lane, w| {
+            let above = w.magnitude() > delta;
+            sum[lane] += if above { w.magnitude().to_f64() } else { 0.0 };
+            count[lane] += u32::from(above);
+            positive[lane] += u32::from(above & (w > zero));
+        });
+        let total = |lanes: [u32; LANES]| lanes.into_iter().map(u64::from).sum();
+        Above { count: total(count), positive: total(positive), sum: tree(sum) }
+    }
+}
+
+/// Writes the code t+1 of every weight, one byte each: 2 above Δ, 0 below −Δ, 1 between.
+pub(crate) struct CodesOf<'a, W> {
+    pub weights: &'a [W],
+    pub delta: f64,
+    pub codes: &'a mut [u8],
+}
+
+impl<W: Weight> Task for CodesOf<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        let delta = W::floor_from(self.delta);
+        let minus = delta.negative();
+        for (code, &w) in self.codes.iter_mut().zip(self.weights) {
+            *code = 1 + u8::from(w > delta) - u8::from(w < minus);
+        }
+    }
+}
+
+/// Writes the code of every weight's sign: 2 for w ≥ 0, 0 below; returns how many are not negative.
+pub(crate) struct SignsOf<'a, W> {
+    pub weights: &'a [W],
+    pub codes: &'a mut [u8],
+}
+
+impl<W: Weight> Task for SignsOf<'_, W> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn portable(self) -> u64 {
+        let zero = W::default();
+        let mut count = 0;
+        for (code, &w) in self.codes.iter_mut().zip(self.weights) {
+            let positive = w >= zero;
+            *code = 2 * u8::from(positive);
+            count += u64::from(positive);
+        }
+        count
+    }
+}
+
+/// Σ(|w| − α·[|w| > Δ])², term by term: exactly 0 where the weights are ternary already.
+pub(crate) struct ErrorOf<'a, W> {
+    pub weights: &'a [W],
+    pub delta: f64,
+    pub alpha: f64,
+}
+
+impl<W: Weight> Task for ErrorOf<'_, W> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn portable(self) -> f64 {
+        let delta = W::floor_from(self.delta);
+        let mut sum = [0.0; LANES];
+        each_lane(self.weights, |lane, w| {
+            let x = w.magnitude();
+            let rest = x.to_f64() - if x > delta { self.alpha } else { 0.0 };
+            sum[lane] += rest * rest;
+        });
+        tree(sum)
+    }
+}
+
+/// Copies the magnitudes in (lo, hi] to the front of `kept`, in order.
+pub(crate) struct Partition<'a, W> {
+    pub weights: &'a [W],
+    pub lo: W,
+    pub hi: W,
+    /// As long as `weights`.
+    pub kept: &'a mut [W],
+}
+
+/// What [`Partition`] found: how many it kept and their sum, and the same for those above.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Parts {
+    pub kept: usize,
+    pub kept_sum: f64,
+    pub above: u64,
+    pub above_sum: f64,
+}
+
+impl<W: Weight> Task for Partition<'_, W> {
+    type Output = Parts;
+
+    #[inline(always)]
+    fn portable(self) -> Parts {
+        let Self { weights, lo, hi, kept } = self;
+        let (mut kept_sum, mut above_sum, mut above) = ([0.0; LANES], [0.0; LANES], [0u32; LANES]);
+        let mut at = 0;
+        each_lane(weights, |lane, w| {
+            let x = w.magnitude();
+            let (over, inside) = (x > hi, (x > lo) & (x <= hi));
+            above[lane] += u32::from(over);
+            above_sum[lane] += if over { x.to_f64() } else { 0.0 };
+            kept_sum[lane] += if inside { x.to_f64() } else { 0.0 };
+            kept[at.min(weights.len() - 1)] = x;
+            at += usize::from(inside);
+        });
+        Parts { kept: at, kept_sum: tree(kept_sum), above: above.into_iter().map(u64::from).sum(), above_sum: tree(above_sum) }
+    }
+}

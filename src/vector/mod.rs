@@ -1,0 +1,105 @@
+//! Vector instruction sets: one token per set, one place that chooses. A token can only be made on
+//! a machine that has the instructions, so holding one is the proof that its code may run.
+//! Not here: what is computed; [`block`] holds the loops, in plain Rust that the compiler
+//! vectorises once per set.
+
+pub(crate) mod block;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::{Error, Result};
+
+/// A vector instruction set that this machine has.
+///
+/// All of them give the same bytes; this is about speed, and about testing that claim.
+#[derive(Debug, Clone, Copy)]
+pub struct Isa(Token);
+
+#[derive(Debug, Clone, Copy)]
+enum Token {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86::Avx512),
+}
+
+impl Isa {
+    /// Names that [`Isa::by_name`] knows, on any machine.
+    pub const NAMES: [&str; 3] = ["portable", "avx2", "avx512"];
+
+    /// Plain Rust, on every machine.
+    pub const PORTABLE: Self = Self(Token::Portable);
+
+    /// The fastest set of this machine, or the one that the environment variable `TWN_PACK_ISA` names.
+    pub fn detect() -> Result<Self> {
+        match std::env::var("TWN_PACK_ISA") {
+            Ok(name) => Self::by_name(&name),
+            Err(_) => Ok(Self::all().pop().unwrap_or(Self::PORTABLE)),
+        }
+    }
+
+    /// Every set of this machine, slowest first.
+    pub fn all() -> Vec<Self> {
+        Self::NAMES.iter().filter_map(|name| Self::by_name(name).ok()).collect()
+    }
+
+    /// The set of that name.
+    ///
+    /// # Errors
+    /// An unknown name, or a set that this machine does not have.
+    pub fn by_name(name: &str) -> Result<Self> {
+        let token = match name {
+            "portable" => Some(Token::Portable),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => x86::Avx2::new().map(Token::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => x86::Avx512::new().map(Token::Avx512),
+            _ => None,
+        };
+        token.map(Self).ok_or_else(|| {
+            Error::Request(format!(
+                "instruction set `{name}` is not there; this machine has {}",
+                Self::NAMES.iter().filter(|n| **n != name && Self::by_name(n).is_ok()).copied().collect::<Vec<_>>().join(", ")
+            ))
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Token::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(_) => "avx512",
+        }
+    }
+
+    /// Runs `task`, compiled for this instruction set.
+    #[inline]
+    pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
+        match self.0 {
+            Token::Portable => task.portable(),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(token) => token.run(task),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(token) => token.run(task),
+        }
+    }
+}
+
+/// A loop over a block of weights. `portable` must be `#[inline(always)]`: it is inlined into one
+/// function per instruction set and vectorised there.
+pub(crate) trait Task: Sized {
+    type Output;
+
+    fn portable(self) -> Self::Output;
+
+    /// A form by hand for AVX-512, where the compiler's is measurably slower.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, _proof: x86::Avx512) -> Self::Output {
+        self.portable()
+    }
+}

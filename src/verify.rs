@@ -1,0 +1,270 @@
+//! Checks every byte of a `.twn` file: checksums, codes, scales, padding; and against the
+//! checkpoint it was made from. All problems are collected, not only the first.
+//! Not here: prefix and index, which opening a [`Container`] checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crc32fast::Hasher;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::container::{Body, Container, Section, Tensor, TensorEntry, TernaryTensor};
+use crate::error::ContainerProblem as Problem;
+use crate::source::weights::Element;
+use crate::source::{Checkpoint, FilterView, TensorView};
+use crate::{Error, Result};
+
+/// Bytes per piece of work.
+const PIECE: usize = 1 << 20;
+
+/// What [`verify`] found.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Verification {
+    /// Tensors looked at.
+    pub tensors: u64,
+    /// Bytes of the file, all of them looked at.
+    pub bytes: u64,
+    /// Everything that is wrong, in the order of the file; empty for a good file.
+    pub problems: Vec<String>,
+}
+
+impl Verification {
+    /// Whether nothing is wrong.
+    pub fn is_good(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Checks every section's checksum, every code, every scale and all padding.
+///
+/// # Errors
+/// [`Error::Cancelled`]. What is wrong with the file is in the result.
+pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Verification> {
+    let mut result = Verification {
+        tensors: container.index().tensors.len() as u64,
+        bytes: container.bytes().len() as u64,
+        problems: Vec::new(),
+    };
+    let mut padding_from = 64;
+    for entry in &container.index().tensors {
+        for (_, section) in entry.sections() {
+            check_padding(container, padding_from, section.offset, &mut result.problems);
+            padding_from = section.offset + section.length;
+        }
+    }
+    let index_offset = result.bytes - container.index_bytes();
+    check_padding(container, padding_from, index_offset, &mut result.problems);
+    let pieces = pieces(container);
+    let checked: Vec<Checked> = pieces
+        .par_iter()
+        .map(|piece| match cancel {
+            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(piece.check(container)),
+        })
+        .collect::<Result<_>>()?;
+    let mut checked = pieces.iter().zip(checked).peekable();
+    for (t, entry) in container.index().tensors.iter().enumerate() {
+        for (s, (part, section)) in entry.sections().enumerate() {
+            let (mut crc, mut problems) = (Hasher::new(), Vec::new());
+            while let Some((_, next)) = checked.next_if(|(piece, _)| (piece.tensor, piece.part) == (t, s)) {
+                crc.combine(&next.crc);
+                problems.extend(next.problem);
+            }
+            let found = crc.finalize();
+            if found != section.crc32 {
+                let what = format!("tensor `{}`: {part}", entry.name);
+                result.problems.push(Problem::Checksum { what, expected: section.crc32, found }.to_string());
+            }
+            // One line per section is enough; a damaged section may hold thousands.
+            result.problems.extend(problems.first().map(ToString::to_string));
+        }
+    }
+    Ok(result)
+}
+
+fn check_padding(container: &Container, from: u64, to: u64, problems: &mut Vec<String>) {
+    let padding = &container.bytes()[from as usize..to as usize];
+    if let Some(i) = padding.iter().position(|&byte| byte != 0) {
+        problems.push(Problem::Padding { offset: from + i as u64, found: padding[i] }.to_string());
+    }
+}
+
+/// Bytes of one section: whole filters where they are codes and fit.
+struct Piece {
+    tensor: usize,
+    part: usize,
+    section: Section,
+    start: usize,
+    end: usize,
+}
+
+struct Checked {
+    crc: Hasher,
+    problem: Option<Problem>,
+}
+
+fn pieces(container: &Container) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (tensor, entry) in container.index().tensors.iter().enumerate() {
+        for (part, (_, section)) in entry.sections().enumerate() {
+            let step = match entry.body() {
+                Body::Ternary(ternary) if part == 0 => {
+                    let (_, n) = entry.filters(ternary);
+                    let row = ternary.encoding.bytes(n as usize).max(1);
+                    if row < PIECE { PIECE / row * row } else { PIECE }
+                }
+                _ => PIECE,
+            };
+            let length = section.length as usize;
+            pieces.extend((0..length).step_by(step).map(|start| Piece {
+                tensor,
+                part,
+                section,
+                start,
+                end: (start + step).min(length),
+            }));
+        }
+    }
+    pieces
+}
+
+impl Piece {
+    fn check(&self, container: &Container) -> Checked {
+        let bytes = &container.section(self.section)[self.start..self.end];
+        let mut crc = Hasher::new();
+        crc.update(bytes);
+        let entry = &container.index().tensors[self.tensor];
+        let problem = match entry.body() {
+            Body::Dense(_) => None,
+            Body::Ternary(_) if self.part == 0 => check_codes(entry, bytes, self.start),
+            Body::Ternary(ternary) => {
+                let tensor = TernaryTensor::new(entry, ternary, Vec::new(), bytes);
+                let size = ternary.scale_dtype.size();
+                (0..bytes.len() / size).find_map(|i| {
+                    let found = tensor.scale_at(i);
+                    let index = self.start / size + i;
+                    let bad = !found.is_finite() || found.is_sign_negative();
+                    bad.then(|| Problem::Scale { tensor: entry.name.clone(), index, found })
+                })
+            }
+        };
+        Checked { crc, problem }
+    }
+}
+
+/// The first filter in these bytes of a codes section that holds what no writer would write.
+fn check_codes(entry: &TensorEntry, bytes: &[u8], start: usize) -> Option<Problem> {
+    let Body::Ternary(ternary) = entry.body() else { return None };
+    let (filters, n) = entry.filters(ternary);
+    let (n, row) = (n as usize, ternary.encoding.bytes(n as usize));
+    let mut at = 0;
+    while at < bytes.len() {
+        let (filter, within) = ((start + at) / row, (start + at) % row);
+        let length = (row - within).min(bytes.len() - at);
+        let weights = (length * ternary.encoding.weights_per_byte()).min(n - within * ternary.encoding.weights_per_byte());
+        if let Err(message) = ternary.encoding.check(&bytes[at..at + length], weights) {
+            return Some(Problem::Code {
+                tensor: entry.name.clone(),
+                plane: filter / filters as usize,
+                filter: filter % filters as usize,
+                message,
+            });
+        }
+        at += length;
+    }
+    None
+}
+
+/// Compares a file with the checkpoint it was made from: the same tensors, dense ones bit by bit,
+/// ternary ones by recomputing ‖W − Ŵ‖² and ‖W‖² and comparing them with the recorded ones.
+///
+/// # Errors
+/// [`Error::Cancelled`], or codes that cannot be decoded. Differences are in the result.
+pub fn verify_against(
+    container: &Container,
+    checkpoint: &Checkpoint,
+    cancel: Option<&AtomicBool>,
+) -> Result<Verification> {
+    let mut result = Verification {
+        tensors: container.index().tensors.len() as u64,
+        bytes: container.bytes().len() as u64,
+        problems: Vec::new(),
+    };
+    let entries = &container.index().tensors;
+    let packed: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    let sources: BTreeMap<&str, TensorView<'_>> = checkpoint.tensors().map(|tensor| (tensor.name, tensor)).collect();
+    for name in sources.keys().filter(|name| !packed.contains(**name)) {
+        result.problems.push(format!("tensor `{name}` of the checkpoint is not in the file"));
+    }
+    let problems: Vec<Option<String>> = entries
+        .par_iter()
+        .map(|entry| {
+            if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                return Err(Error::Cancelled);
+            }
+            let Some(source) = sources.get(entry.name.as_str()) else {
+                return Ok(Some(format!("tensor `{}` is not in the checkpoint", entry.name)));
+            };
+            Ok(compare(container, entry, *source))
+        })
+        .collect::<Result<_>>()?;
+    result.problems.extend(problems.into_iter().flatten());
+    if container.index().metadata != *checkpoint.metadata() {
+        result.problems.push("the metadata differs".to_owned());
+    }
+    Ok(result)
+}
+
+fn compare(container: &Container, entry: &TensorEntry, source: TensorView<'_>) -> Option<String> {
+    let name = &entry.name;
+    let shape: Vec<u64> = source.shape.iter().map(|&d| d as u64).collect();
+    if (entry.dtype, &entry.shape) != (source.dtype, &shape) {
+        return Some(format!(
+            "tensor `{name}` is {} {:?} in the file, {} {shape:?} in the checkpoint",
+            entry.dtype, entry.shape, source.dtype
+        ));
+    }
+    match container.tensor(entry) {
+        Tensor::Dense(dense) => {
+            let at = dense.data.iter().zip(source.data).position(|(a, b)| a != b)?;
+            Some(format!("tensor `{name}`: byte {at} differs from the checkpoint"))
+        }
+        Tensor::Ternary(ternary) => {
+            let view = FilterView::new(source, ternary.axis)?;
+            let measured = if view.is_f64() { errors::<f64>(view, &ternary) } else { errors::<f32>(view, &ternary) };
+            match measured {
+                Err(message) => Some(format!("tensor `{name}`: {message}")),
+                Ok((error, norm)) => {
+                    // Recorded in another order of summation; and an expanded error near 0 keeps few digits.
+                    let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * norm;
+                    let stats = &ternary.stats;
+                    let good = close(error, stats.squared_error) && close(norm, stats.squared_norm);
+                    (!good).then(|| {
+                        format!(
+                            "tensor `{name}`: against the checkpoint ‖W−Ŵ‖² is {error:e} and ‖W‖² {norm:e}, the file says {:e} and {:e}",
+                            stats.squared_error, stats.squared_norm
+                        )
+                    })
+                }
+            }
+        }
+    }
+}
+
+/// (‖W − Ŵ‖², ‖W‖²), plainly in f64.
+fn errors<W: Element>(view: FilterView<'_>, ternary: &TernaryTensor<'_>) -> Result<(f64, f64), String> {
+    let n = ternary.filter_len;
+    let mut values = vec![0.0; n];
+    let (mut scratch, mut error, mut norm) = (Vec::new(), 0.0, 0.0);
+    for filter in 0..ternary.filters {
+        ternary.dequantize_filter(filter, &mut values)?;
+        let weights = view.read::<W>(filter * n..(filter + 1) * n, &mut scratch);
+        for (w, &v) in weights.iter().zip(&values) {
+            let rest = w.to_f64() - f64::from(v);
+            error += rest * rest;
+            norm += w.to_f64() * w.to_f64();
+        }
+    }
+    Ok((error, norm))
+}
