@@ -25,15 +25,17 @@ impl AtomicFile {
     /// Refuses an existing output unless `overwrite`; then opens the temporary file, with the
     /// permissions that the umask gives.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
-        let name = path.file_name().ok_or_else(|| {
-            Error::Request(format!("{}: the output needs a file name", path.display()))
-        })?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| Error::Request(format!("{}: the output needs a file name", path.display())))?;
         match std::fs::metadata(path) {
             Ok(kind) if !kind.is_file() => {
                 let source = io::Error::other("it exists and is not a regular file");
                 return Err(Error::Io { path: path.to_path_buf(), action: "write", source });
             }
-            Ok(_) if !overwrite => return Err(Error::OutputExists { path: path.to_path_buf() }),
+            Ok(_) if !overwrite => {
+                return Err(Error::OutputExists { path: path.to_path_buf() });
+            }
             _ => {}
         }
         let mut builder = tempfile::Builder::new();
@@ -41,7 +43,8 @@ impl AtomicFile {
         builder.prefix(&prefix).suffix(PARTIAL_SUFFIX);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temporary = builder.tempfile_in(directory(path)).map_err(Error::io(path, "create a temporary file beside"))?;
+        let temporary =
+            builder.tempfile_in(directory(path)).map_err(Error::io(path, "create a temporary file beside"))?;
         Ok(Self { temporary, path: path.to_path_buf(), overwrite })
     }
 

@@ -85,10 +85,9 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Io { .. } => Fault::Io,
-            Self::Checkpoint { .. }
-            | Self::Container { .. }
-            | Self::Weights { .. }
-            | Self::InputChanged { .. } => Fault::Input,
+            Self::Checkpoint { .. } | Self::Container { .. } | Self::Weights { .. } | Self::InputChanged { .. } => {
+                Fault::Input
+            }
             Self::Request(_) | Self::OutputExists { .. } => Fault::Request,
             Self::Cancelled => Fault::Cancelled,
         }
@@ -159,7 +158,9 @@ pub enum CheckpointProblem {
         found: u64,
     },
     /// A tensor's offsets run backwards or past the end.
-    #[error("tensor `{tensor}`: data_offsets [{begin}, {end}) lie outside the {available} bytes of data; was the file cut off?")]
+    #[error(
+        "tensor `{tensor}`: data_offsets [{begin}, {end}) lie outside the {available} bytes of data; was the file cut off?"
+    )]
     OutOfBounds {
         /// Tensor name.
         tensor: String,
@@ -213,7 +214,9 @@ pub enum CheckpointProblem {
         shard: String,
     },
     /// Two shards hold a tensor of the same name.
-    #[error("tensor `{tensor}` is in both `{first}` and `{second}`; remove one, or give an index that says which counts")]
+    #[error(
+        "tensor `{tensor}` is in both `{first}` and `{second}`; remove one, or give an index that says which counts"
+    )]
     DuplicateTensor {
         /// Tensor name.
         tensor: String,
@@ -330,7 +333,9 @@ pub enum ContainerProblem {
 #[non_exhaustive]
 pub enum WeightsProblem {
     /// NaN or infinity.
-    #[error("weight {index} of filter {filter} is {value}; mend the checkpoint, or keep such tensors dense with --non-finite dense")]
+    #[error(
+        "weight {index} of filter {filter} is {value}; mend the checkpoint, or keep such tensors dense with --non-finite dense"
+    )]
     NonFinite {
         /// Filter number.
         filter: usize,

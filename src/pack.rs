@@ -120,9 +120,10 @@ impl Encoding {
         }
         let rest = n % self.weights_per_byte();
         match packed.last() {
-            Some(&last) if rest != 0 && !self.tail_is_clean(last, rest) => {
-                Err(format!("the last byte is {last:#04x}: after {rest} weights it is not filled up as {} asks", self.name()))
-            }
+            Some(&last) if rest != 0 && !self.tail_is_clean(last, rest) => Err(format!(
+                "the last byte is {last:#04x}: after {rest} weights it is not filled up as {} asks",
+                self.name()
+            )),
             _ => Ok(()),
         }
     }

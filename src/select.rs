@@ -225,9 +225,8 @@ struct Pattern {
 
 impl Pattern {
     fn new(text: &str) -> Result<Self> {
-        let glob = GlobBuilder::new(text)
-            .build()
-            .map_err(|e| Error::Request(format!("pattern `{text}`: {}", e.kind())))?;
+        let glob =
+            GlobBuilder::new(text).build().map_err(|e| Error::Request(format!("pattern `{text}`: {}", e.kind())))?;
         Ok(Self { text: text.to_owned(), matcher: glob.compile_matcher() })
     }
 
@@ -248,11 +247,8 @@ impl Plan {
     pub fn new(checkpoint: &Checkpoint, rules: &Rules) -> Result<Self> {
         let include = Pattern::all(&rules.include)?;
         let exclude = Pattern::all(&rules.exclude)?;
-        let overrides = rules
-            .overrides
-            .iter()
-            .map(|o| Ok((Pattern::new(&o.pattern)?, &o.settings)))
-            .collect::<Result<Vec<_>>>()?;
+        let overrides =
+            rules.overrides.iter().map(|o| Ok((Pattern::new(&o.pattern)?, &o.settings))).collect::<Result<Vec<_>>>()?;
         rules.settings.treatment()?;
         let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
         for tensor in checkpoint.tensors() {
@@ -455,10 +451,18 @@ mod tests {
 
     #[test]
     fn default_exceptions_go_by_whole_segments() {
-        for dense in ["model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight", "output.weight", "h.0.ln_1.weight"] {
+        for dense in [
+            "model.embed_tokens.weight",
+            "transformer.wte.weight",
+            "lm_head.weight",
+            "output.weight",
+            "h.0.ln_1.weight",
+        ] {
             assert!(exception(dense).is_some(), "{dense}");
         }
-        for ternary in ["encoder.layer.0.output.dense.weight", "layers.1.mlp.up_proj.weight", "conv1.weight", "fc.weight"] {
+        for ternary in
+            ["encoder.layer.0.output.dense.weight", "layers.1.mlp.up_proj.weight", "conv1.weight", "fc.weight"]
+        {
             assert!(exception(ternary).is_none(), "{ternary}");
         }
     }

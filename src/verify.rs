@@ -155,14 +155,17 @@ impl Piece {
 
 /// The first filter in these bytes of a codes section that holds what no writer would write.
 fn check_codes(entry: &TensorEntry, bytes: &[u8], start: usize) -> Option<Problem> {
-    let Body::Ternary(ternary) = entry.body() else { return None };
+    let Body::Ternary(ternary) = entry.body() else {
+        return None;
+    };
     let (filters, n) = entry.filters(ternary);
     let (n, row) = (n as usize, ternary.encoding.bytes(n as usize));
     let mut at = 0;
     while at < bytes.len() {
         let (filter, within) = ((start + at) / row, (start + at) % row);
         let length = (row - within).min(bytes.len() - at);
-        let weights = (length * ternary.encoding.weights_per_byte()).min(n - within * ternary.encoding.weights_per_byte());
+        let weights =
+            (length * ternary.encoding.weights_per_byte()).min(n - within * ternary.encoding.weights_per_byte());
         if let Err(message) = ternary.encoding.check(&bytes[at..at + length], weights) {
             return Some(Problem::Code {
                 tensor: entry.name.clone(),

@@ -65,7 +65,9 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
             };
             convert::pack(&checkpoint, &plan, output, &options)?
         }
-        None if !args.dry_run => return Err(Error::Request("give an output with -o".to_owned()).into()),
+        None if !args.dry_run => {
+            return Err(Error::Request("give an output with -o".to_owned()).into());
+        }
         _ => Report::of_plan(&checkpoint, &plan),
     };
     if args.json {

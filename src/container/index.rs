@@ -8,8 +8,8 @@ use std::str::FromStr;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::prefix::LENGTH;
 use super::align;
+use super::prefix::LENGTH;
 use crate::error::ContainerProblem as Problem;
 use crate::limits;
 use crate::pack::Encoding;
@@ -154,7 +154,9 @@ impl FromStr for Granularity {
             ("filter", _) => Ok(Self::Filter),
             ("tensor", _) => Ok(Self::Tensor),
             (_, Some(Ok(size @ 1..))) => Ok(Self::Group(size)),
-            _ => Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 or more")),
+            _ => {
+                Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 or more"))
+            }
         }
     }
 }
@@ -237,7 +239,9 @@ impl TensorEntry {
         match (&self.ternary, &self.dense) {
             (Some(ternary), _) => Body::Ternary(ternary),
             (None, Some(dense)) => Body::Dense(dense),
-            (None, None) => unreachable!("an entry is made with one of the two, and checked when read"),
+            (None, None) => {
+                unreachable!("an entry is made with one of the two, and checked when read")
+            }
         }
     }
 
@@ -271,7 +275,11 @@ impl TensorEntry {
     fn check(&self) -> Result<(), Problem> {
         let entry = |message: String| Problem::Entry { tensor: self.name.chars().take(64).collect(), message };
         if self.name.len() > limits::NAME_BYTES {
-            return Err(entry(format!("name of {} bytes is over the limit of {}", self.name.len(), limits::NAME_BYTES)));
+            return Err(entry(format!(
+                "name of {} bytes is over the limit of {}",
+                self.name.len(),
+                limits::NAME_BYTES
+            )));
         }
         if self.shape.len() > limits::RANK {
             return Err(entry(format!("rank {} is over the limit of {}", self.shape.len(), limits::RANK)));
@@ -280,7 +288,9 @@ impl TensorEntry {
             .ok_or_else(|| entry(format!("shape {:?} of {} overflows", self.shape, self.dtype)))?;
         match (&self.dense, &self.ternary) {
             (Some(dense), None) if dense.section.length == bytes => Ok(()),
-            (Some(dense), None) => Err(entry(format!("dense section has {} bytes, should have {bytes}", dense.section.length))),
+            (Some(dense), None) => {
+                Err(entry(format!("dense section has {} bytes, should have {bytes}", dense.section.length)))
+            }
             (None, Some(ternary)) => self.check_ternary(ternary).map_err(entry),
             _ => Err(entry("has to be either dense or ternary".to_owned())),
         }
@@ -302,7 +312,8 @@ impl TensorEntry {
         if codes != Some(ternary.codes.length) {
             return Err(format!("codes section has {} bytes, should have {codes:?}", ternary.codes.length));
         }
-        let scales = ternary.granularity.scales(filters, n).checked_mul(ternary.planes * ternary.scale_dtype.size() as u64);
+        let scales =
+            ternary.granularity.scales(filters, n).checked_mul(ternary.planes * ternary.scale_dtype.size() as u64);
         if scales != Some(ternary.scales.length) {
             return Err(format!("scales section has {} bytes, should have {scales:?}", ternary.scales.length));
         }
@@ -311,7 +322,11 @@ impl TensorEntry {
         if counted != self.elements().checked_mul(ternary.planes) {
             return Err(format!(
                 "statistics count {} + {} + {} codes, the tensor has {} × {}",
-                stats.negative, stats.zeros, stats.positive, ternary.planes, self.elements()
+                stats.negative,
+                stats.zeros,
+                stats.positive,
+                ternary.planes,
+                self.elements()
             ));
         }
         Ok(())

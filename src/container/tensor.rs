@@ -150,9 +150,7 @@ impl<'a> TernaryTensor<'a> {
         let within = match self.granularity {
             Granularity::Tensor => 0,
             Granularity::Filter => filter,
-            Granularity::Group(size) => {
-                filter * self.filter_len.div_ceil(size as usize) + j / size as usize
-            }
+            Granularity::Group(size) => filter * self.filter_len.div_ceil(size as usize) + j / size as usize,
         };
         self.scale_at(plane * self.scales_per_plane() + within)
     }

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
+use super::align;
 use super::index::{Index, Section};
 use super::prefix::{LENGTH, Prefix};
-use super::align;
 use crate::atomic_file::AtomicFile;
 use crate::error::ContainerProblem;
 use crate::{Error, Result};
@@ -33,10 +33,9 @@ impl ContainerWriter {
     /// A file of more than 2^64 bytes.
     pub fn reserve(&mut self, length: u64) -> Result<Section> {
         let offset = self.end;
-        self.end = offset
-            .checked_add(length)
-            .and_then(align)
-            .ok_or_else(|| Error::Request(format!("a section of {length} bytes at {offset} is too long for any file")))?;
+        self.end = offset.checked_add(length).and_then(align).ok_or_else(|| {
+            Error::Request(format!("a section of {length} bytes at {offset} is too long for any file"))
+        })?;
         Ok(Section { crc32: 0, length, offset })
     }
 
@@ -45,6 +44,9 @@ impl ContainerWriter {
     /// # Errors
     /// When the disk is full, or otherwise refuses.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         debug_assert!(offset >= LENGTH as u64 && offset + bytes.len() as u64 <= self.end);
         self.file.write_at(bytes, offset)
     }
@@ -76,11 +78,8 @@ impl ContainerWriter {
             ))));
         }
         Index::parse(&json, self.end).map_err(problem)?;
-        let prefix = Prefix {
-            index_offset: self.end,
-            index_length: json.len() as u64,
-            index_crc32: crc32fast::hash(&json),
-        };
+        let prefix =
+            Prefix { index_offset: self.end, index_length: json.len() as u64, index_crc32: crc32fast::hash(&json) };
         self.file.write_at(&json, self.end)?;
         self.file.sync()?;
         self.file.write_at(&prefix.to_bytes(), 0)?;

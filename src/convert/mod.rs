@@ -95,7 +95,9 @@ pub fn measure(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>) -> R
 }
 
 fn refuse_own_input(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
-    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    let Ok(output) = output.canonicalize() else {
+        return Ok(());
+    };
     for file in checkpoint.files() {
         if file.canonicalize().is_ok_and(|file| file == output) {
             return Err(Error::Request(format!("{} is the input; give another output", output.display())));
@@ -285,7 +287,9 @@ impl<'a> Work<'a> {
     }
 
     fn prefit(&mut self, isa: Isa, writer: Option<&ContainerWriter>, monitor: &Monitor<'_>) -> Result<()> {
-        let Kind::Ternary { scales, work, .. } = &mut self.kind else { return Ok(()) };
+        let Kind::Ternary { scales, work, .. } = &mut self.kind else {
+            return Ok(());
+        };
         let (name, size) = (self.tensor.name, self.tensor.dtype.bitsize() / 8);
         work.prefit(isa, |weights| {
             monitor.advance((weights * size) as u64, name);

@@ -50,7 +50,8 @@ impl Tally {
         }
         self.squared_error += next.squared_error;
         self.squared_norm += next.squared_norm;
-        let join = |a: Spread, b: Spread| Spread { min: a.min.min(b.min), mean: a.mean + b.mean, max: a.max.max(b.max) };
+        let join =
+            |a: Spread, b: Spread| Spread { min: a.min.min(b.min), mean: a.mean + b.mean, max: a.max.max(b.max) };
         if self.units == 0 {
             (self.alpha, self.delta) = (next.alpha, next.delta);
         } else {

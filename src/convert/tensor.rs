@@ -264,8 +264,6 @@ fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: &mut
     }
 }
 
-
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
-

@@ -116,7 +116,12 @@ impl Report {
                 }
                 Body::Ternary(ternary) => {
                     tensor.measure(ternary);
-                    totals.add_ternary(entry.elements(), entry.source_bytes(), ternary.codes.length, ternary.scales.length);
+                    totals.add_ternary(
+                        entry.elements(),
+                        entry.source_bytes(),
+                        ternary.codes.length,
+                        ternary.scales.length,
+                    );
                     let stats = &ternary.stats;
                     error += stats.squared_error;
                     norm += stats.squared_norm;
@@ -179,7 +184,9 @@ impl Report {
     /// The ternary tensors of largest relative squared error, worst first.
     pub fn worst(&self, how_many: usize) -> Vec<&TensorReport> {
         let mut worst: Vec<_> = self.tensors.iter().filter(|t| t.relative_squared_error.is_some()).collect();
-        worst.sort_by(|a, b| b.relative_squared_error.partial_cmp(&a.relative_squared_error).unwrap_or(std::cmp::Ordering::Equal));
+        worst.sort_by(|a, b| {
+            b.relative_squared_error.partial_cmp(&a.relative_squared_error).unwrap_or(std::cmp::Ordering::Equal)
+        });
         worst.truncate(how_many);
         worst
     }

@@ -14,8 +14,17 @@ const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
 
 const HEADER: [&str; 11] = [
-    "tensor", "shape", "dtype", "became", "zeros", "Δ mean [min, max]", "α mean [min, max]", "rel. sq. error", "entropy",
-    "bytes", "ratio",
+    "tensor",
+    "shape",
+    "dtype",
+    "became",
+    "zeros",
+    "Δ mean [min, max]",
+    "α mean [min, max]",
+    "rel. sq. error",
+    "entropy",
+    "bytes",
+    "ratio",
 ];
 
 pub(super) fn render(report: &Report, color: bool) -> String {

@@ -61,10 +61,7 @@ impl Header {
 }
 
 /// Checks each tensor by itself and that together they tile the data, in order.
-fn tile(
-    tensors: Vec<(String, RawTensor)>,
-    available: u64,
-) -> Result<Vec<(String, RawTensor, Dtype)>, Problem> {
+fn tile(tensors: Vec<(String, RawTensor)>, available: u64) -> Result<Vec<(String, RawTensor, Dtype)>, Problem> {
     let mut checked: Vec<(String, RawTensor, Dtype)> = Vec::with_capacity(tensors.len());
     let mut end = 0;
     for (name, raw) in tensors {

@@ -187,7 +187,8 @@ impl Checkpoint {
         for (key, value) in header.metadata {
             match self.metadata.get(&key) {
                 Some(known) if *known != value => {
-                    self.warnings.push(format!("metadata key `{key}` differs between shards; kept as `{key}@{shard}` too"));
+                    self.warnings
+                        .push(format!("metadata key `{key}` differs between shards; kept as `{key}@{shard}` too"));
                     self.metadata.insert(format!("{key}@{shard}"), value);
                 }
                 _ => {
@@ -203,7 +204,8 @@ impl Checkpoint {
     fn counts(&mut self, name: &str, shard: &str, shards: &shards::Shards) -> Result<bool> {
         match shards.weight_map.as_ref().map(|map| map.get(name)) {
             Some(Some(owner)) if owner != shard => {
-                self.warnings.push(format!("tensor `{name}` in `{shard}` is ignored: the index takes it from `{owner}`"));
+                self.warnings
+                    .push(format!("tensor `{name}` in `{shard}` is ignored: the index takes it from `{owner}`"));
                 Ok(false)
             }
             Some(None) => {

@@ -39,7 +39,11 @@ fn in_directory(path: &Path) -> Result<Shards> {
         names.insert(entry.path());
     }
     let ending = |suffix: &'static str| {
-        names.iter().filter(move |p| file_name(p).ends_with(suffix) && !file_name(p).starts_with('.')).cloned().collect::<Vec<_>>()
+        names
+            .iter()
+            .filter(move |p| file_name(p).ends_with(suffix) && !file_name(p).starts_with('.'))
+            .cloned()
+            .collect::<Vec<_>>()
     };
     let indexes = ending(".safetensors.index.json");
     match indexes.as_slice() {

@@ -18,8 +18,8 @@ pub use self::absmean::Absmean;
 pub use self::bwn::Bwn;
 pub use self::optimal::Optimal;
 pub use self::twn::Twn;
-pub(crate) use self::unit::{LongWeights, Slice};
 pub use self::unit::Unit;
+pub(crate) use self::unit::{LongWeights, Slice};
 pub use crate::vector::block::{Above, Moments};
 use crate::{Error, Result};
 

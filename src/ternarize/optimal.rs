@@ -65,8 +65,11 @@ impl Bracket {
     /// F(0) = E|w|/2 from below, F(max−) = max/2 from above.
     fn around_all(weights: &Unit<'_>) -> Self {
         let moments = weights.moments();
-        Self { lo: 0.0, hi: moments.max, above: 0, above_sum: 0.0 }
-            .inward(weights.len() as u64, moments.sum, moments.max)
+        Self { lo: 0.0, hi: moments.max, above: 0, above_sum: 0.0 }.inward(
+            weights.len() as u64,
+            moments.sum,
+            moments.max,
+        )
     }
 
     /// F applied to both ends, with `between` weights in (lo, hi] of sum `between_sum`. A hair

@@ -130,11 +130,7 @@ impl<'a> Unit<'a> {
     }
 
     /// One sum over all weights, blocks added in order however many threads there are.
-    pub(super) fn sum<T: Default + Send>(
-        &self,
-        of: impl Fn(Slice<'_>) -> T + Sync,
-        then: impl Fn(T, T) -> T,
-    ) -> T {
+    pub(super) fn sum<T: Default + Send>(&self, of: impl Fn(Slice<'_>) -> T + Sync, then: impl Fn(T, T) -> T) -> T {
         let whole = |slice: Slice<'_>| -> T {
             on_slice!(slice, w => {
                 let mut blocks = w.chunks(BLOCK).map(|block| of(slice_of(block)));

@@ -291,6 +291,11 @@ impl<W: Weight> Task for Partition<'_, W> {
             kept[at.min(weights.len() - 1)] = x;
             at += usize::from(inside);
         });
-        Parts { kept: at, kept_sum: tree(kept_sum), above: above.into_iter().map(u64::from).sum(), above_sum: tree(above_sum) }
+        Parts {
+            kept: at,
+            kept_sum: tree(kept_sum),
+            above: above.into_iter().map(u64::from).sum(),
+            above_sum: tree(above_sum),
+        }
     }
 }

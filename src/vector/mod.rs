@@ -60,7 +60,12 @@ impl Isa {
         token.map(Self).ok_or_else(|| {
             Error::Request(format!(
                 "instruction set `{name}` is not there; this machine has {}",
-                Self::NAMES.iter().filter(|n| **n != name && Self::by_name(n).is_ok()).copied().collect::<Vec<_>>().join(", ")
+                Self::NAMES
+                    .iter()
+                    .filter(|n| **n != name && Self::by_name(n).is_ok())
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ))
         })
     }
