@@ -181,7 +181,7 @@ pub struct MethodEntry {
     /// `twn`, `optimal`, …
     pub name: String,
     /// Its parameters by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "UniqueMap::deserialize_map")]
     pub parameters: BTreeMap<String, f64>,
 }
 
@@ -372,5 +372,40 @@ impl Index {
             return Err(Problem::Tiling { what: "index".to_owned(), expected: next, found: index_offset });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One ternary tensor of 2 × 5 weights; its two sections lie at 64 and 128, the index at 192.
+    const GOOD: &str = r#"{"metadata":{},"producer":{"name":"n","version":"v"},"tensors":[{"dtype":"F32","name":"w",
+        "shape":[2,5],"ternary":{"axis":0,"codes":{"crc32":0,"length":4,"offset":64},"encoding":"t2",
+        "granularity":"filter","method":{"name":"m","parameters":{"factor":0.7}},"planes":1,"scale_dtype":"f32",
+        "scales":{"crc32":0,"length":8,"offset":128},"stats":{"alpha":{"max":1,"mean":1,"min":1},"negative":1,
+        "positive":1,"squared_error":0,"squared_norm":0,"zeros":8}}}]}"#;
+
+    /// Parses it after each text was replaced by the one beside it.
+    fn with(changes: &[(&str, &str)]) -> Result<Index, Problem> {
+        let mut json = GOOD.to_owned();
+        for (from, to) in changes {
+            assert!(json.contains(from), "{from}");
+            json = json.replacen(from, to, 1);
+        }
+        Index::parse(json.as_bytes(), 192)
+    }
+
+    #[test]
+    fn a_good_index_passes() {
+        with(&[]).unwrap();
+        with(&[(r#""filter""#, r#""group:7""#)]).unwrap();
+    }
+
+    /// A later of two equal keys used to win in silence.
+    #[test]
+    fn a_parameter_that_stands_twice_is_refused() {
+        let error = with(&[(r#""factor":0.7"#, r#""factor":0.7,"factor":0.8"#)]).unwrap_err().to_string();
+        assert!(error.contains("duplicate key factor"), "{error}");
     }
 }
