@@ -306,6 +306,10 @@ impl TensorEntry {
         if !crate::source::weights::is_float(self.dtype) {
             return Err(format!("ternary, but {} is no floating-point type that can be", self.dtype));
         }
+        // Then filters ≤ bytes of codes: loops over filters are bounded by the length of the file.
+        if self.elements() == 0 {
+            return Err("ternary, but without weights; it has to be dense".to_owned());
+        }
         let (filters, n) = self.filters(ternary);
         let per_byte = ternary.encoding.weights_per_byte() as u64;
         let codes = filters.checked_mul(n.div_ceil(per_byte)).and_then(|bytes| bytes.checked_mul(ternary.planes));
@@ -407,5 +411,23 @@ mod tests {
     fn a_parameter_that_stands_twice_is_refused() {
         let error = with(&[(r#""factor":0.7"#, r#""factor":0.7,"factor":0.8"#)]).unwrap_err().to_string();
         assert!(error.contains("duplicate key factor"), "{error}");
+    }
+
+    /// A file of 1 KB could claim 2^58 filters of no weights, and `unpack` would walk them all.
+    #[test]
+    fn a_ternary_tensor_without_weights_is_refused() {
+        let error = with(&[
+            ("[2,5]", "[288230376151711744,0]"),
+            (r#""filter""#, r#""group:7""#),
+            (r#""length":4"#, r#""length":0"#),
+            (r#""length":8,"offset":128"#, r#""length":0,"offset":64"#),
+            (r#""negative":1"#, r#""negative":0"#),
+            (r#""positive":1"#, r#""positive":0"#),
+            (r#""zeros":8"#, r#""zeros":0"#),
+        ]);
+        assert!(
+            matches!(&error, Err(Problem::Entry { message, .. }) if message.contains("without weights")),
+            "{error:?}"
+        );
     }
 }
