@@ -150,10 +150,12 @@ impl FromStr for Granularity {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.strip_prefix("group:").map(str::parse)) {
+        // Plain digits only: `parse` alone would also take `+7` and `007`.
+        let digits = text.strip_prefix("group:").filter(|digits| digits.starts_with(|c| matches!(c, '1'..='9')));
+        match (text, digits.map(str::parse)) {
             ("filter", _) => Ok(Self::Filter),
             ("tensor", _) => Ok(Self::Tensor),
-            (_, Some(Ok(size @ 1..))) => Ok(Self::Group(size)),
+            (_, Some(Ok(size))) => Ok(Self::Group(size)),
             _ => {
                 Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 or more"))
             }
@@ -429,5 +431,14 @@ mod tests {
             matches!(&error, Err(Problem::Entry { message, .. }) if message.contains("without weights")),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn a_group_size_has_one_spelling() {
+        for text in ["group:", "group:0", "group:+7", "group:07", "group: 7", "group:-7", "group:18446744073709551616"]
+        {
+            let error = with(&[(r#""filter""#, &format!("\"{text}\""))]);
+            assert!(matches!(&error, Err(Problem::Index(message)) if message.contains("granularity")), "{error:?}");
+        }
     }
 }
