@@ -283,6 +283,9 @@ impl TensorEntry {
                 limits::NAME_BYTES
             )));
         }
+        if self.name == "__metadata__" {
+            return Err(entry("this name means something else in a safetensors header".to_owned()));
+        }
         if self.shape.len() > limits::RANK {
             return Err(entry(format!("rank {} is over the limit of {}", self.shape.len(), limits::RANK)));
         }
@@ -440,5 +443,12 @@ mod tests {
             let error = with(&[(r#""filter""#, &format!("\"{text}\""))]);
             assert!(matches!(&error, Err(Problem::Index(message)) if message.contains("granularity")), "{error:?}");
         }
+    }
+
+    /// `unpack` would write a header in which the tensor stands where the metadata belongs.
+    #[test]
+    fn a_tensor_called_metadata_is_refused() {
+        let error = with(&[(r#""name":"w""#, r#""name":"__metadata__""#)]);
+        assert!(matches!(&error, Err(Problem::Entry { tensor, .. }) if tensor == "__metadata__"), "{error:?}");
     }
 }
