@@ -15,7 +15,8 @@ use twn_pack::container::{
 use twn_pack::select::Settings;
 use twn_pack::source::Dtype;
 use twn_pack::{
-    Checkpoint, Container, ContainerWriter, Encoding, Granularity, Plan, Rules, ScaleDtype, Tensor, convert, verify,
+    Checkpoint, Container, ContainerWriter, Encoding, Granularity, Plan, Rules, ScaleDtype, Tensor, convert, unpack,
+    verify,
 };
 
 /// What `cargo test -- --ignored write_example` writes; `spec/twn-v1.md` shows its bytes.
@@ -169,6 +170,18 @@ fn both_readers_refuse_what_breaks_a_rule() {
             assert!(python.read(&path).is_err(), "{what}: accepted by Python");
         }
     }
+}
+
+/// `unpack` used to take a negative scale, and to blame the output for what is wrong with the input.
+#[test]
+fn unpack_refuses_a_negative_scale_and_names_the_container() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = forge(&fs::read(EXAMPLE).unwrap(), &[], &[(192 + 3, 0xbf)]);
+    let container = Container::from_bytes("in.twn", bytes).unwrap();
+    let output = directory.path().join("out.safetensors");
+    let error = unpack::unpack(&container, &output, &unpack::Options::default()).unwrap_err().to_string();
+    assert!(error.starts_with("in.twn: tensor `weight`: scale 0 is -1"), "{error}");
+    assert!(!output.exists());
 }
 
 #[test]
