@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Tensor, TensorEntry, TernaryTensor};
+use crate::error::ContainerProblem;
 use crate::source::header::byte_length;
 use crate::{Error, Result, float8};
 
@@ -48,7 +49,9 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
                 file.write_at(dense.data, offset)?;
                 dense.data.len() as u64
             }
-            Tensor::Ternary(ternary) => write_ternary(&file, &entry.name, &ternary, dtype, offset, options)?,
+            Tensor::Ternary(ternary) => {
+                write_ternary(container.path(), &file, &entry.name, &ternary, dtype, offset, options)?
+            }
         };
     }
     file.publish()?;
@@ -87,6 +90,7 @@ fn header(container: &Container, entries: &[(&TensorEntry, Dtype)]) -> (Vec<u8>,
 
 /// Dequantizes filter by filter; returns how many bytes the tensor takes.
 fn write_ternary(
+    input: &Path,
     file: &AtomicFile,
     name: &str,
     tensor: &TernaryTensor<'_>,
@@ -95,6 +99,10 @@ fn write_ternary(
     options: &Options<'_>,
 ) -> Result<u64> {
     for (index, scale) in tensor.scales().enumerate() {
+        if !scale.is_finite() || scale.is_sign_negative() {
+            let problem = ContainerProblem::Scale { tensor: name.to_owned(), index, found: scale };
+            return Err(Error::container(input)(problem));
+        }
         let stored = round_to(dtype, scale);
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
             return Err(Error::Request(format!(
@@ -105,7 +113,8 @@ fn write_ternary(
     let size = (dtype.bitsize() / 8) as u64;
     let n = tensor.filter_len;
     let bad_codes = |message| {
-        Error::container(file.path())(crate::error::ContainerProblem::Entry { tensor: name.to_owned(), message })
+        let entry = |message| ContainerProblem::Entry { tensor: name.to_owned(), message };
+        Error::container(input)(tensor.bad_codes(name).unwrap_or_else(|| entry(message)))
     };
     if tensor.axis != 0 {
         // Filters are not runs of the file: the whole tensor is put together first.
