@@ -208,7 +208,9 @@ pub enum CheckpointProblem {
         second: String,
     },
     /// A name or rank over this crate's limits.
-    #[error("tensor `{tensor}`: {what} is {found}, the limit is {limit}; reshape or rename it and save the checkpoint again")]
+    #[error(
+        "tensor `{tensor}`: {what} is {found}, the limit is {limit}; reshape or rename it and save the checkpoint again"
+    )]
     Limit {
         /// Tensor name (shortened).
         tensor: String,
