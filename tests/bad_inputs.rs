@@ -199,3 +199,43 @@ fn the_program_refuses_containers() {
         }
     }
 }
+
+/// Whether opening or looking at every byte finds something wrong.
+fn is_noticed(bytes: Vec<u8>) -> bool {
+    match Container::from_bytes("damaged", bytes) {
+        Ok(container) => !verify::verify(&container, None).unwrap().is_good(),
+        Err(error) => error.fault() == Fault::Input,
+    }
+}
+
+#[test]
+fn every_damaged_byte_and_every_cut_is_noticed() {
+    let good = std::fs::read(directory().with_file_name("by-hand.twn")).unwrap();
+    assert!(!is_noticed(good.clone()));
+    for at in 0..good.len() {
+        assert!(is_noticed(good[..at].to_vec()), "cut at byte {at}");
+        for mask in [0x01, 0x80, 0xff] {
+            let mut bytes = good.clone();
+            bytes[at] ^= mask;
+            assert!(is_noticed(bytes), "byte {at} ^ {mask:#04x}");
+        }
+    }
+}
+
+/// Not every change to a checkpoint can be noticed, it has no checksums; but none may panic.
+#[test]
+fn a_damaged_header_is_an_answer_and_no_panic() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("damaged.safetensors");
+    let good = std::fs::read(directory().with_file_name("edges.safetensors")).unwrap();
+    for at in 0..good.len() {
+        for byte in [b'9', good[at] ^ 0x80] {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            std::fs::write(&path, bytes).unwrap();
+            let Ok(checkpoint) = Checkpoint::open(&path) else { continue };
+            let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+            let _ = convert::measure(&checkpoint, &plan, &convert::Options::default());
+        }
+    }
+}
