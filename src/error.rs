@@ -9,12 +9,13 @@ use safetensors::Dtype;
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. `Display` is one line that names the file and, where there is one, the tensor.
+/// What went wrong. `Display` is one line that names the file and, where there is one, the tensor;
+/// the operating system's own words are its `source`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused: missing file, no permission, disk full.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,

@@ -86,7 +86,7 @@ impl Encoding {
     /// When `packed` is not [`Encoding::bytes`] of `codes.len()` long.
     pub fn unpack(self, packed: &[u8], codes: &mut [u8]) -> Result<(), String> {
         assert_eq!(packed.len(), self.bytes(codes.len()), "packed length");
-        self.check(packed, codes.len())?;
+        self.check(Isa::PORTABLE, packed, codes.len())?;
         let group = self.weights_per_byte();
         let spread = |byte: u8, out: &mut [u8]| {
             let trits = &TRITS[usize::from(byte)];
@@ -108,14 +108,16 @@ impl Encoding {
         Ok(())
     }
 
-    /// Checks the bytes of one filter of `n` weights without unpacking them.
+    /// Checks the bytes of one filter of `n` weights, or of a part of one that begins on a byte,
+    /// and counts its codes, without unpacking them.
     ///
     /// # Errors
     /// What is wrong with the bytes.
-    pub fn check(self, packed: &[u8], n: usize) -> Result<(), String> {
-        if !Isa::PORTABLE.run(Valid { encoding: self, packed }) {
-            let at = packed.iter().position(|&byte| !Isa::PORTABLE.run(Valid { encoding: self, packed: &[byte] }));
-            let at = at.unwrap_or_default();
+    pub fn check(self, isa: Isa, packed: &[u8], n: usize) -> Result<Counts, String> {
+        let census = isa.run(Census { encoding: self, packed });
+        if !census.valid {
+            let bad = |byte: &u8| !isa.run(Census { encoding: self, packed: &[*byte] }).valid;
+            let at = packed.iter().position(bad).unwrap_or_default();
             return Err(format!("byte {at} is {:#04x}, which holds no valid {} code", packed[at], self.name()));
         }
         let rest = n % self.weights_per_byte();
@@ -124,7 +126,13 @@ impl Encoding {
                 "the last byte is {last:#04x}: after {rest} weights it is not filled up as {} asks",
                 self.name()
             )),
-            _ => Ok(()),
+            _ => {
+                // What fills up the last byte is a zero weight, or no positive one.
+                let fill = (packed.len() * self.weights_per_byte() - n) as u64;
+                let zeros = if self == Self::B1 { 0 } else { census.zeros - fill };
+                let positive = census.positive;
+                Ok(Counts { negative: n as u64 - zeros - positive, zeros, positive })
+            }
         }
     }
 
@@ -183,21 +191,92 @@ fn groups<const N: usize>(codes: &[u8], packed: &mut [u8], fill: u8, pack: impl 
     }
 }
 
-/// Whether every byte holds valid codes.
-struct Valid<'a> {
+/// How many codes of each kind there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Code 0.
+    pub negative: u64,
+    /// Code 1.
+    pub zeros: u64,
+    /// Code 2.
+    pub positive: u64,
+}
+
+impl Counts {
+    /// These and `next` together.
+    pub(crate) fn plus(self, next: Self) -> Self {
+        Self {
+            negative: self.negative + next.negative,
+            zeros: self.zeros + next.zeros,
+            positive: self.positive + next.positive,
+        }
+    }
+}
+
+/// Whether every byte holds valid codes, and how many are zero and positive, with what fills up
+/// the last byte.
+struct Census<'a> {
     encoding: Encoding,
     packed: &'a [u8],
 }
 
-impl Task for Valid<'_> {
-    type Output = bool;
+struct Counted {
+    valid: bool,
+    zeros: u64,
+    positive: u64,
+}
+
+/// How many of a `t5` byte's five codes are 1, and how many 2.
+static T5_COUNTS: [[u8; 2]; 256] = {
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut i = 0;
+        while i < 5 {
+            table[byte][0] += (TRITS[byte][i] == 1) as u8;
+            table[byte][1] += (TRITS[byte][i] == 2) as u8;
+            i += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
+impl Task for Census<'_> {
+    type Output = Counted;
 
     #[inline(always)]
-    fn portable(self) -> bool {
+    fn portable(self) -> Counted {
+        let mut counted = Counted { valid: true, zeros: 0, positive: 0 };
         match self.encoding {
-            Encoding::T2 => self.packed.iter().fold(0, |bad, byte| bad | (byte & byte >> 1 & 0x55)) == 0,
-            Encoding::T5 => self.packed.iter().fold(0, |max, &byte| max.max(byte)) <= 242,
-            Encoding::B1 => true,
+            Encoding::T2 => {
+                const LOW: u64 = 0x5555_5555_5555_5555;
+                let mut bad = 0;
+                let mut word = |codes: u64| {
+                    let (low, high) = (codes & LOW, codes >> 1 & LOW);
+                    bad |= low & high;
+                    counted.zeros += u64::from(low.count_ones());
+                    counted.positive += u64::from(high.count_ones());
+                };
+                let (words, rest) = self.packed.as_chunks::<8>();
+                words.iter().for_each(|bytes| word(u64::from_le_bytes(*bytes)));
+                rest.iter().for_each(|&byte| word(u64::from(byte)));
+                counted.valid = bad == 0;
+            }
+            Encoding::T5 => {
+                let mut max = 0;
+                for &byte in self.packed {
+                    let [zeros, positive] = T5_COUNTS[usize::from(byte)];
+                    counted.zeros += u64::from(zeros);
+                    counted.positive += u64::from(positive);
+                    max = byte.max(max);
+                }
+                counted.valid = max <= 242;
+            }
+            Encoding::B1 => {
+                counted.positive = self.packed.iter().map(|byte| u64::from(byte.count_ones())).sum();
+            }
         }
+        counted
     }
 }

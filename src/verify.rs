@@ -9,14 +9,15 @@ use crc32fast::Hasher;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::container::{Body, Container, Section, Tensor, TensorEntry, TernaryTensor};
+use crate::container::{Body, Container, Section, Tensor, TensorEntry, TernaryEntry, TernaryTensor};
 use crate::error::ContainerProblem as Problem;
+use crate::pack::Counts;
 use crate::source::weights::Element;
 use crate::source::{Checkpoint, FilterView, TensorView};
 use crate::{Error, Isa, Result};
 
 /// Bytes per piece of work.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 18;
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -41,6 +42,7 @@ impl Verification {
 /// # Errors
 /// [`Error::Cancelled`]. What is wrong with the file is in the result.
 pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Verification> {
+    let isa = Isa::detect()?;
     let mut result = Verification {
         tensors: container.index().tensors.len() as u64,
         bytes: container.bytes().len() as u64,
@@ -60,25 +62,33 @@ pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Veri
         .par_iter()
         .map(|piece| match cancel {
             Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
-            _ => Ok(piece.check(container)),
+            _ => Ok(piece.check(container, isa)),
         })
         .collect::<Result<_>>()?;
     let mut checked = pieces.iter().zip(checked).peekable();
     for (t, entry) in container.index().tensors.iter().enumerate() {
+        let mut whole = Checked::default();
+        let mut problems = Vec::new();
         for (s, (part, section)) in entry.sections().enumerate() {
-            let (mut crc, mut problems) = (Hasher::new(), Vec::new());
+            let (mut crc, mut problem) = (Hasher::new(), None);
             while let Some((_, next)) = checked.next_if(|(piece, _)| (piece.tensor, piece.part) == (t, s)) {
                 crc.combine(&next.crc);
-                problems.extend(next.problem);
+                whole.counts = whole.counts.plus(next.counts);
+                whole.scales = whole.scales.join(next.scales);
+                // One line per section is enough; a damaged section may hold thousands.
+                problem = problem.or(next.problem);
             }
             let found = crc.finalize();
             if found != section.crc32 {
                 let what = format!("tensor `{}`: {part}", entry.name);
-                result.problems.push(Problem::Checksum { what, expected: section.crc32, found }.to_string());
+                problems.push(Problem::Checksum { what, expected: section.crc32, found });
             }
-            // One line per section is enough; a damaged section may hold thousands.
-            result.problems.extend(problems.first().map(ToString::to_string));
+            problems.extend(problem);
         }
+        if problems.is_empty() {
+            problems.extend(whole.against_stats(entry));
+        }
+        result.problems.extend(problems.iter().map(ToString::to_string));
     }
     Ok(result)
 }
@@ -99,9 +109,54 @@ struct Piece {
     end: usize,
 }
 
+/// What the bytes of a piece, or of a tensor, say.
+#[derive(Default)]
 struct Checked {
     crc: Hasher,
+    counts: Counts,
+    scales: Range,
     problem: Option<Problem>,
+}
+
+/// Smallest and largest of some scales; no scale at all is (∞, −∞).
+#[derive(Clone, Copy)]
+struct Range(f32, f32);
+
+impl Default for Range {
+    fn default() -> Self {
+        Self(f32::INFINITY, f32::NEG_INFINITY)
+    }
+}
+
+impl Range {
+    fn join(self, other: Self) -> Self {
+        Self(self.0.min(other.0), self.1.max(other.1))
+    }
+}
+
+impl Checked {
+    /// The index repeats what codes and scales say; it must not say anything else.
+    fn against_stats(&self, entry: &TensorEntry) -> Option<Problem> {
+        let Body::Ternary(TernaryEntry { stats, .. }) = entry.body() else {
+            return None;
+        };
+        let message = |message| Some(Problem::Entry { tensor: entry.name.clone(), message });
+        let Counts { negative, zeros, positive } = self.counts;
+        if (stats.negative, stats.zeros, stats.positive) != (negative, zeros, positive) {
+            return message(format!(
+                "statistics count {}, {}, {} codes −1, 0, +1, the codes are {negative}, {zeros}, {positive}; pack it again",
+                stats.negative, stats.zeros, stats.positive
+            ));
+        }
+        let Range(min, max) = self.scales;
+        if (stats.alpha.min, stats.alpha.max) != (f64::from(min), f64::from(max)) {
+            return message(format!(
+                "statistics say that scales go from {:e} to {:e}, they go from {min:e} to {max:e}; pack it again",
+                stats.alpha.min, stats.alpha.max
+            ));
+        }
+        None
+    }
 }
 
 fn pieces(container: &Container) -> Vec<Piece> {
@@ -130,53 +185,60 @@ fn pieces(container: &Container) -> Vec<Piece> {
 }
 
 impl Piece {
-    fn check(&self, container: &Container) -> Checked {
+    fn check(&self, container: &Container, isa: Isa) -> Checked {
         let bytes = &container.section(self.section)[self.start..self.end];
-        let mut crc = Hasher::new();
-        crc.update(bytes);
         let entry = &container.index().tensors[self.tensor];
-        let problem = match entry.body() {
-            Body::Dense(_) => None,
-            Body::Ternary(_) if self.part == 0 => check_codes(entry, bytes, self.start),
+        let mut checked = Checked::default();
+        checked.crc.update(bytes);
+        match entry.body() {
+            Body::Dense(_) => {}
+            Body::Ternary(ternary) if self.part == 0 => match check_codes(entry, ternary, bytes, self.start, isa) {
+                Ok(counts) => checked.counts = counts,
+                Err(problem) => checked.problem = Some(problem),
+            },
             Body::Ternary(ternary) => {
                 let tensor = TernaryTensor::new(entry, ternary, Vec::new(), bytes);
                 let size = ternary.scale_dtype.size();
-                (0..bytes.len() / size).find_map(|i| {
-                    let found = tensor.scale_at(i);
-                    let index = self.start / size + i;
-                    let bad = !found.is_finite() || found.is_sign_negative();
-                    bad.then(|| Problem::Scale { tensor: entry.name.clone(), index, found })
-                })
+                for (i, found) in (self.start / size..).zip((0..bytes.len() / size).map(|i| tensor.scale_at(i))) {
+                    checked.scales = checked.scales.join(Range(found, found));
+                    if !found.is_finite() || found.is_sign_negative() {
+                        checked.problem = Some(Problem::Scale { tensor: entry.name.clone(), index: i, found });
+                        break;
+                    }
+                }
             }
-        };
-        Checked { crc, problem }
+        }
+        checked
     }
 }
 
-/// The first filter in these bytes of a codes section that holds what no writer would write.
-fn check_codes(entry: &TensorEntry, bytes: &[u8], start: usize) -> Option<Problem> {
-    let Body::Ternary(ternary) = entry.body() else {
-        return None;
-    };
+/// Counts the codes in these bytes of a codes section, or finds the first filter that holds what no
+/// writer would write.
+fn check_codes(
+    entry: &TensorEntry,
+    ternary: &TernaryEntry,
+    bytes: &[u8],
+    start: usize,
+    isa: Isa,
+) -> Result<Counts, Problem> {
     let (filters, n) = entry.filters(ternary);
-    let (n, row) = (n as usize, ternary.encoding.bytes(n as usize));
+    let (n, row, per_byte) = (n as usize, ternary.encoding.bytes(n as usize), ternary.encoding.weights_per_byte());
+    let mut counts = Counts::default();
     let mut at = 0;
     while at < bytes.len() {
         let (filter, within) = ((start + at) / row, (start + at) % row);
         let length = (row - within).min(bytes.len() - at);
-        let weights =
-            (length * ternary.encoding.weights_per_byte()).min(n - within * ternary.encoding.weights_per_byte());
-        if let Err(message) = ternary.encoding.check(&bytes[at..at + length], weights) {
-            return Some(Problem::Code {
-                tensor: entry.name.clone(),
-                plane: filter / filters as usize,
-                filter: filter % filters as usize,
-                message,
-            });
-        }
+        let weights = (length * per_byte).min(n - within * per_byte);
+        let found = ternary.encoding.check(isa, &bytes[at..at + length], weights);
+        counts = counts.plus(found.map_err(|message| Problem::Code {
+            tensor: entry.name.clone(),
+            plane: filter / filters as usize,
+            filter: filter % filters as usize,
+            message,
+        })?);
         at += length;
     }
-    None
+    Ok(counts)
 }
 
 /// Compares a file with the checkpoint it was made from: the same tensors, dense ones bit by bit,

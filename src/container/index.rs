@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 
 use safetensors::Dtype;
+use serde::de::value::{MapAccessDeserializer, StringDeserializer};
+use serde::de::{Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::align;
@@ -16,6 +19,45 @@ use crate::pack::Encoding;
 use crate::source::header::{UniqueMap, byte_length, needs};
 use crate::ternarize::ScaleDtype;
 
+/// Reads a JSON object, and nothing else: serde would also take an array of the fields' values.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(Object(PhantomData))
+}
+
+/// Reads a name from a fixed list out of a JSON string: serde would also take `{"name": null}`.
+fn named<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    let name: StringDeserializer<D::Error> = String::deserialize(deserializer)?.into_deserializer();
+    T::deserialize(name)
+}
+
+/// [`object`], where there may be none.
+fn optional_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    object(deserializer).map(Some)
+}
+
+/// An array of objects.
+fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct Item<T>(T);
+    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Item<T> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            object(deserializer).map(Item)
+        }
+    }
+    Ok(Vec::<Item<T>>::deserialize(deserializer)?.into_iter().map(|item| item.0).collect())
+}
+
 /// Everything about a `.twn` file but the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Index {
@@ -23,8 +65,10 @@ pub struct Index {
     #[serde(deserialize_with = "UniqueMap::deserialize_map")]
     pub metadata: BTreeMap<String, String>,
     /// Who wrote the file.
+    #[serde(deserialize_with = "object")]
     pub producer: Producer,
     /// Every tensor, in the order of its sections in the file.
+    #[serde(deserialize_with = "objects")]
     pub tensors: Vec<TensorEntry>,
 }
 
@@ -47,15 +91,16 @@ impl Producer {
 /// One tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorEntry {
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
     dense: Option<DenseEntry>,
     /// The checkpoint's data type.
+    #[serde(deserialize_with = "named")]
     pub dtype: Dtype,
     /// The tensor's name, unique in the file.
     pub name: String,
     /// Its shape, outermost dimension first.
     pub shape: Vec<u64>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
     ternary: Option<TernaryEntry>,
 }
 
@@ -75,6 +120,7 @@ pub struct DenseEntry {
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub reason: String,
     /// Its bytes: little-endian, C order.
+    #[serde(deserialize_with = "object")]
     pub section: Section,
 }
 
@@ -84,20 +130,26 @@ pub struct TernaryEntry {
     /// The filter axis: filter i holds the weights with index i along it, the other axes in their order.
     pub axis: u64,
     /// The codes: [planes][filters][bytes per filter].
+    #[serde(deserialize_with = "object")]
     pub codes: Section,
     /// How codes are packed.
+    #[serde(deserialize_with = "named")]
     pub encoding: Encoding,
     /// Which weights share a scale.
     pub granularity: Granularity,
     /// How thresholds and scales were chosen; not needed to decode.
+    #[serde(deserialize_with = "object")]
     pub method: MethodEntry,
     /// How many planes, P.
     pub planes: u64,
     /// The type of the scales.
+    #[serde(deserialize_with = "named")]
     pub scale_dtype: ScaleDtype,
     /// The scales: [planes][scales per plane].
+    #[serde(deserialize_with = "object")]
     pub scales: Section,
     /// What a report needs; not needed to decode.
+    #[serde(deserialize_with = "object")]
     pub stats: Stats,
 }
 
@@ -191,9 +243,10 @@ pub struct MethodEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     /// The stored scales.
+    #[serde(deserialize_with = "object")]
     pub alpha: Spread,
     /// The thresholds; absent where codes are signs only.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
     pub delta: Option<Spread>,
     /// How many codes are −1.
     pub negative: u64,
@@ -343,6 +396,12 @@ impl TensorEntry {
             ternary.granularity.scales(filters, n).checked_mul(ternary.planes * ternary.scale_dtype.size() as u64);
         check_length("scales", ternary.scales, scales)?;
         let stats = &ternary.stats;
+        if stats.squared_error < 0.0 || stats.squared_norm < 0.0 {
+            return Err(format!(
+                "statistics say ‖W−Ŵ‖² = {:e} and ‖W‖² = {:e}, which cannot be negative; pack it again",
+                stats.squared_error, stats.squared_norm
+            ));
+        }
         let counted = stats.negative.checked_add(stats.zeros).and_then(|n| n.checked_add(stats.positive));
         if counted != self.elements().checked_mul(ternary.planes) {
             return Err(format!(
@@ -374,7 +433,9 @@ impl Index {
 
     /// Parses and checks an index whose sections have to end right before `index_offset`.
     pub(crate) fn parse(json: &[u8], index_offset: u64) -> Result<Self, Problem> {
-        let index: Self = serde_json::from_slice(json).map_err(|e| {
+        let mut json = serde_json::Deserializer::from_slice(json);
+        let index: Result<Self, _> = object(&mut json).and_then(|index| json.end().map(|()| index));
+        let index = index.map_err(|e| {
             let text = e.to_string().replace('\0', "");
             Problem::Index(format!("{text}; pack it again, or update twn-pack if a later one wrote it"))
         })?;

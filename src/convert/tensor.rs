@@ -138,7 +138,8 @@ impl TernaryWork<'_> {
         // Where each filter lies in one run, decode it just before it is used; else a whole piece,
         // whose filters are neighbours in the file.
         let (mut scratch, mut row_scratch, mut codes) = (Vec::new(), Vec::new(), vec![0; range.len().min(n)]);
-        let whole = if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), isa, &mut scratch)) };
+        let whole =
+            if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), isa, &mut scratch)) };
         let mut at = range.start;
         while at < range.end {
             let row = at..((at / n + 1) * n).min(range.end);

@@ -3,9 +3,9 @@
 //! (lane = index mod 16, f64, one tree), so all of them give the same bits.
 //! Not here: thresholds and scales ([`crate::ternarize`]), bit orders ([`crate::pack`]).
 
-use super::Task;
 #[cfg(target_arch = "x86_64")]
 use super::Avx512;
+use super::Task;
 
 /// Weights per block. A sum over more weights adds the blocks' sums in order. A multiple of the
 /// 16 lanes and of the weights per byte of every encoding (4, 5, 8).

@@ -147,7 +147,7 @@ const INDEX: usize = 256;
 impl Twn {
     /// A good file: `b` dense, 3 bytes; `w` ternary, 2 filters of 6 weights.
     pub fn base() -> Self {
-        Self::with("t2", &[0x46, 0x52, 0x95, 0x54], &[1.5_f32, 0.25].map(f32::to_le_bytes).concat(), [2, 8, 2])
+        Self::with("t2", &[0x46, 0x52, 0x95, 0x54], &[1.5_f32, 0.25].map(f32::to_le_bytes).concat(), [3, 6, 3])
     }
 
     /// The same with these codes and scales; `counts` are those of −1, 0 and +1.
@@ -270,7 +270,7 @@ fn sections(add: &mut dyn FnMut(&str, Vec<u8>)) {
     add("section-misaligned", moved("/ternary/codes/offset", 132));
     add("section-offset-overflow", moved("/ternary/codes/offset", u64::MAX - 3));
     let mut huge = Twn::base().set("/shape", json!([2, 1_u64 << 40])).set("/ternary/codes/length", json!(1_u64 << 39));
-    huge = huge.set("/ternary/stats/zeros", json!((1_u64 << 41) - 4));
+    huge = huge.set("/ternary/stats/zeros", json!((1_u64 << 41) - 6));
     add("section-outside", huge.seal());
     let mut late = Twn::base();
     late.body.extend([0; 64]);
@@ -287,8 +287,8 @@ fn sections(add: &mut dyn FnMut(&str, Vec<u8>)) {
 fn contents(add: &mut dyn FnMut(&str, Vec<u8>)) {
     let scales = [1.5_f32, 0.25].map(f32::to_le_bytes).concat();
     let codes = |encoding: &str, bytes: &[u8], counts| Twn::with(encoding, bytes, &scales, counts).seal();
-    add("t2-code-3", codes("t2", &[0x46, 0x52, 0x97, 0x54], [2, 8, 2]));
-    add("t2-tail", codes("t2", &[0x46, 0x52, 0x95, 0x04], [2, 8, 2]));
+    add("t2-code-3", codes("t2", &[0x46, 0x52, 0x97, 0x54], [3, 6, 3]));
+    add("t2-tail", codes("t2", &[0x46, 0x52, 0x95, 0x04], [3, 6, 3]));
     // 121 is five zeros, 122 four after +1.
     add("t5-byte-243", codes("t5", &[121, 121, 243, 121], [0, 12, 0]));
     add("t5-tail", codes("t5", &[121, 122, 121, 124], [0, 11, 1]));
@@ -297,7 +297,7 @@ fn contents(add: &mut dyn FnMut(&str, Vec<u8>)) {
     add("b1-tail", b1.seal());
     let scale = |first: f32, second: f32| {
         let scales = [first, second].map(f32::to_le_bytes).concat();
-        Twn::with("t2", &[0x46, 0x52, 0x95, 0x54], &scales, [2, 8, 2]).seal()
+        Twn::with("t2", &[0x46, 0x52, 0x95, 0x54], &scales, [3, 6, 3]).seal()
     };
     add("scale-negative", scale(1.5, -0.25));
     add("scale-negative-zero", scale(-0.0, 0.25));
@@ -321,6 +321,12 @@ fn entries(add: &mut dyn FnMut(&str, Vec<u8>)) {
     add("rank-17", set("/shape", json!([2, 6, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])));
     add("long-name", set("/name", json!("n".repeat(4097))));
     add("statistics", set("/ternary/stats/zeros", json!(9)));
+    add(
+        "statistics-of-other-codes",
+        Twn::base().set("/ternary/stats/negative", json!(4)).set("/ternary/stats/zeros", json!(5)).seal(),
+    );
+    add("statistics-of-other-scales", set("/ternary/stats/alpha/max", json!(1.25)));
+    add("statistics-negative-error", set("/ternary/stats/squared_error", json!(-0.5)));
     add("statistics-overflow", set("/ternary/stats/zeros", json!(u64::MAX)));
     add("duplicate-tensor", set("/name", json!("b")));
     let mut both = Twn::base();
