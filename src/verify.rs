@@ -260,7 +260,9 @@ fn errors<W: Element>(view: FilterView<'_>, ternary: &TernaryTensor<'_>) -> Resu
     let n = ternary.filter_len;
     let mut values = vec![0.0; n];
     let (mut scratch, mut error, mut norm) = (Vec::new(), 0.0, 0.0);
-    for filter in 0..ternary.filters {
+    // Of filters without weights there may be any number, with not a byte in the file.
+    let filters = if n == 0 { 0 } else { ternary.filters };
+    for filter in 0..filters {
         ternary.dequantize_filter(filter, &mut values)?;
         let weights = view.read::<W>(filter * n..(filter + 1) * n, &mut scratch);
         for (w, &v) in weights.iter().zip(&values) {
