@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Tensor, TensorEntry, TernaryTensor};
+use crate::error::ContainerProblem;
 use crate::source::header::byte_length;
 use crate::{Error, Result, float8};
 
@@ -48,7 +49,7 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
                 file.write_at(dense.data, offset)?;
                 dense.data.len() as u64
             }
-            Tensor::Ternary(ternary) => write_ternary(&file, &entry.name, &ternary, dtype, offset, options)?,
+            Tensor::Ternary(ternary) => write_ternary(&file, container, entry, &ternary, dtype, offset, options)?,
         };
     }
     file.publish()?;
@@ -88,13 +89,18 @@ fn header(container: &Container, entries: &[(&TensorEntry, Dtype)]) -> (Vec<u8>,
 /// Dequantizes filter by filter; returns how many bytes the tensor takes.
 fn write_ternary(
     file: &AtomicFile,
-    name: &str,
+    container: &Container,
+    entry: &TensorEntry,
     tensor: &TernaryTensor<'_>,
     dtype: Dtype,
     offset: u64,
     options: &Options<'_>,
 ) -> Result<u64> {
+    let (name, problem) = (&entry.name, Error::container(container.path()));
     for (index, scale) in tensor.scales().enumerate() {
+        if !scale.is_finite() || scale.is_sign_negative() {
+            return Err(problem(ContainerProblem::Scale { tensor: name.clone(), index, found: scale }));
+        }
         let stored = round_to(dtype, scale);
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
             return Err(Error::Request(format!(
@@ -104,13 +110,7 @@ fn write_ternary(
     }
     let size = (dtype.bitsize() / 8) as u64;
     let n = tensor.filter_len;
-    if n == 0 {
-        // There may be any number of such filters: a file need not have a single byte for them.
-        return Ok(0);
-    }
-    let bad_codes = |message| {
-        Error::container(file.path())(crate::error::ContainerProblem::Entry { tensor: name.to_owned(), message })
-    };
+    let bad_codes = |message| problem(ContainerProblem::Entry { tensor: name.clone(), message });
     if tensor.axis != 0 {
         // Filters are not runs of the file: the whole tensor is put together first.
         let array = tensor.to_array().map_err(bad_codes)?;

@@ -13,7 +13,7 @@ use crate::container::{Body, Container, Section, Tensor, TensorEntry, TernaryTen
 use crate::error::ContainerProblem as Problem;
 use crate::source::weights::Element;
 use crate::source::{Checkpoint, FilterView, TensorView};
-use crate::{Error, Result};
+use crate::{Error, Isa, Result};
 
 /// Bytes per piece of work.
 const PIECE: usize = 1 << 20;
@@ -260,11 +260,9 @@ fn errors<W: Element>(view: FilterView<'_>, ternary: &TernaryTensor<'_>) -> Resu
     let n = ternary.filter_len;
     let mut values = vec![0.0; n];
     let (mut scratch, mut error, mut norm) = (Vec::new(), 0.0, 0.0);
-    // Of filters without weights there may be any number, with not a byte in the file.
-    let filters = if n == 0 { 0 } else { ternary.filters };
-    for filter in 0..filters {
+    for filter in 0..ternary.filters {
         ternary.dequantize_filter(filter, &mut values)?;
-        let weights = view.read::<W>(filter * n..(filter + 1) * n, &mut scratch);
+        let weights = view.read::<W>(filter * n..(filter + 1) * n, Isa::PORTABLE, &mut scratch);
         for (w, &v) in weights.iter().zip(&values) {
             let rest = w.to_f64() - f64::from(v);
             error += rest * rest;

@@ -150,10 +150,12 @@ impl FromStr for Granularity {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.strip_prefix("group:").map(str::parse)) {
+        // Plain digits only: `parse` alone would also take `+7` and `007`.
+        let digits = text.strip_prefix("group:").filter(|digits| digits.starts_with(|c| matches!(c, '1'..='9')));
+        match (text, digits.map(str::parse)) {
             ("filter", _) => Ok(Self::Filter),
             ("tensor", _) => Ok(Self::Tensor),
-            (_, Some(Ok(size @ 1..))) => Ok(Self::Group(size)),
+            (_, Some(Ok(size))) => Ok(Self::Group(size)),
             _ => {
                 Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 or more"))
             }
@@ -181,7 +183,7 @@ pub struct MethodEntry {
     /// `twn`, `optimal`, …
     pub name: String,
     /// Its parameters by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "UniqueMap::deserialize_map")]
     pub parameters: BTreeMap<String, f64>,
 }
 
@@ -281,6 +283,9 @@ impl TensorEntry {
                 limits::NAME_BYTES
             )));
         }
+        if self.name == "__metadata__" {
+            return Err(entry("this name means something else in a safetensors header".to_owned()));
+        }
         if self.shape.len() > limits::RANK {
             return Err(entry(format!("rank {} is over the limit of {}", self.shape.len(), limits::RANK)));
         }
@@ -305,6 +310,10 @@ impl TensorEntry {
         }
         if !crate::source::weights::is_float(self.dtype) {
             return Err(format!("ternary, but {} is no floating-point type that can be", self.dtype));
+        }
+        // Then filters ≤ bytes of codes: loops over filters are bounded by the length of the file.
+        if self.elements() == 0 {
+            return Err("ternary, but without weights; it has to be dense".to_owned());
         }
         let (filters, n) = self.filters(ternary);
         let per_byte = ternary.encoding.weights_per_byte() as u64;
@@ -372,5 +381,74 @@ impl Index {
             return Err(Problem::Tiling { what: "index".to_owned(), expected: next, found: index_offset });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One ternary tensor of 2 × 5 weights; its two sections lie at 64 and 128, the index at 192.
+    const GOOD: &str = r#"{"metadata":{},"producer":{"name":"n","version":"v"},"tensors":[{"dtype":"F32","name":"w",
+        "shape":[2,5],"ternary":{"axis":0,"codes":{"crc32":0,"length":4,"offset":64},"encoding":"t2",
+        "granularity":"filter","method":{"name":"m","parameters":{"factor":0.7}},"planes":1,"scale_dtype":"f32",
+        "scales":{"crc32":0,"length":8,"offset":128},"stats":{"alpha":{"max":1,"mean":1,"min":1},"negative":1,
+        "positive":1,"squared_error":0,"squared_norm":0,"zeros":8}}}]}"#;
+
+    /// Parses it after each text was replaced by the one beside it.
+    fn with(changes: &[(&str, &str)]) -> Result<Index, Problem> {
+        let mut json = GOOD.to_owned();
+        for (from, to) in changes {
+            assert!(json.contains(from), "{from}");
+            json = json.replacen(from, to, 1);
+        }
+        Index::parse(json.as_bytes(), 192)
+    }
+
+    #[test]
+    fn a_good_index_passes() {
+        with(&[]).unwrap();
+        with(&[(r#""filter""#, r#""group:7""#)]).unwrap();
+    }
+
+    /// A later of two equal keys used to win in silence.
+    #[test]
+    fn a_parameter_that_stands_twice_is_refused() {
+        let error = with(&[(r#""factor":0.7"#, r#""factor":0.7,"factor":0.8"#)]).unwrap_err().to_string();
+        assert!(error.contains("duplicate key factor"), "{error}");
+    }
+
+    /// A file of 1 KB could claim 2^58 filters of no weights, and `unpack` would walk them all.
+    #[test]
+    fn a_ternary_tensor_without_weights_is_refused() {
+        let error = with(&[
+            ("[2,5]", "[288230376151711744,0]"),
+            (r#""filter""#, r#""group:7""#),
+            (r#""length":4"#, r#""length":0"#),
+            (r#""length":8,"offset":128"#, r#""length":0,"offset":64"#),
+            (r#""negative":1"#, r#""negative":0"#),
+            (r#""positive":1"#, r#""positive":0"#),
+            (r#""zeros":8"#, r#""zeros":0"#),
+        ]);
+        assert!(
+            matches!(&error, Err(Problem::Entry { message, .. }) if message.contains("without weights")),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_group_size_has_one_spelling() {
+        for text in ["group:", "group:0", "group:+7", "group:07", "group: 7", "group:-7", "group:18446744073709551616"]
+        {
+            let error = with(&[(r#""filter""#, &format!("\"{text}\""))]);
+            assert!(matches!(&error, Err(Problem::Index(message)) if message.contains("granularity")), "{error:?}");
+        }
+    }
+
+    /// `unpack` would write a header in which the tensor stands where the metadata belongs.
+    #[test]
+    fn a_tensor_called_metadata_is_refused() {
+        let error = with(&[(r#""name":"w""#, r#""name":"__metadata__""#)]);
+        assert!(matches!(&error, Err(Problem::Entry { tensor, .. }) if tensor == "__metadata__"), "{error:?}");
     }
 }

@@ -449,7 +449,7 @@ fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<Filt
 }
 
 fn is_finite(view: FilterView<'_>, isa: Isa) -> bool {
-    let long = LongRange { view, start: 0, len: view.filters() * view.filter_len() };
+    let long = LongRange { isa, view, start: 0, len: view.filters() * view.filter_len() };
     Unit::from_long(isa, &long).moments().max.is_finite()
 }
 

@@ -12,7 +12,7 @@ use crate::source::FilterView;
 use crate::source::weights::{Element, LongRange};
 use crate::ternarize::{self, Above, Fit, ScaleDtype, Threshold, Unit};
 use crate::vector::Isa;
-use crate::vector::block::{AboveOf, BLOCK, CodesOf, SignsOf};
+use crate::vector::block::{BLOCK, Select, SignsOf};
 
 /// A tensor, its treatment, and what is known of its units so far.
 #[derive(Debug)]
@@ -103,15 +103,15 @@ impl TernaryWork<'_> {
     }
 
     fn fit_long(&self, range: Range<usize>, isa: Isa) -> Result<Fit, WeightsProblem> {
-        let long = LongRange { view: self.view, start: range.start, len: range.len() };
+        let long = LongRange { isa, view: self.view, start: range.start, len: range.len() };
         let unit = Unit::from_long(isa, &long);
         if !unit.moments().max.is_finite() {
             let bad = range.clone().step_by(BLOCK).find_map(|start| {
                 let block = start..(start + BLOCK).min(range.end);
                 if self.view.is_f64() {
-                    self.non_finite(self.view.read::<f64>(block.clone(), &mut Vec::new()), block.start)
+                    self.non_finite(self.view.read::<f64>(block.clone(), isa, &mut Vec::new()), block.start)
                 } else {
-                    self.non_finite(self.view.read::<f32>(block.clone(), &mut Vec::new()), block.start)
+                    self.non_finite(self.view.read::<f32>(block.clone(), isa, &mut Vec::new()), block.start)
                 }
             });
             return Err(bad.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));
@@ -138,13 +138,14 @@ impl TernaryWork<'_> {
         // Where each filter lies in one run, decode it just before it is used; else a whole piece,
         // whose filters are neighbours in the file.
         let (mut scratch, mut row_scratch, mut codes) = (Vec::new(), Vec::new(), vec![0; range.len().min(n)]);
-        let whole = if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), &mut scratch)) };
+        let whole =
+            if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), isa, &mut scratch)) };
         let mut at = range.start;
         while at < range.end {
             let row = at..((at / n + 1) * n).min(range.end);
             let weights = match whole {
                 Some(all) => &all[row.start - range.start..row.end - range.start],
-                None => self.view.read::<W>(row.clone(), &mut row_scratch),
+                None => self.view.read::<W>(row.clone(), isa, &mut row_scratch),
             };
             let codes = &mut codes[..weights.len()];
             self.row(weights, row.start, isa, codes, &mut output)?;
@@ -207,10 +208,7 @@ impl TernaryWork<'_> {
         }
         let threshold = self.treatment.method.threshold(&unit);
         let above = encode(isa, weights, threshold, codes);
-        let above = match threshold {
-            Threshold::Sign => Above { sum: unit.moments().sum, ..above },
-            Threshold::Delta(delta) => unit.above(delta),
-        };
+        let above = if threshold == Threshold::Sign { Above { sum: unit.moments().sum, ..above } } else { above };
         let fit = Fit::new(&*self.treatment.method, &unit, threshold, above, self.treatment.scale_dtype);
         self.checked(fit, start)
     }
@@ -250,18 +248,19 @@ fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
     }
 }
 
-/// Writes the codes of weights that share a threshold; for signs, counts them as well.
+/// Writes the codes of weights that share a threshold, and says what lies above (for signs, without
+/// its sum). Blocks are added as everywhere.
 fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: &mut [u8]) -> Above {
-    match threshold {
-        Threshold::Delta(delta) => {
-            isa.run(CodesOf { weights, delta, codes });
-            isa.run(AboveOf { weights, delta })
-        }
-        Threshold::Sign => {
-            let positive = isa.run(SignsOf { weights, codes });
-            Above { count: weights.len() as u64, positive, sum: 0.0 }
-        }
-    }
+    let blocks = weights.chunks(BLOCK).zip(codes.chunks_mut(BLOCK));
+    blocks.fold(Above::default(), |above, (weights, codes)| {
+        above.then(match threshold {
+            Threshold::Delta(delta) => isa.run(Select { weights, delta, codes }),
+            Threshold::Sign => {
+                let positive = isa.run(SignsOf { weights, codes });
+                Above { count: weights.len() as u64, positive, sum: 0.0 }
+            }
+        })
+    })
 }
 
 fn gcd(a: usize, b: usize) -> usize {

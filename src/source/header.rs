@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use safetensors::Dtype;
@@ -169,23 +170,23 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-/// A string-to-string map in which no key stands twice.
-#[derive(Debug, Default)]
-pub(crate) struct UniqueMap(pub BTreeMap<String, String>);
+/// A map with string keys in which no key stands twice.
+#[derive(Debug)]
+pub(crate) struct UniqueMap<V = String>(pub BTreeMap<String, V>);
 
-impl<'de> Deserialize<'de> for UniqueMap {
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = UniqueMap;
+        struct Entries<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = UniqueMap<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object of strings")
+                f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap<V>, A::Error> {
                 let mut entries = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<String, String>()? {
+                while let Some((key, value)) = map.next_entry::<String, V>()? {
                     if entries.insert(key.clone(), value).is_some() {
                         return Err(duplicate(&key));
                     }
@@ -193,7 +194,7 @@ impl<'de> Deserialize<'de> for UniqueMap {
                 Ok(UniqueMap(entries))
             }
         }
-        deserializer.deserialize_map(Entries)
+        deserializer.deserialize_map(Entries(PhantomData))
     }
 }
 
@@ -212,9 +213,9 @@ pub(crate) fn json_problem(error: &serde_json::Error) -> Problem {
     }
 }
 
-/// Used by the index reader, whose metadata has the same form.
-impl UniqueMap {
-    pub fn deserialize_map<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+/// Used by the index reader, whose metadata and parameters have the same form.
+impl<'de, V: Deserialize<'de>> UniqueMap<V> {
+    pub fn deserialize_map<D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error> {
         Ok(Self::deserialize(deserializer).map_err(D::Error::custom)?.0)
     }
 }

@@ -3,12 +3,15 @@
 
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
 use super::TensorView;
-use crate::ternarize::LongWeights;
+use crate::float8;
+use crate::ternarize::{LongWeights, Slice};
+#[cfg(target_arch = "x86_64")]
+use crate::vector::Avx2;
 use crate::vector::block::{BLOCK, Weight};
+use crate::vector::{Isa, Task};
 
 /// Whether tensors of that type can become ternary: F64, F32, F16, BF16, F8_E4M3, F8_E5M2.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
@@ -64,7 +67,7 @@ impl<'a> FilterView<'a> {
 
     /// Weights `range` of the tensor with its filter axis first, flattened: weight j of filter i is
     /// number i·n + j. Borrowed from the file where type and alignment allow, else decoded into `scratch`.
-    pub(crate) fn read<'s, W: Element>(&self, range: Range<usize>, scratch: &'s mut Vec<W>) -> &'s [W]
+    pub(crate) fn read<'s, W: Element>(&self, range: Range<usize>, isa: Isa, scratch: &'s mut Vec<W>) -> &'s [W]
     where
         'a: 's,
     {
@@ -75,7 +78,7 @@ impl<'a> FilterView<'a> {
                 return weights;
             }
             scratch.resize(range.len(), W::default());
-            W::decode(self.dtype, bytes, scratch);
+            isa.run(Decode { dtype: self.dtype, bytes, out: scratch });
             return scratch;
         }
         scratch.resize(range.len(), W::default());
@@ -91,7 +94,8 @@ impl<'a> FilterView<'a> {
                 let skipped = run.start - (f * n + o * self.inner);
                 let from = (o * self.filters + f) * self.inner + skipped;
                 let bytes = &self.data[from * size..(from + run.len()) * size];
-                W::decode(self.dtype, bytes, &mut scratch[run.start - range.start..run.end - range.start]);
+                let out = &mut scratch[run.start - range.start..run.end - range.start];
+                isa.run(Decode { dtype: self.dtype, bytes, out });
             }
         }
         scratch
@@ -101,6 +105,7 @@ impl<'a> FilterView<'a> {
 /// The weights `start..start + len` of a view, as one unit that is decoded block by block.
 #[derive(Debug)]
 pub(crate) struct LongRange<'a> {
+    pub isa: Isa,
     pub view: FilterView<'a>,
     pub start: usize,
     pub len: usize,
@@ -111,77 +116,98 @@ impl LongWeights for LongRange<'_> {
         self.len
     }
 
-    fn block(&self, i: usize, visit: &mut dyn FnMut(crate::ternarize::Slice<'_>)) {
+    fn block(&self, i: usize, visit: &mut dyn FnMut(Slice<'_>)) {
         let range = self.start + i * BLOCK..self.start + ((i + 1) * BLOCK).min(self.len);
         if self.view.is_f64() {
-            visit(Element::slice(self.view.read::<f64>(range, &mut Vec::new())));
+            visit(Element::slice(self.view.read::<f64>(range, self.isa, &mut Vec::new())));
         } else {
-            visit(Element::slice(self.view.read::<f32>(range, &mut Vec::new())));
+            visit(Element::slice(self.view.read::<f32>(range, self.isa, &mut Vec::new())));
         }
     }
 }
 
 /// A weight type that checkpoints decode to.
 pub(crate) trait Element: Weight {
+    /// The checkpoint's type that needs no decoding.
+    const DTYPE: Dtype;
+
     /// The file's own bytes, where they are this type already and aligned.
-    fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[Self]>;
-    /// Decodes exactly; `bytes` holds as many elements as `out`.
-    fn decode(dtype: Dtype, bytes: &[u8], out: &mut [Self]);
-    fn slice(weights: &[Self]) -> crate::ternarize::Slice<'_>;
+    #[inline]
+    fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[Self]> {
+        let same = dtype == Self::DTYPE && cfg!(target_endian = "little");
+        if same { bytemuck::try_cast_slice(bytes).ok() } else { None }
+    }
+
+    fn slice(weights: &[Self]) -> Slice<'_>;
+
+    /// From `f64`, exactly: the types that reach it are narrower than this one, or this one.
+    fn narrow(value: f64) -> Self;
 }
 
 impl Element for f32 {
-    #[inline]
-    fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[f32]> {
-        if dtype != Dtype::F32 || cfg!(target_endian = "big") {
-            return None;
-        }
-        bytemuck::try_cast_slice(bytes).ok()
+    const DTYPE: Dtype = Dtype::F32;
+
+    fn slice(weights: &[f32]) -> Slice<'_> {
+        Slice::F32(weights)
     }
 
-    fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
-        match dtype {
-            Dtype::F32 => each(bytes, out, f32::from_le_bytes),
-            Dtype::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-            Dtype::F16 => match bytemuck::try_cast_slice::<u8, half::f16>(bytes) {
-                Ok(halves) if cfg!(target_endian = "little") => halves.convert_to_f32_slice(out),
-                _ => each(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
-            },
-            Dtype::F8_E4M3 => each(bytes, out, |[b]| crate::float8::E4M3[usize::from(b)]),
-            Dtype::F8_E5M2 => each(bytes, out, |[b]| crate::float8::E5M2[usize::from(b)]),
-            other => unreachable!("{other} is not decoded to f32"),
-        }
-    }
-
-    fn slice(weights: &[f32]) -> crate::ternarize::Slice<'_> {
-        crate::ternarize::Slice::F32(weights)
+    #[inline(always)]
+    fn narrow(value: f64) -> f32 {
+        value as f32
     }
 }
 
 impl Element for f64 {
-    #[inline]
-    fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[f64]> {
-        if dtype != Dtype::F64 || cfg!(target_endian = "big") {
-            return None;
-        }
-        bytemuck::try_cast_slice(bytes).ok()
+    const DTYPE: Dtype = Dtype::F64;
+
+    fn slice(weights: &[f64]) -> Slice<'_> {
+        Slice::F64(weights)
     }
 
-    fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f64]) {
-        match dtype {
-            Dtype::F64 => each(bytes, out, f64::from_le_bytes),
-            other => unreachable!("{other} is not decoded to f64"),
-        }
-    }
-
-    fn slice(weights: &[f64]) -> crate::ternarize::Slice<'_> {
-        crate::ternarize::Slice::F64(weights)
+    #[inline(always)]
+    fn narrow(value: f64) -> f64 {
+        value
     }
 }
 
-#[inline(always)]
-fn each<const N: usize, W>(bytes: &[u8], out: &mut [W], decode: impl Fn([u8; N]) -> W) {
-    for (w, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-        *w = decode(*b);
+/// Decodes exactly; `bytes` holds as many elements as `out`.
+struct Decode<'a, W> {
+    dtype: Dtype,
+    bytes: &'a [u8],
+    out: &'a mut [W],
+}
+
+impl<W: Element> Task for Decode<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        match self.dtype {
+            Dtype::F64 => self.each(f64::from_le_bytes),
+            Dtype::F32 => self.each(|b| f64::from(f32::from_le_bytes(b))),
+            Dtype::BF16 => self.each(|b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))),
+            Dtype::F16 => self.each(|b| half::f16::from_le_bytes(b).to_f64()),
+            Dtype::F8_E4M3 => self.each(|[b]| f64::from(float8::E4M3[usize::from(b)])),
+            Dtype::F8_E5M2 => self.each(|[b]| f64::from(float8::E5M2[usize::from(b)])),
+            other => unreachable!("{other} does not become ternary"),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx2(self, proof: Avx2) {
+        match (self.dtype, W::as_f32_mut(self.out)) {
+            (Dtype::F16, Some(out)) => proof.decode_f16(self.bytes.as_chunks().0, out),
+            _ => Decode { dtype: self.dtype, bytes: self.bytes, out: self.out }.portable(),
+        }
+    }
+}
+
+impl<W: Element> Decode<'_, W> {
+    #[inline(always)]
+    fn each<const N: usize>(self, decode: impl Fn([u8; N]) -> f64) {
+        for (w, b) in self.out.iter_mut().zip(self.bytes.as_chunks::<N>().0) {
+            *w = W::narrow(decode(*b));
+        }
     }
 }

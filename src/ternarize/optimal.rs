@@ -30,7 +30,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
 pub struct Optimal;
 
 /// So few candidates are sorted at once.
-const FEW: usize = 48;
+const FEW: usize = 16;
 
 /// So many are gathered at most from weights that do not lie in memory (8 MiB as f64).
 const MANY: u64 = 1 << 20;

@@ -3,13 +3,15 @@
 //! (lane = index mod 16, f64, one tree), so all of them give the same bits.
 //! Not here: thresholds and scales ([`crate::ternarize`]), bit orders ([`crate::pack`]).
 
+#[cfg(target_arch = "x86_64")]
+use super::Avx512;
 use super::Task;
 
 /// Weights per block. A sum over more weights adds the blocks' sums in order. A multiple of the
 /// 16 lanes and of the weights per byte of every encoding (4, 5, 8).
 pub const BLOCK: usize = 81_920;
 
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// `f32` or `f64`: what a checkpoint's weights are decoded to.
 pub trait Weight: Copy + PartialOrd + Default + Send + Sync + bytemuck::Pod + 'static {
@@ -23,6 +25,13 @@ pub trait Weight: Copy + PartialOrd + Default + Send + Sync + bytemuck::Pod + 's
     fn magnitude_bits(self) -> Self::Bits;
     fn from_bits(bits: Self::Bits) -> Self;
     fn negative(self) -> Self;
+    /// These weights, if they are `f32`.
+    fn as_f32(_weights: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    fn as_f32_mut(_weights: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
 }
 
 impl Weight for f32 {
@@ -52,6 +61,14 @@ impl Weight for f32 {
     #[inline(always)]
     fn negative(self) -> Self {
         -self
+    }
+    #[inline(always)]
+    fn as_f32(weights: &[Self]) -> Option<&[f32]> {
+        Some(weights)
+    }
+    #[inline(always)]
+    fn as_f32_mut(weights: &mut [Self]) -> Option<&mut [f32]> {
+        Some(weights)
     }
 }
 
@@ -86,7 +103,7 @@ impl Weight for f64 {
 
 /// The lanes of one sum, added in a fixed tree: 16 → 8 → 4 → 2 → 1.
 #[inline(always)]
-fn tree(mut lanes: [f64; LANES]) -> f64 {
+pub(super) fn tree(mut lanes: [f64; LANES]) -> f64 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -147,6 +164,15 @@ impl<W: Weight> Task for MomentsOf<'_, W> {
         let max = max.into_iter().max().unwrap_or_default();
         Moments { sum: tree(sum), sum_of_squares: tree(squares), max: W::from_bits(max).to_f64() }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) -> Self::Output {
+        match W::as_f32(self.0) {
+            Some(weights) => proof.moments(weights),
+            None => self.portable(),
+        }
+    }
 }
 
 /// Weights whose magnitude is above a threshold: how many, and Σ|w| over them.
@@ -189,24 +215,43 @@ impl<W: Weight> Task for AboveOf<'_, W> {
         let total = |lanes: [u32; LANES]| lanes.into_iter().map(u64::from).sum();
         Above { count: total(count), positive: total(positive), sum: tree(sum) }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) -> Self::Output {
+        match W::as_f32(self.weights) {
+            Some(weights) => proof.above(weights, f32::floor_from(self.delta)),
+            None => self.portable(),
+        }
+    }
 }
 
-/// Writes the code t+1 of every weight, one byte each: 2 above Δ, 0 below −Δ, 1 between.
-pub(crate) struct CodesOf<'a, W> {
+/// [`AboveOf`], and the code t+1 of every weight, one byte each: 2 above Δ, 0 below −Δ, 1 between.
+pub(crate) struct Select<'a, W> {
     pub weights: &'a [W],
     pub delta: f64,
     pub codes: &'a mut [u8],
 }
 
-impl<W: Weight> Task for CodesOf<'_, W> {
-    type Output = ();
+impl<W: Weight> Task for Select<'_, W> {
+    type Output = Above;
 
     #[inline(always)]
-    fn portable(self) {
+    fn portable(self) -> Above {
         let delta = W::floor_from(self.delta);
         let minus = delta.negative();
         for (code, &w) in self.codes.iter_mut().zip(self.weights) {
             *code = 1 + u8::from(w > delta) - u8::from(w < minus);
+        }
+        AboveOf { weights: self.weights, delta: self.delta }.portable()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) -> Self::Output {
+        match W::as_f32(self.weights) {
+            Some(weights) => proof.select(weights, f32::floor_from(self.delta), self.codes),
+            None => self.portable(),
         }
     }
 }
@@ -281,21 +326,32 @@ impl<W: Weight> Task for Partition<'_, W> {
     fn portable(self) -> Parts {
         let Self { weights, lo, hi, kept } = self;
         let (mut kept_sum, mut above_sum, mut above) = ([0.0; LANES], [0.0; LANES], [0u32; LANES]);
-        let mut at = 0;
         each_lane(weights, |lane, w| {
             let x = w.magnitude();
-            let (over, inside) = (x > hi, (x > lo) & (x <= hi));
-            above[lane] += u32::from(over);
-            above_sum[lane] += if over { x.to_f64() } else { 0.0 };
-            kept_sum[lane] += if inside { x.to_f64() } else { 0.0 };
-            kept[at.min(weights.len() - 1)] = x;
-            at += usize::from(inside);
+            above[lane] += u32::from(x > hi);
+            above_sum[lane] += if x > hi { x.to_f64() } else { 0.0 };
+            kept_sum[lane] += if (x > lo) & (x <= hi) { x.to_f64() } else { 0.0 };
         });
-        Parts {
-            kept: at,
-            kept_sum: tree(kept_sum),
-            above: above.into_iter().map(u64::from).sum(),
-            above_sum: tree(above_sum),
+        let mut at = 0;
+        for &w in weights {
+            let x = w.magnitude();
+            kept[at] = x;
+            at += usize::from((x > lo) & (x <= hi));
+        }
+        let above = above.into_iter().map(u64::from).sum();
+        Parts { kept: at, kept_sum: tree(kept_sum), above, above_sum: tree(above_sum) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) -> Parts {
+        let (lo, hi) = (self.lo.to_f64() as f32, self.hi.to_f64() as f32);
+        if W::as_f32(self.weights).is_none() {
+            return self.portable();
+        }
+        match (W::as_f32(self.weights), W::as_f32_mut(self.kept)) {
+            (Some(weights), Some(kept)) => proof.partition(weights, lo, hi, kept),
+            _ => unreachable!("both are slices of one type"),
         }
     }
 }

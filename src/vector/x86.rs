@@ -1,6 +1,9 @@
 //! The x86-64 tokens. Not here: any arithmetic.
 
-use super::Task;
+use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+
+use super::block::{Above, Moments, Parts};
+use super::{Task, avx512};
 
 /// Proof that AVX2, F16C, BMI2 and POPCNT are there.
 #[derive(Debug, Clone, Copy)]
@@ -18,11 +21,18 @@ impl Avx2 {
     #[inline]
     pub(super) fn run<T: Task>(self, task: T) -> T::Output {
         #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
-        fn inner<T: Task>(task: T) -> T::Output {
-            task.portable()
+        fn inner<T: Task>(task: T, proof: Avx2) -> T::Output {
+            task.avx2(proof)
         }
         // SAFETY: `self` exists, so `new` saw every feature that `inner` is compiled for.
-        unsafe { inner(task) }
+        unsafe { inner(task, self) }
+    }
+
+    /// IEEE half precision, little-endian, to single; `out` is as long as `halves`.
+    #[inline]
+    pub(crate) fn decode_f16(self, halves: &[[u8; 2]], out: &mut [f32]) {
+        // SAFETY: as in `run`.
+        unsafe { decode_f16(halves, out) }
     }
 }
 
@@ -48,5 +58,48 @@ impl Avx512 {
         }
         // SAFETY: `self` exists, so `new` saw every feature that `inner` is compiled for.
         unsafe { inner(task, self) }
+    }
+
+    /// AVX-512 machines have AVX2; `new` saw that too.
+    #[inline]
+    pub(super) fn avx2(self) -> Avx2 {
+        Avx2(())
+    }
+
+    #[inline]
+    pub(super) fn moments(self, weights: &[f32]) -> Moments {
+        // SAFETY: `self` exists, so `new` saw every feature that the function is compiled for.
+        unsafe { avx512::moments(weights) }
+    }
+
+    #[inline]
+    pub(super) fn above(self, weights: &[f32], delta: f32) -> Above {
+        // SAFETY: as in `moments`.
+        unsafe { avx512::above(weights, delta) }
+    }
+
+    #[inline]
+    pub(super) fn select(self, weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
+        // SAFETY: as in `moments`.
+        unsafe { avx512::select(weights, delta, codes) }
+    }
+
+    #[inline]
+    pub(super) fn partition(self, weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> Parts {
+        // SAFETY: as in `moments`.
+        unsafe { avx512::partition(weights, lo, hi, kept) }
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn decode_f16(halves: &[[u8; 2]], out: &mut [f32]) {
+    let (chunks, rest) = halves.as_chunks::<8>();
+    let (out_chunks, out_rest) = out.as_chunks_mut::<8>();
+    for (halves, out) in chunks.iter().zip(out_chunks) {
+        // SAFETY: the arrays have the 16 bytes that are read and the 8 values that are written.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()))) };
+    }
+    for (half, out) in rest.iter().zip(out_rest) {
+        *out = half::f16::from_le_bytes(*half).to_f32();
     }
 }

@@ -1,0 +1,213 @@
+//! The speed table of `docs/performance.md`: whole commands against the plain read bandwidth of
+//! the same mapping, in one run, medians of several rounds. Not a criterion benchmark: what is
+//! timed takes long enough, and what counts is the ratio.
+//!
+//! `cargo bench --bench ratios [-- --gib 1 --rounds 9 --dir DIR]`
+
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// (filters, weights per filter), again and again until the file is full.
+const SHAPES: [(usize, usize); 5] = [(4096, 576), (2048, 1152), (1024, 2304), (4096, 4096), (2048, 8192)];
+
+/// The size of a weight on disk, and how to write one.
+#[derive(Clone, Copy, PartialEq)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+fn main() {
+    let args = Args::parse();
+    let f32s = checkpoint(&args.dir, "f32", Dtype::F32, args.gib);
+    let f16s = checkpoint(&args.dir, "f16", Dtype::F16, args.gib);
+    let bf16s = checkpoint(&args.dir, "bf16", Dtype::Bf16, args.gib);
+    let packed = args.dir.join("packed.twn");
+    println!("input {} GiB of f32 per command, {} rounds, medians", args.gib, args.rounds);
+    for threads in [1, 2] {
+        let verified = args.dir.join("verified.twn");
+        pack(&f32s, &verified, threads, &["-m", "twn"]);
+        type Timed<'a> = (&'static str, Box<dyn Fn() -> f64 + 'a>);
+        let (f32s, f16s, bf16s, packed) = (&f32s, &f16s, &bf16s, &packed);
+        let rows: Vec<Timed<'_>> = vec![
+            ("read", Box::new(move || read(f32s, threads))),
+            ("twn t2", Box::new(move || pack(f32s, packed, threads, &["-m", "twn"]))),
+            ("twn t5", Box::new(move || pack(f32s, packed, threads, &["-m", "twn", "-e", "t5"]))),
+            ("optimal t2", Box::new(move || pack(f32s, packed, threads, &["-m", "optimal"]))),
+            ("absmean t2", Box::new(move || pack(f32s, packed, threads, &["-m", "absmean"]))),
+            ("bwn b1", Box::new(move || pack(f32s, packed, threads, &["-m", "bwn"]))),
+            ("twn f16", Box::new(move || pack(f16s, packed, threads, &["-m", "twn"]))),
+            ("twn bf16", Box::new(move || pack(bf16s, packed, threads, &["-m", "twn"]))),
+            ("inspect f32", Box::new(move || run(&["inspect", path(f32s), "--json"], threads))),
+            ("read .twn", Box::new(|| read(&verified, threads))),
+            ("verify", Box::new(|| run(&["verify", path(&verified)], threads))),
+        ];
+        let mut times = vec![Vec::new(); rows.len()];
+        for _ in 0..=args.rounds {
+            for (times, (_, timed)) in times.iter_mut().zip(&rows) {
+                times.push(timed());
+            }
+        }
+        // The first round warmed caches.
+        let medians: Vec<f64> = times.iter_mut().map(|t| median(&mut t[1..])).collect();
+        let of = |name: &str| medians[rows.iter().position(|row| row.0 == name).expect("a row of that name")];
+        let weights = std::fs::metadata(f32s).expect("the input is there").len() as f64 / 4.0;
+        println!("\n{threads} thread(s)      ms    G weights/s   of read bandwidth   against twn t2");
+        for ((name, _), time) in rows.iter().zip(&medians) {
+            let read = if matches!(*name, "verify" | "read .twn") { of("read .twn") } else { of("read") };
+            println!(
+                "{name:<14} {:>7.1}   {:>9.2}   {:>17.2}   {:>14.2}",
+                time * 1e3,
+                weights / time / 1e9,
+                read / time,
+                time / of("twn t2")
+            );
+        }
+    }
+    if !args.keep {
+        for file in [f32s, f16s, bf16s, packed, args.dir.join("verified.twn")] {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+struct Args {
+    gib: usize,
+    rounds: usize,
+    dir: PathBuf,
+    keep: bool,
+}
+
+impl Args {
+    fn parse() -> Self {
+        let args: Vec<String> = std::env::args().collect();
+        let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1));
+        let number = |name, default| value(name).map_or(default, |v| v.parse().expect("a number"));
+        let dir = value("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
+        let keep = args.iter().any(|a| a == "--keep");
+        Self { gib: number("--gib", 1), rounds: number("--rounds", 9), dir, keep }
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Reads every byte through a fresh mapping, threads taking pieces of 1 MiB in turn.
+fn read(file: &Path, threads: usize) -> f64 {
+    let start = Instant::now();
+    let file = File::open(file).expect("the input opens");
+    // SAFETY: nobody else writes to the benchmark's own file.
+    let map = unsafe { memmap2::Mmap::map(&file) }.expect("the input maps");
+    let (next, pieces) = (AtomicUsize::new(0), map.len().div_ceil(1 << 20));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= pieces {
+                        break;
+                    }
+                    let piece = &map[i << 20..map.len().min((i + 1) << 20)];
+                    let mut lanes = [0u64; 16];
+                    for chunk in piece.as_chunks::<128>().0 {
+                        for (lane, word) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
+                            *lane ^= u64::from_le_bytes(*word);
+                        }
+                    }
+                    black_box(lanes);
+                }
+            });
+        }
+    });
+    start.elapsed().as_secs_f64()
+}
+
+fn pack(input: &Path, output: &Path, threads: usize, more: &[&str]) -> f64 {
+    let mut args = vec![path(input), "-o", path(output), "--force"];
+    args.extend(more);
+    run(&args, threads)
+}
+
+/// The whole command, from start to exit.
+fn run(args: &[&str], threads: usize) -> f64 {
+    let start = Instant::now();
+    let status = Command::new(env!("CARGO_BIN_EXE_twn-pack"))
+        .args(args)
+        .args(["-j", &threads.to_string()])
+        .stdout(Stdio::null())
+        .status()
+        .expect("the command starts");
+    assert!(status.success(), "{args:?} failed");
+    start.elapsed().as_secs_f64()
+}
+
+/// Writes a checkpoint of Gaussian weights, `gib` GiB of f32 or as many weights of another type.
+fn checkpoint(dir: &Path, name: &str, dtype: Dtype, gib: usize) -> PathBuf {
+    let path = dir.join(format!("ratios-{name}.safetensors"));
+    let size = if dtype == Dtype::F32 { 4 } else { 2 };
+    let (mut header, mut offset, mut weights, mut tensors) = (String::from("{"), 0, gib << 28, Vec::new());
+    for (i, (filters, n)) in SHAPES.into_iter().cycle().enumerate() {
+        let filters = filters.min(weights / n);
+        if filters == 0 {
+            break;
+        }
+        weights -= filters * n;
+        let end = offset + filters * n * size;
+        let dtype = ["F32", "F16", "BF16"][dtype as usize];
+        let comma = if i == 0 { "" } else { "," };
+        header += &format!(
+            r#"{comma}"layer.{i}.weight":{{"dtype":"{dtype}","shape":[{filters},{n}],"data_offsets":[{offset},{end}]}}"#
+        );
+        offset = end;
+        tensors.push(filters * n);
+    }
+    header += "}";
+    while header.len() % 64 != 56 {
+        header.push(' ');
+    }
+    if std::fs::metadata(&path).is_ok_and(|m| m.len() as usize == 8 + header.len() + offset) {
+        return path;
+    }
+    // A block of Gaussian weights, repeated with a shifting start: no two filters alike.
+    let block: Vec<f32> = gaussian(1 << 20);
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).expect("the directory is writable"));
+    out.write_all(&(header.len() as u64).to_le_bytes()).expect("room for the input");
+    out.write_all(header.as_bytes()).expect("room for the input");
+    for (i, count) in tensors.into_iter().enumerate() {
+        let mut at = i * 7919;
+        for _ in 0..count {
+            let w = block[at & ((1 << 20) - 1)];
+            at += 1;
+            match dtype {
+                Dtype::F32 => out.write_all(&w.to_le_bytes()),
+                Dtype::F16 => out.write_all(&half::f16::from_f32(w).to_le_bytes()),
+                Dtype::Bf16 => out.write_all(&half::bf16::from_f32(w).to_le_bytes()),
+            }
+            .expect("room for the input");
+        }
+    }
+    out.flush().expect("room for the input");
+    path
+}
+
+/// Box–Muller over an LCG.
+fn gaussian(n: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    (0..n).map(|_| (0.02 * (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32).collect()
+}

@@ -1,0 +1,193 @@
+//! The loops of [`super::block`] over `f32`, by hand for AVX-512, where the compiler's form is
+//! slower (measured by `benches/kernels.rs`). The same additions in the same order: lanes 0 to 7
+//! of every sum in one register, 8 to 15 in another; the tail's missing lanes add zero.
+//!
+//! Fused multiply-add is used for squares only: the square of an `f32` is exact in `f64`, so it
+//! rounds like a multiplication followed by an addition.
+
+use std::arch::x86_64::*;
+
+use super::block::{Above, LANES, Moments, Parts, tree};
+
+type Sum = [__m512d; 2];
+
+/// 16 weights.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn load(weights: &[f32; LANES]) -> __m512 {
+    // SAFETY: the array has the 16 weights that are read.
+    unsafe { _mm512_loadu_ps(weights.as_ptr()) }
+}
+
+/// The last few weights, and zeros.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn load_rest(weights: &[f32]) -> __m512 {
+    // SAFETY: only the lanes in the mask are read, and those lie inside `weights`.
+    unsafe { _mm512_maskz_loadu_ps(lanes_of(weights.len()), weights.as_ptr()) }
+}
+
+/// The first lanes, 16 at the most.
+fn lanes_of(count: usize) -> __mmask16 {
+    if count < LANES { (1 << count) - 1 } else { u16::MAX }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn magnitude(w: __m512) -> __m512 {
+    _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(w), _mm512_set1_epi32(0x7fff_ffff)))
+}
+
+/// Both halves as `f64`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn widen(x: __m512) -> Sum {
+    [_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(x))]
+}
+
+/// Adds |w| where the mask says so, and zero elsewhere: even lanes to the first register, odd ones
+/// to the second, everything scaled by 2⁻⁸⁹⁶. An `f32`'s exponent and mantissa, moved to where an
+/// `f64` has them, are its value times 2⁻⁸⁹⁶ exactly (denormals too), and scaling by a power of two
+/// changes no rounding; this is faster than a conversion.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn add_scaled(mask: __mmask16, sum: Sum, w: __m512) -> Sum {
+    let x = _mm512_maskz_and_epi32(mask, _mm512_castps_si512(w), _mm512_set1_epi32(0x7fff_ffff));
+    // Multiplication by 2²⁹ looks at the lower 32 bits only.
+    let even = _mm512_mul_epu32(x, _mm512_set1_epi64(1 << 29));
+    let odd = _mm512_srli_epi64::<3>(_mm512_and_si512(x, _mm512_set1_epi64(0xffff_ffff_0000_0000_u64 as i64)));
+    [_mm512_add_pd(sum[0], _mm512_castsi512_pd(even)), _mm512_add_pd(sum[1], _mm512_castsi512_pd(odd))]
+}
+
+/// Counts the lanes of a mask, lane by lane; a block has fewer than 2³² weights.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn count_in(mask: __mmask16, count: __m512i) -> __m512i {
+    _mm512_mask_add_epi32(count, mask, count, _mm512_set1_epi32(1))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn total_count(count: __m512i) -> u64 {
+    u64::from(_mm512_reduce_add_epi32(count) as u32)
+}
+
+/// The sum of what [`add_scaled`] collected.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn total_scaled(sum: Sum) -> f64 {
+    let (low, high) = (_mm512_unpacklo_pd(sum[0], sum[1]), _mm512_unpackhi_pd(sum[0], sum[1]));
+    let first = _mm512_permutex2var_pd(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+    let second = _mm512_permutex2var_pd(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+    // 2⁸⁹⁶
+    total([first, second]) * f64::from_bits((1023 + 896) << 52)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn total(sum: Sum) -> f64 {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: both stores write 8 of the 16 lanes.
+    unsafe {
+        _mm512_storeu_pd(lanes.as_mut_ptr(), sum[0]);
+        _mm512_storeu_pd(lanes[8..].as_mut_ptr(), sum[1]);
+    }
+    tree(lanes)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn moments(weights: &[f32]) -> Moments {
+    let zero = [_mm512_setzero_pd(); 2];
+    let (mut sum, mut squares, mut max) = (zero, zero, _mm512_setzero_si512());
+    let mut step = |w: __m512| {
+        let x = magnitude(w);
+        max = _mm512_max_epu32(max, _mm512_castps_si512(x));
+        let x = widen(x);
+        sum = [_mm512_add_pd(sum[0], x[0]), _mm512_add_pd(sum[1], x[1])];
+        squares = [_mm512_fmadd_pd(x[0], x[0], squares[0]), _mm512_fmadd_pd(x[1], x[1], squares[1])];
+    };
+    let (chunks, rest) = weights.as_chunks();
+    chunks.iter().for_each(|chunk| step(load(chunk)));
+    step(load_rest(rest));
+    let max = f32::from_bits(_mm512_reduce_max_epu32(max));
+    Moments { sum: total(sum), sum_of_squares: total(squares), max: f64::from(max) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn above(weights: &[f32], delta: f32) -> Above {
+    let bound = _mm512_set1_ps(delta);
+    let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], _mm512_setzero_si512(), _mm512_setzero_si512());
+    let mut step = |w: __m512| {
+        let x = magnitude(w);
+        let (both, over) = (_mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, bound), _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound));
+        count = count_in(both, count);
+        positive = count_in(over, positive);
+        sum = add_scaled(both, sum, w);
+    };
+    let (chunks, rest) = weights.as_chunks();
+    chunks.iter().for_each(|chunk| step(load(chunk)));
+    step(load_rest(rest));
+    Above { count: total_count(count), positive: total_count(positive), sum: total_scaled(sum) }
+}
+
+/// [`above`], and the codes on the way; the counts are taken from the codes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
+    let (bound, minus) = (_mm512_set1_ps(delta), _mm512_set1_ps(-delta));
+    let mut sum = [_mm512_setzero_pd(); 2];
+    let mut step = |w: __m512| {
+        let over = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
+        let under = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
+        sum = add_scaled(over | under, sum, w);
+        // 1, but 0 where under, and 2 where over.
+        _mm_mask_mov_epi8(_mm_maskz_set1_epi8(!under, 1), over, _mm_set1_epi8(2))
+    };
+    let (chunks, rest) = weights.as_chunks();
+    let (code_chunks, code_rest) = codes.as_chunks_mut::<LANES>();
+    for (chunk, codes) in chunks.iter().zip(code_chunks) {
+        // These weights are in the cache; those one filter on are likely next, so fetch them.
+        _mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(weights.len()).cast());
+        // SAFETY: the array has the 16 bytes that are written.
+        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), step(load(chunk))) };
+    }
+    let last = step(load_rest(rest));
+    // SAFETY: only the bytes in the mask are written, and those lie inside `code_rest`.
+    unsafe { _mm_mask_storeu_epi8(code_rest.as_mut_ptr().cast(), lanes_of(code_rest.len()), last) };
+    let (zeros, positive) = count_codes(codes);
+    Above { count: weights.len() as u64 - zeros, positive, sum: total_scaled(sum) }
+}
+
+/// How many codes are 1, and how many 2.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn count_codes(codes: &[u8]) -> (u64, u64) {
+    let (mut zeros, mut positive) = (0, 0);
+    let (chunks, rest) = codes.as_chunks::<64>();
+    for chunk in chunks {
+        // SAFETY: the array has the 64 bytes that are read.
+        let codes = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        zeros += u64::from(_mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8(1)).count_ones());
+        positive += u64::from(_mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8(2)).count_ones());
+    }
+    let of = |wanted: u8| rest.iter().filter(|&&code| code == wanted).count() as u64;
+    (zeros + of(1), positive + of(2))
+}
+
+/// Copies the magnitudes in (lo, hi] to the front of `kept`, which is as long as `weights`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn partition(weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> Parts {
+    let (low, high) = (_mm512_set1_ps(lo), _mm512_set1_ps(hi));
+    let zero = [_mm512_setzero_pd(); 2];
+    let (mut at, mut kept_sum, mut above, mut above_sum) = (0, zero, 0, zero);
+    let mut step = |w: __m512| {
+        let x = magnitude(w);
+        let over = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, high);
+        let inside = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, low) & !over;
+        above += u64::from(over.count_ones());
+        above_sum = add_scaled(over, above_sum, x);
+        kept_sum = add_scaled(inside, kept_sum, x);
+        let packed = _mm512_maskz_compress_ps(inside, x);
+        let room = &mut kept[at..];
+        match room.first_chunk_mut::<LANES>() {
+            // SAFETY: the array has the 16 values that are written.
+            Some(room) => unsafe { _mm512_storeu_ps(room.as_mut_ptr(), packed) },
+            // SAFETY: only the lanes in the mask are written, and those lie inside `kept`.
+            None => unsafe { _mm512_mask_storeu_ps(room.as_mut_ptr(), lanes_of(room.len()), packed) },
+        }
+        at += inside.count_ones() as usize;
+    };
+    let (chunks, rest) = weights.as_chunks();
+    chunks.iter().for_each(|chunk| step(load(chunk)));
+    step(load_rest(rest));
+    Parts { kept: at, kept_sum: total_scaled(kept_sum), above, above_sum: total_scaled(above_sum) }
+}
