@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
+
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -130,13 +132,13 @@ pub enum CheckpointProblem {
         limit: u64,
     },
     /// The header is not the JSON that the format asks for.
-    #[error("header is not valid: {0}")]
+    #[error("header is not valid: {0}; save the checkpoint again")]
     Header(String),
     /// A key stands twice.
-    #[error("key `{0}` stands twice in the header; a reader could see either, so the file is refused")]
+    #[error("key `{0}` stands twice; readers differ in which they take, so remove one")]
     DuplicateKey(String),
     /// A tensor's data type is not one of the format's.
-    #[error("tensor `{tensor}`: {message}")]
+    #[error("tensor `{tensor}`: dtype: {message}; update twn-pack if the type is newer")]
     Dtype {
         /// Tensor name.
         tensor: String,
@@ -144,20 +146,22 @@ pub enum CheckpointProblem {
         message: String,
     },
     /// A tensor's shape does not fit its bytes, or overflows.
-    #[error("tensor `{tensor}`: shape {shape:?} of {dtype} needs {expected} bytes, its data_offsets span {found}")]
+    #[error(
+        "tensor `{tensor}`: shape {shape:?} of {dtype} needs {expected}, its data_offsets span {found} bytes; save the checkpoint again"
+    )]
     Size {
         /// Tensor name.
         tensor: String,
         /// Its shape.
         shape: Vec<u64>,
         /// Its data type.
-        dtype: String,
-        /// Bytes that shape and type need ("more than 2^63" where that overflows).
+        dtype: Dtype,
+        /// What shape and type need: "24 bytes", or in words where that is no number of bytes.
         expected: String,
         /// Bytes between its offsets.
         found: u64,
     },
-    /// A tensor's offsets run backwards or past the end.
+    /// A tensor's offsets run past the end.
     #[error(
         "tensor `{tensor}`: data_offsets [{begin}, {end}) lie outside the {available} bytes of data; was the file cut off?"
     )]
@@ -171,8 +175,22 @@ pub enum CheckpointProblem {
         /// Bytes of data in the file.
         available: u64,
     },
+    /// A tensor's offsets run backwards.
+    #[error(
+        "tensor `{tensor}`: data_offsets [{begin}, {end}) run backwards, the end has to come last; save the checkpoint again"
+    )]
+    Backwards {
+        /// Tensor name.
+        tensor: String,
+        /// First byte.
+        begin: u64,
+        /// One past the last byte.
+        end: u64,
+    },
     /// Bytes that belong to no tensor.
-    #[error("{length} bytes at data offset {offset} belong to no tensor")]
+    #[error(
+        "{length} bytes at data offset {offset} belong to no tensor, the format allows no holes; save the checkpoint again"
+    )]
     Hole {
         /// Where the hole begins, relative to the data section.
         offset: u64,
@@ -180,7 +198,9 @@ pub enum CheckpointProblem {
         length: u64,
     },
     /// Two tensors share bytes.
-    #[error("tensors `{first}` and `{second}` overlap")]
+    #[error(
+        "tensors `{first}` and `{second}` overlap, the format gives every byte to one tensor; save the checkpoint again"
+    )]
     Overlap {
         /// The one that begins first.
         first: String,
@@ -188,7 +208,9 @@ pub enum CheckpointProblem {
         second: String,
     },
     /// A name or rank over this crate's limits.
-    #[error("tensor `{tensor}`: {what} is {found}, the limit is {limit}")]
+    #[error(
+        "tensor `{tensor}`: {what} is {found}, the limit is {limit}; reshape or rename it and save the checkpoint again"
+    )]
     Limit {
         /// Tensor name (shortened).
         tensor: String,
@@ -200,11 +222,17 @@ pub enum CheckpointProblem {
         limit: u64,
     },
     /// The shard index is not valid.
-    #[error("shard index is not valid: {0}")]
+    #[error("shard index is not valid: {0}; download it again")]
     Index(String),
     /// The index names a shard that is no plain file name.
     #[error("shard name {0:?} is not a plain file name; `..`, separators and absolute paths are refused")]
     ShardName(String),
+    /// The index names a shard that is not there.
+    #[error("the index names shard `{shard}`, which is not beside it; download that shard too")]
+    MissingShard {
+        /// Shard file name.
+        shard: String,
+    },
     /// The index promises a tensor that its shard does not hold.
     #[error("tensor `{tensor}` should be in `{shard}` but is not there; download that shard again")]
     MissingTensor {
@@ -235,13 +263,15 @@ pub enum CheckpointProblem {
 #[non_exhaustive]
 pub enum ContainerProblem {
     /// Shorter than the prefix.
-    #[error("not a .twn file: {found} bytes, the prefix alone has 64")]
+    #[error("not a .twn file: it has {found} bytes, the prefix alone has 64; was it cut off?")]
     TooShort {
         /// Bytes there.
         found: u64,
     },
     /// Another magic number. A file whose writing was cut off has zeros here.
-    #[error("not a .twn file, or one whose writing was cut off: it begins with {0:02x?}")]
+    #[error(
+        "not a .twn file, or one whose writing was cut off: it begins with {0:02x?}, should with [89, 54, 57, 4e, 0d, 0a, 1a, 0a]; copy or pack it again"
+    )]
     Magic([u8; 8]),
     /// Written by a later version of the format.
     #[error("version {found} of the format; this reader knows version {known}: update twn-pack")]
@@ -265,7 +295,7 @@ pub enum ContainerProblem {
         found: u32,
     },
     /// The file is longer or shorter than its prefix says.
-    #[error("{found} bytes long, should be {expected}: the file was cut off or appended to")]
+    #[error("{found} bytes long, should be {expected}: the file was cut off or appended to; copy or pack it again")]
     Length {
         /// Length in the prefix.
         expected: u64,
@@ -286,8 +316,10 @@ pub enum ContainerProblem {
         /// What is wrong.
         message: String,
     },
-    /// Sections that overlap, leave holes or reach outside.
-    #[error("{what} begins at byte {found}, should begin at {expected}")]
+    /// Sections that overlap or leave holes.
+    #[error(
+        "{what} begins at byte {found}, should begin at {expected}: sections leave no holes and do not overlap; pack it again"
+    )]
     Tiling {
         /// Which section.
         what: String,
@@ -296,8 +328,20 @@ pub enum ContainerProblem {
         /// Where it begins.
         found: u64,
     },
+    /// A section that ends beyond the last byte before the index.
+    #[error("{what} of {length} bytes at {offset} reaches beyond the data, which ends at {end}; pack it again")]
+    Outside {
+        /// Which section.
+        what: String,
+        /// Where it begins.
+        offset: u64,
+        /// How long it is.
+        length: u64,
+        /// Where the data ends and the index begins.
+        end: u64,
+    },
     /// Padding between sections that is not zero.
-    #[error("byte {offset} is padding and should be 0, it is {found}")]
+    #[error("byte {offset} is padding and should be 0, it is {found}: the file is damaged; copy or pack it again")]
     Padding {
         /// Byte offset in the file.
         offset: u64,
@@ -305,7 +349,7 @@ pub enum ContainerProblem {
         found: u8,
     },
     /// A code that stands for no weight, or a filter's last byte that is not filled up as it must be.
-    #[error("tensor `{tensor}`: plane {plane}, filter {filter}: {message}")]
+    #[error("tensor `{tensor}`: plane {plane}, filter {filter}: {message}; pack it again")]
     Code {
         /// Tensor name.
         tensor: String,
@@ -317,7 +361,7 @@ pub enum ContainerProblem {
         message: String,
     },
     /// A scale that is negative, NaN or infinite.
-    #[error("tensor `{tensor}`: scale {index} is {found}; it must be finite and not negative")]
+    #[error("tensor `{tensor}`: scale {index} is {found}; it must be finite and not negative; pack it again")]
     Scale {
         /// Tensor name.
         tensor: String,

@@ -49,7 +49,9 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
                 file.write_at(dense.data, offset)?;
                 dense.data.len() as u64
             }
-            Tensor::Ternary(ternary) => write_ternary(&file, container, entry, &ternary, dtype, offset, options)?,
+            Tensor::Ternary(ternary) => {
+                write_ternary(container.path(), &file, &entry.name, &ternary, dtype, offset, options)?
+            }
         };
     }
     file.publish()?;
@@ -88,18 +90,18 @@ fn header(container: &Container, entries: &[(&TensorEntry, Dtype)]) -> (Vec<u8>,
 
 /// Dequantizes filter by filter; returns how many bytes the tensor takes.
 fn write_ternary(
+    input: &Path,
     file: &AtomicFile,
-    container: &Container,
-    entry: &TensorEntry,
+    name: &str,
     tensor: &TernaryTensor<'_>,
     dtype: Dtype,
     offset: u64,
     options: &Options<'_>,
 ) -> Result<u64> {
-    let (name, problem) = (&entry.name, Error::container(container.path()));
     for (index, scale) in tensor.scales().enumerate() {
         if !scale.is_finite() || scale.is_sign_negative() {
-            return Err(problem(ContainerProblem::Scale { tensor: name.clone(), index, found: scale }));
+            let problem = ContainerProblem::Scale { tensor: name.to_owned(), index, found: scale };
+            return Err(Error::container(input)(problem));
         }
         let stored = round_to(dtype, scale);
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
@@ -110,7 +112,10 @@ fn write_ternary(
     }
     let size = (dtype.bitsize() / 8) as u64;
     let n = tensor.filter_len;
-    let bad_codes = |message| problem(ContainerProblem::Entry { tensor: name.clone(), message });
+    let bad_codes = |message| {
+        let entry = |message| ContainerProblem::Entry { tensor: name.to_owned(), message };
+        Error::container(input)(tensor.bad_codes(name).unwrap_or_else(|| entry(message)))
+    };
     if tensor.axis != 0 {
         // Filters are not runs of the file: the whole tensor is put together first.
         let array = tensor.to_array().map_err(bad_codes)?;

@@ -13,7 +13,7 @@ use twn_pack::{Checkpoint, Container, Error, Isa, Report, convert};
 use super::exit::Exit;
 use super::progress::Display;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, print};
+use super::{ColorWhen, Session, naming_input, print};
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -84,7 +84,7 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
             cancel: Some(&session.cancel),
             overwrite: false,
         };
-        convert::measure(&checkpoint, &plan, &options)?
+        convert::measure(&checkpoint, &plan, &options).map_err(|e| naming_input(e, &args.file))?
     };
     args.arrange(&mut report.tensors)?;
     if args.json {

@@ -10,6 +10,7 @@ mod unpack;
 mod verify;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +54,7 @@ struct Global {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "parsed once")]
 enum Command {
     /// Show what a .twn file holds and what it cost, or what packing a checkpoint would give
     Inspect(inspect::InspectArgs),
@@ -131,6 +133,13 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             print(&page)
         }
     })
+}
+
+/// Errors about weights name the tensor; here it is known which checkpoint it is of.
+fn naming_input(error: twn_pack::Error, input: &Path) -> anyhow::Error {
+    let weights = matches!(error, twn_pack::Error::Weights { .. });
+    let error = anyhow::Error::from(error);
+    if weights { error.context(input.display().to_string()) } else { error }
 }
 
 /// Results go to stdout.

@@ -8,7 +8,7 @@ use twn_pack::{Checkpoint, Error, Isa, Report, convert};
 use super::exit::Exit;
 use super::progress::Display;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, print};
+use super::{ColorWhen, Session, naming_input, print};
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
@@ -63,7 +63,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
                 progress: Some(&|progress| display.show(progress)),
                 cancel: Some(&session.cancel),
             };
-            convert::pack(&checkpoint, &plan, output, &options)?
+            convert::pack(&checkpoint, &plan, output, &options).map_err(|e| naming_input(e, model))?
         }
         None if !args.dry_run => {
             return Err(Error::Request("give an output with -o".to_owned()).into());

@@ -13,7 +13,7 @@ use super::prefix::LENGTH;
 use crate::error::ContainerProblem as Problem;
 use crate::limits;
 use crate::pack::Encoding;
-use crate::source::header::{UniqueMap, byte_length};
+use crate::source::header::{UniqueMap, byte_length, needs};
 use crate::ternarize::ScaleDtype;
 
 /// Everything about a `.twn` file but the weights.
@@ -183,7 +183,7 @@ pub struct MethodEntry {
     /// `twn`, `optimal`, …
     pub name: String,
     /// Its parameters by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "UniqueMap::deserialize_map")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "UniqueMap::deserialize_map", default)]
     pub parameters: BTreeMap<String, f64>,
 }
 
@@ -278,7 +278,7 @@ impl TensorEntry {
         let entry = |message: String| Problem::Entry { tensor: self.name.chars().take(64).collect(), message };
         if self.name.len() > limits::NAME_BYTES {
             return Err(entry(format!(
-                "name of {} bytes is over the limit of {}",
+                "name of {} bytes is over the limit of {}; give it a shorter one and pack again",
                 self.name.len(),
                 limits::NAME_BYTES
             )));
@@ -287,50 +287,66 @@ impl TensorEntry {
             return Err(entry("this name means something else in a safetensors header".to_owned()));
         }
         if self.shape.len() > limits::RANK {
-            return Err(entry(format!("rank {} is over the limit of {}", self.shape.len(), limits::RANK)));
+            return Err(entry(format!(
+                "rank {} is over the limit of {}; reshape it and pack again",
+                self.shape.len(),
+                limits::RANK
+            )));
         }
-        let bytes = byte_length(self.dtype, &self.shape)
-            .ok_or_else(|| entry(format!("shape {:?} of {} overflows", self.shape, self.dtype)))?;
+        let bytes = byte_length(self.dtype, &self.shape).ok_or_else(|| {
+            entry(format!(
+                "shape {:?} of {} needs {}; pack it again",
+                self.shape,
+                self.dtype,
+                needs(self.dtype, &self.shape)
+            ))
+        })?;
         match (&self.dense, &self.ternary) {
             (Some(dense), None) if dense.section.length == bytes => Ok(()),
-            (Some(dense), None) => {
-                Err(entry(format!("dense section has {} bytes, should have {bytes}", dense.section.length)))
-            }
+            (Some(dense), None) => Err(entry(format!(
+                "data section has {} bytes, should have {bytes}; pack it again",
+                dense.section.length
+            ))),
             (None, Some(ternary)) => self.check_ternary(ternary).map_err(entry),
-            _ => Err(entry("has to be either dense or ternary".to_owned())),
+            (Some(_), Some(_)) => {
+                Err(entry("is both dense and ternary, has to be one of them; pack it again".to_owned()))
+            }
+            (None, None) => {
+                Err(entry("is neither dense nor ternary, has to be one of them; is twn-pack up to date?".to_owned()))
+            }
         }
     }
 
     fn check_ternary(&self, ternary: &TernaryEntry) -> Result<(), String> {
         if ternary.axis >= self.shape.len() as u64 {
-            return Err(format!("filter axis {} of a tensor of rank {}", ternary.axis, self.shape.len()));
+            return Err(format!(
+                "filter axis is {}, should be below its rank, {}; pack it again",
+                ternary.axis,
+                self.shape.len()
+            ));
         }
         if !(1..=limits::PLANES as u64).contains(&ternary.planes) {
-            return Err(format!("{} planes; there have to be 1 to {}", ternary.planes, limits::PLANES));
+            return Err(format!("has {} planes, should have 1 to {}; pack it again", ternary.planes, limits::PLANES));
         }
         if !crate::source::weights::is_float(self.dtype) {
-            return Err(format!("ternary, but {} is no floating-point type that can be", self.dtype));
+            return Err(format!("is ternary, but {} is no floating-point type that can be; pack it again", self.dtype));
         }
-        // Then filters ≤ bytes of codes: loops over filters are bounded by the length of the file.
+        // With weights, filters ≤ bytes of codes: loops over filters are bounded by the length of the file.
         if self.elements() == 0 {
-            return Err("ternary, but without weights; it has to be dense".to_owned());
+            return Err("is ternary but has no weights, empty tensors have to be dense; pack it again".to_owned());
         }
         let (filters, n) = self.filters(ternary);
         let per_byte = ternary.encoding.weights_per_byte() as u64;
         let codes = filters.checked_mul(n.div_ceil(per_byte)).and_then(|bytes| bytes.checked_mul(ternary.planes));
-        if codes != Some(ternary.codes.length) {
-            return Err(format!("codes section has {} bytes, should have {codes:?}", ternary.codes.length));
-        }
+        check_length("codes", ternary.codes, codes)?;
         let scales =
             ternary.granularity.scales(filters, n).checked_mul(ternary.planes * ternary.scale_dtype.size() as u64);
-        if scales != Some(ternary.scales.length) {
-            return Err(format!("scales section has {} bytes, should have {scales:?}", ternary.scales.length));
-        }
+        check_length("scales", ternary.scales, scales)?;
         let stats = &ternary.stats;
         let counted = stats.negative.checked_add(stats.zeros).and_then(|n| n.checked_add(stats.positive));
         if counted != self.elements().checked_mul(ternary.planes) {
             return Err(format!(
-                "statistics count {} + {} + {} codes, the tensor has {} × {}",
+                "statistics count {} + {} + {} codes, should count {} × {}; pack it again",
                 stats.negative,
                 stats.zeros,
                 stats.positive,
@@ -342,6 +358,14 @@ impl TensorEntry {
     }
 }
 
+fn check_length(part: &str, section: Section, expected: Option<u64>) -> Result<(), String> {
+    if expected == Some(section.length) {
+        return Ok(());
+    }
+    let expected = expected.map_or_else(|| "more than any file".to_owned(), |n| n.to_string());
+    Err(format!("{part} section has {} bytes, should have {expected}; pack it again", section.length))
+}
+
 impl Index {
     /// As stored: keys sorted, no white space, the same bytes for the same content.
     pub(crate) fn to_json(&self) -> Vec<u8> {
@@ -350,12 +374,18 @@ impl Index {
 
     /// Parses and checks an index whose sections have to end right before `index_offset`.
     pub(crate) fn parse(json: &[u8], index_offset: u64) -> Result<Self, Problem> {
-        let index: Self = serde_json::from_slice(json).map_err(|e| Problem::Index(e.to_string().replace('\0', "")))?;
+        let index: Self = serde_json::from_slice(json).map_err(|e| {
+            let text = e.to_string().replace('\0', "");
+            Problem::Index(format!("{text}; pack it again, or update twn-pack if a later one wrote it"))
+        })?;
         let mut names = BTreeSet::new();
         for tensor in &index.tensors {
             tensor.check()?;
             if !names.insert(&tensor.name) {
-                return Err(Problem::Index(format!("tensor `{}` stands twice", tensor.name)));
+                return Err(Problem::Index(format!(
+                    "tensor `{}` stands twice, should stand once; pack it again",
+                    tensor.name
+                )));
             }
         }
         index.check_tiling(index_offset)?;
@@ -368,11 +398,15 @@ impl Index {
         for tensor in &self.tensors {
             for (part, section) in tensor.sections() {
                 let end = section.offset.checked_add(section.length).and_then(align);
+                let what = format!("tensor `{}`: {part} section", tensor.name);
+                if section.offset != next {
+                    return Err(Problem::Tiling { what, expected: next, found: section.offset });
+                }
                 match end {
-                    Some(end) if section.offset == next => next = end,
+                    Some(end) if end <= index_offset => next = end,
                     _ => {
-                        let what = format!("tensor `{}`: {part} section of {} bytes", tensor.name, section.length);
-                        return Err(Problem::Tiling { what, expected: next, found: section.offset });
+                        let Section { offset, length, .. } = section;
+                        return Err(Problem::Outside { what, offset, length, end: index_offset });
                     }
                 }
             }
@@ -431,7 +465,7 @@ mod tests {
             (r#""zeros":8"#, r#""zeros":0"#),
         ]);
         assert!(
-            matches!(&error, Err(Problem::Entry { message, .. }) if message.contains("without weights")),
+            matches!(&error, Err(Problem::Entry { message, .. }) if message.contains("has no weights")),
             "{error:?}"
         );
     }

@@ -69,9 +69,12 @@ impl Prefix {
             return Err(Problem::Length { expected, found });
         }
         let end = prefix.index_offset.checked_add(prefix.index_length);
-        if end != Some(expected) || prefix.index_offset < LENGTH as u64 || prefix.index_offset % ALIGNMENT != 0 {
+        if end != Some(expected)
+            || prefix.index_offset < LENGTH as u64
+            || !prefix.index_offset.is_multiple_of(ALIGNMENT)
+        {
             return Err(Problem::Prefix(format!(
-                "index of {} bytes at {} in a file of {expected}; it has to end the file and begin at a multiple of 64",
+                "index of {} bytes at {} in a file of {expected}; it has to end the file and begin at a multiple of 64; pack it again",
                 prefix.index_length, prefix.index_offset
             )));
         }
@@ -83,7 +86,9 @@ impl Prefix {
             )));
         }
         if bytes[44..60] != [0; 16] {
-            return Err(Problem::Prefix("reserved bytes 44 to 59 are not zero".to_owned()));
+            return Err(Problem::Prefix(
+                "reserved bytes 44 to 59 are not zero, should be in version 1; pack it again".to_owned(),
+            ));
         }
         Ok(prefix)
     }

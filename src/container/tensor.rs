@@ -8,6 +8,7 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use safetensors::Dtype;
 
 use super::index::{Granularity, MethodEntry, Stats, TensorEntry, TernaryEntry};
+use crate::error::ContainerProblem;
 use crate::pack::Encoding;
 use crate::ternarize::ScaleDtype;
 
@@ -208,6 +209,15 @@ impl<'a> TernaryTensor<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The first filter whose codes are not what a writer writes; errors call the tensor `name`.
+    pub(crate) fn bad_codes(&self, name: &str) -> Option<ContainerProblem> {
+        let filters = (0..self.planes).flat_map(|plane| (0..self.filters).map(move |filter| (plane, filter)));
+        filters.into_iter().find_map(|(plane, filter)| {
+            let message = self.encoding.check(self.packed_filter(plane, filter), self.filter_len).err()?;
+            Some(ContainerProblem::Code { tensor: name.to_owned(), plane, filter, message })
+        })
     }
 
     /// The dequantized tensor in its own shape.

@@ -270,7 +270,7 @@ impl<'a> Work<'a> {
             return dense(offsets, planned.reason.as_str());
         };
         let view = filter_view(tensor, treatment)?;
-        if options.keep_non_finite_dense && tensor.elements() > 0 && !is_finite(view, options.isa) {
+        if options.keep_non_finite_dense && !is_finite(view, options.isa) {
             return dense(offsets, "holds NaN or infinity");
         }
         let (filters, n) = (view.filters(), view.filter_len());
@@ -399,9 +399,6 @@ fn ternary_entry(
 /// Another type, no such axis, an empty tensor, or weights that cannot become ternary.
 pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Result<TernaryTensor<'static>> {
     let view = filter_view(tensor, treatment)?;
-    if tensor.elements() == 0 {
-        return Err(Error::Request(format!("tensor `{}` is empty", tensor.name)));
-    }
     let problem = |problem| weights_error(tensor.name, problem);
     let mut work = TernaryWork { view, treatment, fits: Vec::new() };
     work.prefit(isa, |_| Ok(())).map_err(problem)?;
@@ -441,6 +438,9 @@ fn steps(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>>
 }
 
 fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<FilterView<'a>> {
+    if tensor.elements() == 0 {
+        return Err(Error::Request(format!("tensor `{}` is empty, it cannot be ternary; keep it dense", tensor.name)));
+    }
     FilterView::new(tensor, treatment.axis).ok_or_else(|| {
         let (name, dtype, shape) = (tensor.name, tensor.dtype, tensor.shape);
         let axis = treatment.axis;

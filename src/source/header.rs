@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::error::CheckpointProblem as Problem;
 use crate::limits;
@@ -41,6 +41,10 @@ impl Header {
         }
         let start = 8 + length as usize;
         let json = file.get(8..start).ok_or(Problem::TooShort { expected: start as u64, found })?;
+        // The format says so, and it tells a foreign file at once.
+        if let Some(byte) = json.first().filter(|byte| **byte != b'{') {
+            return Err(Problem::Header(format!("it begins with byte {byte:#04x}, should begin with `{{`")));
+        }
         let raw: RawHeader = serde_json::from_slice(json).map_err(|e| json_problem(&e))?;
         let mut tensors = raw.tensors;
         tensors.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
@@ -101,7 +105,10 @@ fn check(name: &str, raw: &RawTensor, available: u64) -> Result<Dtype, Problem> 
     let dtype: Dtype = serde_json::from_value(raw.dtype.clone().into())
         .map_err(|e| Problem::Dtype { tensor: name.to_owned(), message: e.to_string() })?;
     let (begin, end) = raw.data_offsets;
-    if begin > end || end > available {
+    if begin > end {
+        return Err(Problem::Backwards { tensor: name.to_owned(), begin, end });
+    }
+    if end > available {
         return Err(Problem::OutOfBounds { tensor: name.to_owned(), begin, end, available });
     }
     let expected = byte_length(dtype, &raw.shape);
@@ -109,8 +116,8 @@ fn check(name: &str, raw: &RawTensor, available: u64) -> Result<Dtype, Problem> 
         return Err(Problem::Size {
             tensor: name.to_owned(),
             shape: raw.shape.clone(),
-            dtype: raw.dtype.clone(),
-            expected: expected.map_or_else(|| "a whole number below 2^63 of".to_owned(), |n| n.to_string()),
+            dtype,
+            expected: needs(dtype, &raw.shape),
             found: end - begin,
         });
     }
@@ -125,6 +132,16 @@ pub(crate) fn byte_length(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     product.checked_mul(dtype.bitsize() as u64)?;
     let bits = weights.checked_mul(dtype.bitsize() as u64)?;
     (bits % 8 == 0 && bits / 8 <= i64::MAX as u64).then_some(bits / 8)
+}
+
+/// What [`byte_length`] says, in words.
+pub(crate) fn needs(dtype: Dtype, shape: &[u64]) -> String {
+    let bits = shape.iter().try_fold(dtype.bitsize() as u64, |n, &d| n.checked_mul(d));
+    match (byte_length(dtype, shape), bits) {
+        (Some(bytes), _) => format!("{bytes} bytes"),
+        (None, Some(bits)) if bits % 8 != 0 => format!("{bits} bits, no whole number of bytes"),
+        (None, _) => "more than 2^63 bytes".to_owned(),
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -170,8 +187,8 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-/// A map with string keys in which no key stands twice.
-#[derive(Debug)]
+/// A map in which no key stands twice.
+#[derive(Debug, Default)]
 pub(crate) struct UniqueMap<V = String>(pub BTreeMap<String, V>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
@@ -213,9 +230,12 @@ pub(crate) fn json_problem(error: &serde_json::Error) -> Problem {
     }
 }
 
-/// Used by the index reader, whose metadata and parameters have the same form.
-impl<'de, V: Deserialize<'de>> UniqueMap<V> {
-    pub fn deserialize_map<D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error> {
-        Ok(Self::deserialize(deserializer).map_err(D::Error::custom)?.0)
+/// Used by the index reader, whose maps have the same form.
+impl<V> UniqueMap<V> {
+    pub fn deserialize_map<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
+    where
+        V: Deserialize<'de>,
+    {
+        Ok(Self::deserialize(deserializer)?.0)
     }
 }

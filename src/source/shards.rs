@@ -56,7 +56,9 @@ fn in_directory(path: &Path) -> Result<Shards> {
     }
     let files = ending(".safetensors");
     if files.is_empty() {
-        return Err(problem("holds no .safetensors file".to_owned()));
+        return Err(problem(
+            "holds no .safetensors file; give the file or directory that is the checkpoint".to_owned(),
+        ));
     }
     Ok(Shards { files, weight_map: None })
 }
@@ -84,7 +86,11 @@ fn from_index(path: &Path) -> Result<Shards> {
         if !is_plain_file_name(shard) {
             return Err(problem(Problem::ShardName(shard.clone())));
         }
-        files.push(path.with_file_name(shard));
+        let file = path.with_file_name(shard);
+        if !file.exists() {
+            return Err(problem(Problem::MissingShard { shard: shard.clone() }));
+        }
+        files.push(file);
     }
     Ok(Shards { files, weight_map: Some(weight_map) })
 }

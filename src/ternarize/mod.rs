@@ -150,8 +150,9 @@ pub struct Fit {
 
 impl Fit {
     /// Whether the stored scale keeps its order of magnitude: not infinite, and zero only if exact.
+    /// Sums that overflow (huge `f64` weights) leave no scale that could be right.
     pub fn scale_fits(&self) -> bool {
-        self.scale.is_finite() && (self.scale > 0.0 || self.exact_scale == 0.0)
+        self.scale.is_finite() && (self.scale > 0.0 || self.exact_scale == 0.0) && self.squared_norm.is_finite()
     }
 
     /// From what lies above the threshold, the scale and the error.
@@ -166,7 +167,8 @@ impl Fit {
         above: Above,
         dtype: ScaleDtype,
     ) -> Self {
-        let exact_scale = method.scale(unit, &above);
+        // Where Σ|w| overflows Δ is infinite and nothing lies above it: say so, do not call it zero.
+        let exact_scale = if unit.moments().sum.is_finite() { method.scale(unit, &above) } else { f64::INFINITY };
         let scale = dtype.round(exact_scale);
         let alpha = f64::from(scale);
         let squared_norm = unit.moments().sum_of_squares;

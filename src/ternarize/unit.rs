@@ -77,7 +77,7 @@ impl<'a> Unit<'a> {
 
     fn new(isa: Isa, data: Data<'a>) -> Self {
         let mut unit = Self { isa, moments: Moments::default(), data };
-        assert!(unit.len() > 0, "a unit holds at least one weight");
+        assert!(!unit.is_empty(), "a unit holds at least one weight");
         unit.moments = unit.sum(|slice| on_slice!(slice, w => isa.run(MomentsOf(w))), Moments::then);
         unit
     }
