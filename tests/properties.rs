@@ -223,7 +223,7 @@ fn assert_memory_is_file<T: memory::Element + Clone + Into<f64>>(
     settings: &Settings,
 ) {
     let directory = tempfile::tempdir().unwrap();
-    let values: Vec<f64> = view.iter().map(|w| w.clone().into()).collect();
+    let values: Vec<f64> = view.iter().map(|w| (*w).into()).collect();
     let made = Made::new("layer.weight", T::DTYPE, view.shape(), &values);
     let input = common::checkpoint(directory.path(), "in.safetensors", &[made]);
     let output = directory.path().join("out.twn");
