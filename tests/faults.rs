@@ -41,7 +41,7 @@ fn is_root(directory: &Path) -> bool {
     // A directory without permissions keeps everybody else out.
     let closed = directory.join("closed");
     std::fs::create_dir(&closed).unwrap();
-    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).unwrap();
     let open = std::fs::write(closed.join("file"), "").is_ok();
     std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
     std::fs::remove_dir_all(closed).unwrap();
@@ -193,7 +193,7 @@ fn inputs_that_are_no_checkpoints_are_named() {
     refused(4, &at("pipe"), "not a regular file");
     refused(4, Path::new("/dev/null"), "not a regular file");
     let closed = input(directory.path(), 1);
-    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).unwrap();
     if is_root(directory.path()) {
         println!("skipped: root may read everything");
     } else {
