@@ -101,8 +101,7 @@ def decode_ternary(name, dtype, shape, entry, section):
     groups = -(-n // size)
     per_plane = 1 if granularity == "tensor" else filters * groups
     per_byte, unpack, fill = ENCODINGS[encoding]
-    row = -(-n // per_byte)  # bytes of a filter
-    packed = section(entry["codes"], planes * filters * row)
+    packed = section(entry["codes"], planes * filters * (row := -(-n // per_byte)))  # row: bytes of a filter
     form = f"<{planes * per_plane}{SCALES[scale_dtype]}"
     scales = struct.unpack(form, section(entry["scales"], struct.calcsize(form)))
     need(all(math.isfinite(a) and math.copysign(1, a) > 0 for a in scales), f"{name}: negative or infinite scale")
@@ -117,7 +116,8 @@ def decode_ternary(name, dtype, shape, entry, section):
             term, at = (-alpha, 0.0, alpha)[code], (j // inner * filters + i) * inner + j % inner
             values[at] = ctypes.c_float(values[at] + term).value if p else term
             seen[code] += 1
-    need(seen == [entry["stats"][key] for key in COUNTS], f"{name}: counts of codes")
+    spread, told = entry["stats"]["alpha"], [entry["stats"][key] for key in (*COUNTS, *ERRORS)]
+    need(told[:3] == seen and (spread["min"], spread["max"]) == (min(scales), max(scales)) and min(told) >= 0, name + ": stats")
     return values
 
 def decode_dense(dtype, raw):

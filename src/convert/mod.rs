@@ -16,9 +16,11 @@ use rayon::prelude::*;
 use self::tally::Tally;
 use self::tensor::TernaryWork;
 use crate::container::{
-    ContainerWriter, DenseEntry, Index, MethodEntry, Producer, Section, TensorEntry, TernaryEntry, TernaryTensor,
+    ContainerWriter, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, TensorEntry, TernaryEntry,
+    TernaryTensor,
 };
 use crate::error::WeightsProblem;
+use crate::pack::Encoding;
 use crate::report::Report;
 use crate::select::{Decision, Plan, Planned, Treatment};
 use crate::source::weights::LongRange;
@@ -438,6 +440,16 @@ fn steps(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>>
 }
 
 fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<FilterView<'a>> {
+    // A treatment may be put together by hand; what settings refuse is refused here as well.
+    let contradiction = match treatment {
+        Treatment { encoding: Encoding::B1, method, .. } if !method.binary() => Some("encoding b1 has no zeros"),
+        Treatment { granularity: Granularity::Group(0), .. } => Some("groups of 0 weights"),
+        _ => None,
+    };
+    if let Some(contradiction) = contradiction {
+        let method = treatment.method.name();
+        return Err(Error::Request(format!("tensor `{}`: method `{method}`, but {contradiction}", tensor.name)));
+    }
     if tensor.elements() == 0 {
         return Err(Error::Request(format!("tensor `{}` is empty, it cannot be ternary; keep it dense", tensor.name)));
     }

@@ -1,0 +1,42 @@
+//! Bugs that were there once; each test says which.
+
+mod common;
+
+use twn_pack::{Encoding, Granularity, Settings, memory};
+
+#[cfg(unix)]
+#[test]
+fn inspect_does_not_wait_for_a_pipe() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    // It opened the pipe to look for the magic, for ever, and not even SIGTERM ended it.
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["pipe", "pipe.twn"] {
+        let path = directory.path().join(name);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let mut child = Command::new(common::BINARY).arg("inspect").arg(&path).stderr(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        let status = loop {
+            match child.try_wait().unwrap() {
+                None if start.elapsed() > Duration::from_secs(10) => child.kill().unwrap(),
+                None => std::thread::sleep(Duration::from_millis(5)),
+                Some(status) => break status,
+            }
+        };
+        assert_eq!(status.code(), Some(4), "{name}");
+    }
+}
+
+#[test]
+fn treatments_that_contradict_themselves_are_refused() {
+    // Zeros became -1 in b1 without a word, and groups of 0 weights divided by zero.
+    let weights = ndarray::array![[1.0f32, 0.0, -1.0, 0.0]];
+    let good = Settings::default().treatment().unwrap();
+    let mut bad = good.clone();
+    bad.encoding = Encoding::B1;
+    assert!(memory::ternarize("w", &weights, &bad).unwrap_err().to_string().contains("b1"));
+    let mut bad = good.clone();
+    bad.granularity = Granularity::Group(0);
+    assert!(memory::ternarize("w", &weights, &bad).unwrap_err().to_string().contains("groups of 0"));
+    assert!(memory::ternarize("w", &weights, &good).is_ok());
+}
