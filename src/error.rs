@@ -401,4 +401,14 @@ pub enum WeightsProblem {
         /// The way out.
         advice: &'static str,
     },
+    /// A sum over the whole tensor that no `f64` holds, so that its file could not say it.
+    #[error(
+        "{what} is {found}, should be finite; keep the tensor dense with --exclude, rescale it, or take a smaller factor"
+    )]
+    Statistics {
+        /// Which one.
+        what: &'static str,
+        /// Its value.
+        found: f64,
+    },
 }

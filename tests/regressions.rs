@@ -2,7 +2,8 @@
 
 mod common;
 
-use twn_pack::{Encoding, Granularity, Settings, memory};
+use twn_pack::error::WeightsProblem;
+use twn_pack::{Encoding, Error, Granularity, Settings, memory};
 
 #[cfg(unix)]
 #[test]
@@ -39,4 +40,18 @@ fn treatments_that_contradict_themselves_are_refused() {
     bad.granularity = Granularity::Group(0);
     assert!(memory::ternarize("w", &weights, &bad).unwrap_err().to_string().contains("groups of 0"));
     assert!(memory::ternarize("w", &weights, &good).is_ok());
+}
+
+#[test]
+fn statistics_beyond_f64_are_refused_by_name() {
+    // Found by fuzzing. They went into the index as null, which the writer refused as its own bad index.
+    // All weights dropped, so no scale is too large; each filter's square is finite, their sum is not.
+    let treatment = common::treatment("factor=10");
+    match memory::ternarize("w", &ndarray::array![[1e154], [1e154]], &treatment) {
+        Err(Error::Weights { problem: WeightsProblem::Statistics { what, found }, .. }) => {
+            assert_eq!((what, found), ("‖W‖²", f64::INFINITY));
+        }
+        other => panic!("{other:?}"),
+    }
+    memory::ternarize("w", &ndarray::array![[1e154], [1e100]], &treatment).unwrap();
 }

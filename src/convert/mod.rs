@@ -183,7 +183,7 @@ fn run(
             }
             work.entry(total)
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
     Ok((index, writer))
 }
@@ -351,14 +351,14 @@ impl<'a> Work<'a> {
         done
     }
 
-    fn entry(&self, done: Done) -> TensorEntry {
+    fn entry(&self, done: Done) -> Result<TensorEntry> {
         let (codes_crc, scales_crc) = (done.codes.finalize(), done.scales.finalize());
         match &self.kind {
             Kind::Dense(section) => {
                 let section = Section { crc32: codes_crc, ..*section };
                 let shape = self.tensor.shape.iter().map(|&d| d as u64).collect();
                 let entry = DenseEntry { reason: self.reason.to_owned(), section };
-                TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape, entry)
+                Ok(TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape, entry))
             }
             Kind::Ternary { codes, scales, work } => ternary_entry(
                 self.tensor,
@@ -377,7 +377,7 @@ fn ternary_entry(
     codes: Section,
     scales: Section,
     tally: &Tally,
-) -> TensorEntry {
+) -> Result<TensorEntry> {
     let method = MethodEntry { name: treatment.method.name().to_owned(), parameters: treatment.method.parameters() };
     let entry = TernaryEntry {
         axis: treatment.axis as u64,
@@ -388,10 +388,10 @@ fn ternary_entry(
         planes: 1,
         scale_dtype: treatment.scale_dtype,
         scales,
-        stats: tally.stats(tensor.elements() as u64),
+        stats: tally.stats(tensor.elements() as u64).map_err(|problem| weights_error(tensor.name, problem))?,
     };
     let shape = tensor.shape.iter().map(|&d| d as u64).collect();
-    TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape, entry)
+    Ok(TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape, entry))
 }
 
 /// Ternarizes one tensor in memory, on the threads of the current rayon pool. `tensor` is what
@@ -415,7 +415,7 @@ pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Res
         tally.add(&output.tally);
     }
     let section = |bytes: &[u8]| Section { crc32: crc32fast::hash(bytes), length: bytes.len() as u64, offset: 0 };
-    let entry = ternary_entry(tensor, treatment, section(&codes), section(&scales), &tally);
+    let entry = ternary_entry(tensor, treatment, section(&codes), section(&scales), &tally)?;
     match entry.body() {
         crate::container::Body::Ternary(ternary) => Ok(TernaryTensor::new(&entry, ternary, codes, scales)),
         crate::container::Body::Dense(_) => unreachable!("made as ternary just above"),

@@ -2,6 +2,7 @@
 //! a file ([`crate::report`]).
 
 use crate::container::{Spread, Stats};
+use crate::error::WeightsProblem;
 use crate::ternarize::{Above, Fit, Threshold};
 
 /// Counts and sums so far.
@@ -61,17 +62,25 @@ impl Tally {
         self.units += next.units;
     }
 
-    pub fn stats(&self, elements: u64) -> Stats {
+    /// All of it, unless something went beyond the range of `f64`: each unit's own numbers are
+    /// finite, but thresholds (a huge factor) and sums need not be.
+    pub fn stats(&self, elements: u64) -> Result<Stats, WeightsProblem> {
         debug_assert_eq!(self.negative + self.zeros + self.positive, elements);
         let mean = |spread: Spread| Spread { mean: spread.mean / self.units.max(1) as f64, ..spread };
-        Stats {
-            alpha: mean(self.alpha),
-            delta: self.delta.map(mean),
+        let (alpha, delta) = (mean(self.alpha), self.delta.map(mean));
+        let delta_mean = delta.unwrap_or_default().mean;
+        let sums = [("‖W‖²", self.squared_norm), ("‖W−Ŵ‖²", self.squared_error), ("the mean threshold", delta_mean)];
+        if let Some((what, found)) = sums.into_iter().find(|(_, sum)| !sum.is_finite()) {
+            return Err(WeightsProblem::Statistics { what, found });
+        }
+        Ok(Stats {
+            alpha,
+            delta,
             negative: self.negative,
             positive: self.positive,
             squared_error: self.squared_error,
             squared_norm: self.squared_norm,
             zeros: self.zeros,
-        }
+        })
     }
 }
