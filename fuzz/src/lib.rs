@@ -1,0 +1,67 @@
+//! What the fuzz targets share.
+
+use std::sync::Once;
+
+use tempfile::TempDir;
+
+/// Bytes of the input, taken from the front; zeros once there are none left.
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl<'a> Bytes<'a> {
+    pub fn u8(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        first
+    }
+
+    pub fn u16(&mut self) -> u16 {
+        u16::from_le_bytes([self.u8(), self.u8()])
+    }
+
+    pub fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|_| self.u8()))
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        let x = if n <= 256 { usize::from(self.u8()) } else { usize::from(self.u16()) };
+        x % n.max(1)
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    pub fn take(&mut self, n: usize) -> &'a [u8] {
+        let (head, tail) = self.0.split_at(n.min(self.0.len()));
+        self.0 = tail;
+        head
+    }
+}
+
+/// All work on the calling thread: faster for small inputs, and the same coverage every time.
+pub fn one_thread() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build_global().expect("no pool yet");
+    });
+}
+
+/// A directory for one run, in memory where there is such a place.
+pub fn directory() -> TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix("twn-pack-fuzz.").tempdir_in(parent).expect("a directory")
+}
+
+/// The bits of a float, with every NaN the same.
+pub fn bits(x: f32) -> u32 {
+    if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
+}
+
+/// One file of `fixtures/`.
+#[macro_export]
+macro_rules! fixture {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/", $name)).as_slice()
+    };
+}
