@@ -5,5 +5,5 @@ cd "$(dirname "$0")/.."
 mkdir -p fuzz/corpus/{container,safetensors,round_trip}
 find fixtures spec -name '*.twn' -size -17k -exec cp {} fuzz/corpus/container/ \;
 find fixtures \( -name '*.safetensors' -o -name '*.index.json' \) -size -17k -exec cp {} fuzz/corpus/safetensors/ \;
-# The weights of a checkpoint behind control bytes of its header: a start is enough.
+# Its input has a form of its own (control bytes, then weights); any bytes are a start.
 find fixtures -maxdepth 1 -name '*.safetensors' -size -17k -exec cp {} fuzz/corpus/round_trip/ \;
