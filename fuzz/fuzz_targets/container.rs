@@ -228,7 +228,8 @@ fn lay_out(
     };
     let shape: Vec<u64> = tensor.get("shape")?.as_array()?.iter().filter_map(Value::as_u64).collect();
     let dtype: Dtype = serde_json::from_value(tensor.get("dtype")?.clone()).ok()?;
-    let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).filter(|&n| n <= 2048)?;
+    let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1))).filter(|&n| n <= 2048)?;
+    let count = if shape.contains(&0) { 0 } else { count };
     if let Some(dense) = tensor.get_mut("dense") {
         *dense.get_mut("section")? = place(make(count * dtype.bitsize() as u64 / 8));
     }
