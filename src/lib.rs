@@ -58,3 +58,8 @@ pub use select::{Plan, Rules, Settings, Treatment};
 pub use source::{Checkpoint, Dtype, FilterView, TensorView};
 pub use ternarize::{ScaleDtype, Ternarizer};
 pub use vector::Isa;
+
+/// Compiles the Rust in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
