@@ -186,10 +186,8 @@ fn checkpoint(dir: &Path, name: &str, dtype: Dtype, gib: usize) -> PathBuf {
     out.write_all(&(header.len() as u64).to_le_bytes()).expect("room for the input");
     out.write_all(header.as_bytes()).expect("room for the input");
     for (i, count) in tensors.into_iter().enumerate() {
-        let mut at = i * 7919;
-        for _ in 0..count {
+        for at in i * 7919..i * 7919 + count {
             let w = block[at & ((1 << 20) - 1)];
-            at += 1;
             match dtype {
                 Dtype::F32 => out.write_all(&w.to_le_bytes()),
                 Dtype::F16 => out.write_all(&half::f16::from_f32(w).to_le_bytes()),

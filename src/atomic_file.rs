@@ -10,7 +10,8 @@ use tempfile::NamedTempFile;
 use crate::{Error, Result};
 
 /// How unfinished files end: `.NAME.RANDOM.twn-partial` beside the output. They are removed on
-/// every error and on Ctrl-C; after a kill or a power cut they stay and can be deleted.
+/// every error and on Ctrl-C; after a kill, a power cut, or an input that was cut short under its
+/// mapping they stay, and can be deleted.
 pub const PARTIAL_SUFFIX: &str = ".twn-partial";
 
 /// An output that is not published yet. Dropping it removes it.
@@ -39,7 +40,9 @@ impl AtomicFile {
             _ => {}
         }
         let mut builder = tempfile::Builder::new();
-        let prefix = format!(".{}.", name.to_string_lossy());
+        // File names have 255 bytes at most; the suffix and the random part need some of them.
+        let name: String = name.to_string_lossy().chars().take(50).collect();
+        let prefix = format!(".{name}.");
         builder.prefix(&prefix).suffix(PARTIAL_SUFFIX);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

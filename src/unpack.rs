@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -14,6 +15,9 @@ use crate::container::{Body, Container, Tensor, TensorEntry, TernaryTensor};
 use crate::error::ContainerProblem;
 use crate::source::header::byte_length;
 use crate::{Error, Result, float8};
+
+/// Weights that are dequantized at once by each thread, about: 4 MiB.
+const TILE: usize = 1 << 20;
 
 /// How to unpack.
 #[derive(Debug, Clone, Copy, Default)]
@@ -88,7 +92,7 @@ fn header(container: &Container, entries: &[(&TensorEntry, Dtype)]) -> (Vec<u8>,
     (header, offset)
 }
 
-/// Dequantizes filter by filter; returns how many bytes the tensor takes.
+/// Dequantizes tile by tile, on all threads; returns how many bytes the tensor takes.
 fn write_ternary(
     input: &Path,
     file: &AtomicFile,
@@ -110,35 +114,36 @@ fn write_ternary(
             )));
         }
     }
-    let size = (dtype.bitsize() / 8) as u64;
-    let n = tensor.filter_len;
     let bad_codes = |message| {
         let entry = |message| ContainerProblem::Entry { tensor: name.to_owned(), message };
         Error::container(input)(tensor.bad_codes(name).unwrap_or_else(|| entry(message)))
     };
-    if tensor.axis != 0 {
-        // Filters are not runs of the file: the whole tensor is put together first.
-        let array = tensor.to_array().map_err(bad_codes)?;
-        let mut bytes = Vec::new();
-        array.iter().for_each(|&value| push(dtype, value, &mut bytes));
-        file.write_at(&bytes, offset)?;
-        return Ok(bytes.len() as u64);
-    }
-    let (mut values, mut bytes, mut written) = (vec![0.0; n], Vec::new(), 0);
-    for filter in 0..tensor.filters {
+    // In the file, the filters' weights lie side by side in runs of `inner`; a tile of neighbouring
+    // filters makes one longer run out of each of them.
+    let (size, n) = (dtype.bitsize() / 8, tensor.filter_len);
+    let inner: usize = tensor.shape[tensor.axis + 1..].iter().product();
+    let tile = (TILE / n).max(1);
+    (0..tensor.filters).into_par_iter().step_by(tile).try_for_each(|first| {
         if options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(Error::Cancelled);
         }
-        tensor.dequantize_filter(filter, &mut values).map_err(bad_codes)?;
-        values.iter().for_each(|&value| push(dtype, value, &mut bytes));
-        if bytes.len() >= 1 << 20 || filter + 1 == tensor.filters {
-            file.write_at(&bytes, offset + written)?;
-            written += bytes.len() as u64;
-            bytes.clear();
+        let filters = first..(first + tile).min(tensor.filters);
+        let mut values = vec![0.0; filters.len() * n];
+        for (filter, values) in filters.clone().zip(values.chunks_exact_mut(n)) {
+            tensor.dequantize_filter(filter, values).map_err(bad_codes)?;
         }
-    }
-    debug_assert_eq!(written, size * (tensor.filters * n) as u64);
-    Ok(written)
+        let mut bytes = Vec::with_capacity(filters.len() * inner * size);
+        for outer in 0..n / inner {
+            bytes.clear();
+            for filter in values.chunks_exact(n) {
+                filter[outer * inner..][..inner].iter().for_each(|&value| push(dtype, value, &mut bytes));
+            }
+            let at = (outer * tensor.filters + first) * inner * size;
+            file.write_at(&bytes, offset + at as u64)?;
+        }
+        Ok(())
+    })?;
+    Ok((size * tensor.filters * n) as u64)
 }
 
 /// Appends a value in that type, rounded to nearest, ties to even.

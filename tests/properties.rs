@@ -96,7 +96,8 @@ fn case() -> impl Strategy<Value = Case> {
 fn pack(checkpoint: &Checkpoint, settings: &Settings, output: &Path, isa: Isa) {
     let rules = Rules { settings: settings.clone(), ..Rules::default() };
     let plan = Plan::new(checkpoint, &rules).unwrap();
-    convert::pack(checkpoint, &plan, output, &Options { overwrite: true, isa, ..Options::default() }).unwrap();
+    convert::pack(checkpoint, &plan, output, &Options { overwrite: true, isa: Some(isa), ..Options::default() })
+        .unwrap();
 }
 
 fn ternary(container: &Container) -> Option<TernaryTensor<'_>> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use globset::Glob;
 use twn_pack::report::TensorReport;
-use twn_pack::{Checkpoint, Container, Error, Isa, Report, convert};
+use twn_pack::{Checkpoint, Container, Error, Report, convert};
 
 use super::exit::Exit;
 use super::progress::Display;
@@ -20,11 +20,14 @@ pub(super) struct InspectArgs {
     /// A .twn file, or a checkpoint to learn what packing it would give
     file: PathBuf,
     /// Print JSON
-    #[arg(long, conflicts_with = "csv")]
+    #[arg(long, group = "format")]
     json: bool,
     /// Print CSV, one line per tensor
-    #[arg(long)]
+    #[arg(long, group = "format")]
     csv: bool,
+    /// Print one HTML page
+    #[arg(long, group = "format")]
+    html: bool,
     /// Order the tensors
     #[arg(long, value_name = "BY", default_value = "file")]
     sort: SortBy,
@@ -79,7 +82,7 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
         let display = Display::new(&session.global);
         let options = convert::Options {
             keep_non_finite_dense: true,
-            isa: Isa::detect()?,
+            isa: None,
             progress: Some(&|progress| display.show(progress)),
             cancel: Some(&session.cancel),
             overwrite: false,
@@ -91,6 +94,8 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
         print(report.to_json())
     } else if args.csv {
         print(report.to_csv())
+    } else if args.html {
+        print(report.to_html())
     } else {
         print(report.to_table(args.color.on_stdout()))
     }

@@ -104,7 +104,7 @@ pub(crate) fn main() -> ExitCode {
             if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
                 return Exit::Success.into();
             }
-            let _ = writeln!(io::stderr(), "twn-pack: {error:#}");
+            let _ = writeln!(io::stderr(), "twn-pack: {}", printable(&format!("{error:#}")));
             Exit::of(&error).into()
         }
     }
@@ -150,11 +150,17 @@ fn print(text: impl AsRef<[u8]>) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
+/// Names come from strangers' files: control characters (a terminal would obey them) are escaped.
+fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
 impl Session {
     /// Warnings go to stderr.
     fn warn(&self, warnings: &[String]) {
         for warning in warnings.iter().filter(|_| !self.global.quiet) {
-            let _ = writeln!(io::stderr(), "warning: {warning}");
+            let _ = writeln!(io::stderr(), "warning: {}", printable(warning));
         }
     }
 }

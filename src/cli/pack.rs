@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use twn_pack::{Checkpoint, Error, Isa, Report, convert};
+use twn_pack::{Checkpoint, Error, Report, convert};
 
 use super::exit::Exit;
 use super::progress::Display;
@@ -59,7 +59,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
             let options = convert::Options {
                 overwrite: args.force,
                 keep_non_finite_dense: args.non_finite == NonFinite::Dense,
-                isa: Isa::detect()?,
+                isa: None,
                 progress: Some(&|progress| display.show(progress)),
                 cancel: Some(&session.cancel),
             };

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use twn_pack::convert::Progress;
 
-use super::Global;
+use super::{Global, printable};
 
 /// Time between JSON lines.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -45,9 +45,7 @@ impl Display {
             Self::Bar(bar) => {
                 bar.set_length(progress.total);
                 bar.set_position(progress.done);
-                if bar.message() != progress.tensor {
-                    bar.set_message(progress.tensor.to_owned());
-                }
+                bar.set_message(printable(progress.tensor));
             }
             Self::Json(last) => {
                 let Ok(mut last) = last.lock() else { return };

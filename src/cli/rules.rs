@@ -41,7 +41,8 @@ pub(super) struct RuleArgs {
     /// granularity, axis, encoding, scale-dtype, keep=ternary|dense; as key=value,key=value
     #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
     set: Vec<String>,
-    /// Read rules from a TOML file; options given here win
+    /// Read rules from a TOML file; options given here win over its own settings, --set over its
+    /// overrides
     #[arg(long, value_name = "FILE")]
     rules: Option<PathBuf>,
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use twn_pack::{Checkpoint, Container, Error, Fault, report, verify};
 
 use super::exit::Exit;
-use super::{Session, print};
+use super::{Session, print, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -43,7 +43,8 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
         print(text)?;
     } else if !result.is_good() {
         let file = args.file.display();
-        let lines: Vec<String> = result.problems.drain(..).map(|problem| format!("{file}: {problem}\n")).collect();
+        let lines: Vec<String> =
+            result.problems.drain(..).map(|problem| printable(&format!("{file}: {problem}\n"))).collect();
         print(lines.concat())?;
         return Ok(Exit::VerificationFailed);
     } else if !session.global.quiet {

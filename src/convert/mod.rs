@@ -35,30 +35,18 @@ use crate::{Error, Result};
 const PIECE: usize = 3 * BLOCK;
 
 /// How to run a plan.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
     /// Replace an output that exists.
     pub overwrite: bool,
     /// Tensors with NaN or infinite weights stay dense instead of stopping the run.
     pub keep_non_finite_dense: bool,
-    /// The instruction set; every one gives the same bytes.
-    pub isa: Isa,
+    /// The instruction set, or `None` for [`Isa::detect`]; every one gives the same bytes.
+    pub isa: Option<Isa>,
     /// Called now and then, from any thread.
     pub progress: Option<&'a (dyn Fn(Progress<'_>) + Sync)>,
     /// Set it to stop the run; it ends with [`Error::Cancelled`] and leaves nothing behind.
     pub cancel: Option<&'a AtomicBool>,
-}
-
-impl Default for Options<'_> {
-    fn default() -> Self {
-        Self {
-            overwrite: false,
-            keep_non_finite_dense: false,
-            isa: Isa::detect().unwrap_or(Isa::PORTABLE),
-            progress: None,
-            cancel: None,
-        }
-    }
 }
 
 /// How far a run is.
@@ -142,13 +130,14 @@ fn run(
     mut writer: Option<ContainerWriter>,
     options: &Options<'_>,
 ) -> Result<(Index, Option<ContainerWriter>)> {
+    let isa = options.isa.map_or_else(Isa::detect, Ok)?;
     let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
     let mut works = Vec::with_capacity(checkpoint.len());
     if plan.tensors.len() != checkpoint.len() {
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
     }
     for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
-        works.push(Work::new(tensor, planned, &mut offsets, options)?);
+        works.push(Work::new(tensor, planned, &mut offsets, options, isa)?);
     }
     let prefit_bytes: u64 = works.iter().filter(|w| w.needs_prefit()).map(|w| w.tensor.data.len() as u64).sum();
     let monitor = Monitor {
@@ -157,7 +146,7 @@ fn run(
         options,
     };
     for work in &mut works {
-        work.prefit(options.isa, writer.as_ref(), &monitor)?;
+        work.prefit(isa, writer.as_ref(), &monitor)?;
     }
     let pieces: Vec<Piece> = works
         .iter()
@@ -167,7 +156,7 @@ fn run(
     let done = in_order(&pieces, |piece| {
         let work = &works[piece.work];
         monitor.check()?;
-        let done = work.run(piece.range.clone(), options.isa, writer.as_ref())?;
+        let done = work.run(piece.range.clone(), isa, writer.as_ref())?;
         monitor.advance(piece.bytes(work), work.tensor.name);
         Ok(done)
     })?;
@@ -264,6 +253,7 @@ impl<'a> Work<'a> {
         planned: &'a Planned,
         offsets: &mut Offsets<'_>,
         options: &Options<'_>,
+        isa: Isa,
     ) -> Result<Self> {
         let dense = |offsets: &mut Offsets<'_>, reason| {
             let kind = Kind::Dense(offsets.reserve(tensor.data.len() as u64)?);
@@ -273,7 +263,7 @@ impl<'a> Work<'a> {
             return dense(offsets, planned.reason.as_str());
         };
         let view = filter_view(tensor, treatment)?;
-        if options.keep_non_finite_dense && !is_finite(view, options.isa) {
+        if options.keep_non_finite_dense && !is_finite(view, isa) {
             return dense(offsets, "holds NaN or infinity");
         }
         let (filters, n) = (view.filters(), view.filter_len());
@@ -320,18 +310,18 @@ impl<'a> Work<'a> {
         let mut done = Done::default();
         match &self.kind {
             Kind::Dense(section) => {
+                let bytes = &self.tensor.data[range.clone()];
+                done.codes.update(bytes);
                 if let Some(writer) = writer {
-                    let bytes = &self.tensor.data[range.clone()];
                     writer.write_at(bytes, section.offset + range.start as u64)?;
-                    done.codes.update(bytes);
                 }
             }
             Kind::Ternary { codes, scales, work } => {
                 let output = work.run(range, isa).map_err(|problem| weights_error(self.tensor.name, problem))?;
+                done.codes.update(&output.codes);
+                done.scales.update(&output.scales);
                 done.tally = output.tally;
                 if let Some(writer) = writer {
-                    done.codes.update(&output.codes);
-                    done.scales.update(&output.scales);
                     writer.write_at(&output.codes, codes.offset + output.codes_at)?;
                     writer.write_at(&output.scales, scales.offset + output.scales_at)?;
                 }

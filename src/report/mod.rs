@@ -2,6 +2,8 @@
 //! exporter per output format. Not here: any measuring; the numbers were written by the run.
 
 mod csv;
+#[cfg(feature = "cli")]
+mod html;
 mod json;
 #[cfg(feature = "cli")]
 mod table;
@@ -207,10 +209,10 @@ impl Report {
         table::render(self, color)
     }
 
-    /// The summary alone.
+    /// As one HTML page.
     #[cfg(feature = "cli")]
-    pub fn to_summary(&self) -> String {
-        table::summary(self)
+    pub fn to_html(&self) -> String {
+        html::render(self)
     }
 }
 

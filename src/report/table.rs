@@ -13,7 +13,7 @@ const BOLD: &str = "\x1b[1m";
 const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
 
-const HEADER: [&str; 11] = [
+pub(super) const HEADER: [&str; 11] = [
     "tensor",
     "shape",
     "dtype",
@@ -49,7 +49,7 @@ pub(super) fn render(report: &Report, color: bool) -> String {
     text + "\n" + &summary(report)
 }
 
-fn row(tensor: &TensorReport) -> [String; 11] {
+pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
     let dense = tensor.became == "dense" && !tensor.reason.is_empty();
     let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());

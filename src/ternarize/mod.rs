@@ -152,7 +152,11 @@ impl Fit {
     /// Whether the stored scale keeps its order of magnitude: not infinite, and zero only if exact.
     /// Sums that overflow (huge `f64` weights) leave no scale that could be right.
     pub fn scale_fits(&self) -> bool {
-        self.scale.is_finite() && (self.scale > 0.0 || self.exact_scale == 0.0) && self.squared_norm.is_finite()
+        let finite = !matches!(self.threshold, Threshold::Delta(delta) if !delta.is_finite());
+        finite
+            && self.scale.is_finite()
+            && (self.scale > 0.0 || self.exact_scale == 0.0)
+            && self.squared_norm.is_finite()
     }
 
     /// From what lies above the threshold, the scale and the error.

@@ -27,12 +27,12 @@ impl Twn {
     /// With Δ = `factor`·E|w|.
     ///
     /// # Errors
-    /// A factor that is not a number of 0 or more.
+    /// A factor that is not a number from 0 to 1000.
     pub fn new(factor: f64) -> Result<Self> {
-        if factor.is_finite() && factor >= 0.0 {
+        if (0.0..=1000.0).contains(&factor) {
             Ok(Self { factor })
         } else {
-            Err(Error::Request(format!("factor is {factor}; it must be a number of 0 or more (0.7 in the paper)")))
+            Err(Error::Request(format!("factor is {factor}; it must be a number from 0 to 1000 (0.7 in the paper)")))
         }
     }
 }

@@ -67,7 +67,7 @@ impl Recipe {
         let checkpoint = Checkpoint::open(from.join(&self.input)).unwrap();
         let rules = Rules { settings: Settings::parse(&self.settings).unwrap(), ..Rules::default() };
         let plan = Plan::new(&checkpoint, &rules).unwrap();
-        let options = convert::Options { isa, overwrite: true, ..convert::Options::default() };
+        let options = convert::Options { isa: Some(isa), overwrite: true, ..convert::Options::default() };
         let output = to.join(&self.output);
         convert::pack(&checkpoint, &plan, &output, &options).unwrap_or_else(|e| panic!("{}: {e}", self.output));
         std::fs::read(output).unwrap()
