@@ -9,7 +9,9 @@
 //!              method                             container::reader ──► verify, unpack, your exporter
 //! ```
 //!
-//! A module uses only what stands to its left; [`convert`] is the run that joins them.
+//! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
+//! stands to its right, [`select`] names what a treatment consists of (method, encoding,
+//! granularity) and does nothing with it. `tests/layering.rs` holds all this.
 //!
 //! ```no_run
 //! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};
@@ -56,3 +58,8 @@ pub use select::{Plan, Rules, Settings, Treatment};
 pub use source::{Checkpoint, Dtype, FilterView, TensorView};
 pub use ternarize::{ScaleDtype, Ternarizer};
 pub use vector::Isa;
+
+/// Compiles the Rust in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -129,7 +129,7 @@ pub struct DenseEntry {
 pub struct TernaryEntry {
     /// The filter axis: filter i holds the weights with index i along it, the other axes in their order.
     pub axis: u64,
-    /// The codes: [planes][filters][bytes per filter].
+    /// The codes: `[planes][filters][bytes per filter]`.
     #[serde(deserialize_with = "object")]
     pub codes: Section,
     /// How codes are packed.
@@ -145,7 +145,7 @@ pub struct TernaryEntry {
     /// The type of the scales.
     #[serde(deserialize_with = "named")]
     pub scale_dtype: ScaleDtype,
-    /// The scales: [planes][scales per plane].
+    /// The scales: `[planes][scales per plane]`.
     #[serde(deserialize_with = "object")]
     pub scales: Section,
     /// What a report needs; not needed to decode.
