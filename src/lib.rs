@@ -36,14 +36,17 @@
 mod atomic_file;
 pub mod container;
 pub mod convert;
+mod dtype;
 pub mod error;
 mod float8;
 pub mod limits;
+mod mapped;
 pub mod memory;
 pub mod pack;
 pub mod report;
 pub mod select;
 pub mod source;
+mod strict_json;
 pub mod ternarize;
 pub mod unpack;
 mod vector;
@@ -51,11 +54,12 @@ pub mod verify;
 
 pub use atomic_file::PARTIAL_SUFFIX;
 pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
+pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};
 pub use pack::Encoding;
 pub use report::Report;
 pub use select::{Plan, Rules, Settings, Treatment};
-pub use source::{Checkpoint, Dtype, FilterView, TensorView};
+pub use source::{Checkpoint, FilterView, TensorView};
 pub use ternarize::{ScaleDtype, Ternarizer};
 pub use vector::Isa;
 

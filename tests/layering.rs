@@ -6,26 +6,29 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What everybody may use: the vocabulary.
-const SHARED: [&str; 4] = ["error", "limits", "float8", "vector"];
+const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 16] = [
+const MODULES: [(&str, &[&str]); 19] = [
     ("error", &[]),
     ("limits", &[]),
+    ("dtype", &[]),
     ("float8", &[]),
+    ("mapped", &[]),
+    ("strict_json", &[]),
     ("vector", &[]),
     ("atomic_file", &[]),
     ("source", &[]),
     ("ternarize", &[]),
     ("pack", &[]),
-    ("container", &["source", "ternarize", "pack", "atomic_file"]),
+    ("container", &["ternarize", "pack", "atomic_file"]),
     // A treatment names a method, an encoding and a granularity; see `select_only_names`.
     ("select", &["source", "ternarize", "pack", "container"]),
     ("report", &["source", "select", "container"]),
     ("convert", &["source", "select", "ternarize", "pack", "container", "report"]),
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "pack", "container"]),
-    ("unpack", &["source", "container", "atomic_file"]),
+    ("unpack", &["container", "atomic_file"]),
     // The command line is a user of the library like any other: it says `twn_pack::`.
     ("cli", &[]),
 ];
@@ -41,7 +44,7 @@ const ROOT: [(&str, &str); 14] = [
     ("Result", "error"),
     ("Isa", "vector"),
     ("Checkpoint", "source"),
-    ("Dtype", "source"),
+    ("Dtype", "dtype"),
     ("FilterView", "source"),
     ("TensorView", "source"),
     ("Ternarizer", "ternarize"),

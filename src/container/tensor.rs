@@ -5,10 +5,10 @@ use std::borrow::Cow;
 
 use bitvec::prelude::{BitVec, Lsb0};
 use ndarray::{ArrayD, Axis, IxDyn};
-use safetensors::Dtype;
 
 use super::index::{Granularity, MethodEntry, Stats, TensorEntry, TernaryEntry};
 use crate::Isa;
+use crate::dtype::Dtype;
 use crate::error::ContainerProblem;
 use crate::pack::Encoding;
 use crate::ternarize::ScaleDtype;

@@ -3,19 +3,13 @@
 
 use std::ops::Range;
 
-use safetensors::Dtype;
-
 use super::TensorView;
+use crate::dtype::{Dtype, is_float};
 use crate::float8;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::Avx2;
 use crate::vector::block::Weight;
 use crate::vector::{Isa, Task};
-
-/// Whether tensors of that type can become ternary: F64, F32, F16, BF16, F8_E4M3, F8_E5M2.
-pub(crate) fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
-}
 
 /// A floating-point tensor seen as `filters` rows of `filter_len` weights: the filter axis moved to
 /// the front, the other axes in their order, flattened.
