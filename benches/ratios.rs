@@ -4,6 +4,7 @@
 //!
 //! `cargo bench --bench ratios [-- --gib 1 --rounds 9 --dir DIR]`
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::hint::black_box;
 use std::io::{BufWriter, Write};
@@ -12,29 +13,24 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crc32fast::Hasher;
+use twn_pack::container::{ContainerWriter, Index, Producer, Stats, TensorEntry, TernaryEntry};
+use twn_pack::{Dtype, Settings, memory};
+
 /// (filters, weights per filter), again and again until the file is full.
 const SHAPES: [(usize, usize); 5] = [(4096, 576), (2048, 1152), (1024, 2304), (4096, 4096), (2048, 8192)];
-
-/// The size of a weight on disk, and how to write one.
-#[derive(Clone, Copy, PartialEq)]
-enum Dtype {
-    F32,
-    F16,
-    Bf16,
-}
 
 fn main() {
     let args = Args::parse();
     let f32s = checkpoint(&args.dir, "f32", Dtype::F32, args.gib);
     let f16s = checkpoint(&args.dir, "f16", Dtype::F16, args.gib);
-    let bf16s = checkpoint(&args.dir, "bf16", Dtype::Bf16, args.gib);
+    let bf16s = checkpoint(&args.dir, "bf16", Dtype::BF16, args.gib);
     let packed = args.dir.join("packed.twn");
+    let verified = container(&args.dir, args.gib);
     println!("input {} GiB of f32 per command, {} rounds, medians", args.gib, args.rounds);
     for threads in [1, 2] {
-        let verified = args.dir.join("verified.twn");
-        pack(&f32s, &verified, threads, &["-m", "twn"]);
         type Timed<'a> = (&'static str, Box<dyn Fn() -> f64 + 'a>);
-        let (f32s, f16s, bf16s, packed) = (&f32s, &f16s, &bf16s, &packed);
+        let (f32s, f16s, bf16s, packed, verified) = (&f32s, &f16s, &bf16s, &packed, &verified);
         let rows: Vec<Timed<'_>> = vec![
             ("read", Box::new(move || read(f32s, threads))),
             ("twn t2", Box::new(move || pack(f32s, packed, threads, &["-m", "twn"]))),
@@ -45,8 +41,8 @@ fn main() {
             ("twn f16", Box::new(move || pack(f16s, packed, threads, &["-m", "twn"]))),
             ("twn bf16", Box::new(move || pack(bf16s, packed, threads, &["-m", "twn"]))),
             ("inspect f32", Box::new(move || run(&["inspect", path(f32s), "--json"], threads))),
-            ("read .twn", Box::new(|| read(&verified, threads))),
-            ("verify", Box::new(|| run(&["verify", path(&verified)], threads))),
+            ("read .twn", Box::new(move || read(verified, threads))),
+            ("verify", Box::new(move || run(&["verify", path(verified)], threads))),
         ];
         let mut times = vec![Vec::new(); rows.len()];
         for _ in 0..=args.rounds {
@@ -61,6 +57,8 @@ fn main() {
         println!("\n{threads} thread(s)      ms    G weights/s   of read bandwidth   against twn t2");
         for ((name, _), time) in rows.iter().zip(&medians) {
             let read = if matches!(*name, "verify" | "read .twn") { of("read .twn") } else { of("read") };
+            // A byte of the .twn holds four weights, of the f32 input a quarter.
+            let weights = if matches!(*name, "verify" | "read .twn") { 16.0 * weights } else { weights };
             println!(
                 "{name:<14} {:>7.1}   {:>9.2}   {:>17.2}   {:>14.2}",
                 time * 1e3,
@@ -70,8 +68,9 @@ fn main() {
             );
         }
     }
+    println!("\nopening a .twn of 2,000 tensors: {:.2} ms", open_many(&args.dir) * 1e3);
     if !args.keep {
-        for file in [f32s, f16s, bf16s, packed, args.dir.join("verified.twn")] {
+        for file in [f32s, f16s, bf16s, packed, verified] {
             let _ = std::fs::remove_file(file);
         }
     }
@@ -104,7 +103,8 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
-/// Reads every byte through a fresh mapping, threads taking pieces of 1 MiB in turn.
+/// Maps the file, reads every byte, threads taking pieces of 1 MiB in turn, and unmaps it again, as
+/// the commands do too.
 fn read(file: &Path, threads: usize) -> f64 {
     let start = Instant::now();
     let file = File::open(file).expect("the input opens");
@@ -131,6 +131,7 @@ fn read(file: &Path, threads: usize) -> f64 {
             });
         }
     });
+    drop(map);
     start.elapsed().as_secs_f64()
 }
 
@@ -153,6 +154,71 @@ fn run(args: &[&str], threads: usize) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
+/// A `.twn` of `gib` GiB: one tensor in `t2`, its codes a block repeated.
+fn container(dir: &Path, gib: usize) -> PathBuf {
+    const N: usize = 4096;
+    let path = dir.join("ratios-verify.twn");
+    let settings = Settings::default().treatment().expect("the defaults");
+    let block = gaussian(1 << 20);
+    let block = ndarray::ArrayView2::from_shape((block.len() / N, N), &block).expect("whole filters");
+    let block = memory::ternarize("w", &block, &settings).expect("finite weights");
+    let times = (gib << 30) / block.packed().len();
+    let mut writer = ContainerWriter::create(&path, true).expect("the directory is writable");
+    let (mut codes, mut crc) = (writer.reserve((times * block.packed().len()) as u64).expect("room"), Hasher::new());
+    for i in 0..times {
+        writer.write_at(block.packed(), codes.offset + (i * block.packed().len()) as u64).expect("room");
+        crc.update(block.packed());
+    }
+    codes.crc32 = crc.finalize();
+    let scales = writer.section(&block.scale_bytes().repeat(times)).expect("room");
+    let (once, stats) = (block.stats.clone(), |n: u64| n * times as u64);
+    let stats =
+        Stats { negative: stats(once.negative), zeros: stats(once.zeros), positive: stats(once.positive), ..once };
+    let entry = TernaryEntry {
+        axis: 0,
+        codes,
+        encoding: block.encoding,
+        granularity: block.granularity,
+        method: block.method.clone(),
+        planes: 1,
+        scale_dtype: block.scale_dtype,
+        scales,
+        stats,
+    };
+    let shape = vec![(times * block.filters) as u64, N as u64];
+    let tensors = vec![TensorEntry::ternary("w".to_owned(), Dtype::F32, shape, entry)];
+    let index = Index { metadata: BTreeMap::new(), producer: Producer::this(), tensors };
+    writer.finish(&index).expect("an index that adds up");
+    path
+}
+
+/// The median time of opening a file of 2,000 tensors.
+fn open_many(dir: &Path) -> f64 {
+    let (input, output) = (dir.join("ratios-many.safetensors"), dir.join("ratios-many.twn"));
+    let entries: Vec<String> = (0..2000)
+        .map(|i| {
+            let name = format!("model.layers.{}.self_attn.projection_{}.weight", i / 7, i % 7);
+            format!(r#""{name}":{{"dtype":"F32","shape":[16,64],"data_offsets":[{},{}]}}"#, i * 4096, (i + 1) * 4096)
+        })
+        .collect();
+    let header = format!("{{{}}}", entries.join(","));
+    let data: Vec<u8> = gaussian(2000 * 1024).iter().flat_map(|w| w.to_le_bytes()).collect();
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+    std::fs::write(&input, file).expect("room for the input");
+    pack(&input, &output, 1, &[]);
+    let mut times = Vec::new();
+    for _ in 0..21 {
+        let start = Instant::now();
+        let container = twn_pack::Container::open(&output).expect("a good file");
+        times.push(start.elapsed().as_secs_f64());
+        assert_eq!(container.tensors().len(), 2000);
+    }
+    for file in [input, output] {
+        let _ = std::fs::remove_file(file);
+    }
+    median(&mut times)
+}
+
 /// Writes a checkpoint of Gaussian weights, `gib` GiB of f32 or as many weights of another type.
 fn checkpoint(dir: &Path, name: &str, dtype: Dtype, gib: usize) -> PathBuf {
     let path = dir.join(format!("ratios-{name}.safetensors"));
@@ -165,7 +231,6 @@ fn checkpoint(dir: &Path, name: &str, dtype: Dtype, gib: usize) -> PathBuf {
         }
         weights -= filters * n;
         let end = offset + filters * n * size;
-        let dtype = ["F32", "F16", "BF16"][dtype as usize];
         let comma = if i == 0 { "" } else { "," };
         header += &format!(
             r#"{comma}"layer.{i}.weight":{{"dtype":"{dtype}","shape":[{filters},{n}],"data_offsets":[{offset},{end}]}}"#
@@ -191,7 +256,7 @@ fn checkpoint(dir: &Path, name: &str, dtype: Dtype, gib: usize) -> PathBuf {
             match dtype {
                 Dtype::F32 => out.write_all(&w.to_le_bytes()),
                 Dtype::F16 => out.write_all(&half::f16::from_f32(w).to_le_bytes()),
-                Dtype::Bf16 => out.write_all(&half::bf16::from_f32(w).to_le_bytes()),
+                _ => out.write_all(&half::bf16::from_f32(w).to_le_bytes()),
             }
             .expect("room for the input");
         }

@@ -366,7 +366,7 @@ pub enum ContainerProblem {
     Scale {
         /// Tensor name.
         tensor: String,
-        /// Which scale, counted over [planes][filters][groups].
+        /// Which scale, counted over `[planes][filters][groups]`.
         index: usize,
         /// Its value.
         found: f32,

@@ -9,7 +9,9 @@
 //!              method                             container::reader ──► verify, unpack, your exporter
 //! ```
 //!
-//! A module uses only what stands to its left; [`convert`] is the run that joins them.
+//! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
+//! stands to its right, [`select`] names what a treatment consists of (method, encoding,
+//! granularity) and does nothing with it. `tests/layering.rs` holds all this.
 //!
 //! ```no_run
 //! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};
@@ -34,14 +36,17 @@
 mod atomic_file;
 pub mod container;
 pub mod convert;
+mod dtype;
 pub mod error;
 mod float8;
 pub mod limits;
+mod mapped;
 pub mod memory;
 pub mod pack;
 pub mod report;
 pub mod select;
 pub mod source;
+mod strict_json;
 pub mod ternarize;
 pub mod unpack;
 mod vector;
@@ -49,10 +54,16 @@ pub mod verify;
 
 pub use atomic_file::PARTIAL_SUFFIX;
 pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
+pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};
 pub use pack::Encoding;
 pub use report::Report;
 pub use select::{Plan, Rules, Settings, Treatment};
-pub use source::{Checkpoint, Dtype, FilterView, TensorView};
+pub use source::{Checkpoint, FilterView, TensorView};
 pub use ternarize::{ScaleDtype, Ternarizer};
 pub use vector::Isa;
+
+/// Compiles the Rust in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -10,8 +10,8 @@ use globset::{GlobBuilder, GlobMatcher};
 use serde::Deserialize;
 
 use crate::container::Granularity;
+use crate::dtype::is_float;
 use crate::pack::Encoding;
-use crate::source::weights::is_float;
 use crate::source::{Checkpoint, TensorView};
 use crate::ternarize::{self, ScaleDtype, Ternarizer};
 use crate::{Error, Result};

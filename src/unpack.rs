@@ -7,13 +7,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Tensor, TensorEntry, TernaryTensor};
+use crate::dtype::{Dtype, byte_length};
 use crate::error::ContainerProblem;
-use crate::source::header::byte_length;
 use crate::{Error, Result, float8};
 
 /// Weights that are dequantized at once by each thread, about: 4 MiB.

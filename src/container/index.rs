@@ -3,60 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::marker::PhantomData;
 use std::str::FromStr;
 
-use safetensors::Dtype;
-use serde::de::value::{MapAccessDeserializer, StringDeserializer};
-use serde::de::{Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::align;
 use super::prefix::LENGTH;
+use crate::dtype::{Dtype, byte_length, is_float, needs};
 use crate::error::ContainerProblem as Problem;
 use crate::limits;
 use crate::pack::Encoding;
-use crate::source::header::{UniqueMap, byte_length, needs};
+use crate::strict_json::{UniqueMap, named, object, objects, optional_object};
+
 use crate::ternarize::ScaleDtype;
-
-/// Reads a JSON object, and nothing else: serde would also take an array of the fields' values.
-fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    struct Object<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map))
-        }
-    }
-    deserializer.deserialize_map(Object(PhantomData))
-}
-
-/// Reads a name from a fixed list out of a JSON string: serde would also take `{"name": null}`.
-fn named<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    let name: StringDeserializer<D::Error> = String::deserialize(deserializer)?.into_deserializer();
-    T::deserialize(name)
-}
-
-/// [`object`], where there may be none.
-fn optional_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    object(deserializer).map(Some)
-}
-
-/// An array of objects.
-fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    struct Item<T>(T);
-    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Item<T> {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            object(deserializer).map(Item)
-        }
-    }
-    Ok(Vec::<Item<T>>::deserialize(deserializer)?.into_iter().map(|item| item.0).collect())
-}
 
 /// Everything about a `.twn` file but the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,7 +88,7 @@ pub struct DenseEntry {
 pub struct TernaryEntry {
     /// The filter axis: filter i holds the weights with index i along it, the other axes in their order.
     pub axis: u64,
-    /// The codes: [planes][filters][bytes per filter].
+    /// The codes: `[planes][filters][bytes per filter]`.
     #[serde(deserialize_with = "object")]
     pub codes: Section,
     /// How codes are packed.
@@ -145,7 +104,7 @@ pub struct TernaryEntry {
     /// The type of the scales.
     #[serde(deserialize_with = "named")]
     pub scale_dtype: ScaleDtype,
-    /// The scales: [planes][scales per plane].
+    /// The scales: `[planes][scales per plane]`.
     #[serde(deserialize_with = "object")]
     pub scales: Section,
     /// What a report needs; not needed to decode.
@@ -381,7 +340,7 @@ impl TensorEntry {
         if !(1..=limits::PLANES as u64).contains(&ternary.planes) {
             return Err(format!("has {} planes, should have 1 to {}; pack it again", ternary.planes, limits::PLANES));
         }
-        if !crate::source::weights::is_float(self.dtype) {
+        if !is_float(self.dtype) {
             return Err(format!("is ternary, but {} is no floating-point type that can be; pack it again", self.dtype));
         }
         // With weights, filters ≤ bytes of codes: loops over filters are bounded by the length of the file.

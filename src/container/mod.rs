@@ -1,4 +1,4 @@
-//! The `.twn` container, version 1: layout types ([`prefix`], [`index`]), writer, reader and views.
+//! The `.twn` container, version 1: layout types (`prefix`, [`index`]), writer, reader and views.
 //! `spec/twn-v1.md` is normative. Not here: which tensors are ternary, and how they became so.
 //!
 //! ```text

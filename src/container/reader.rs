@@ -9,7 +9,7 @@ use super::index::{Body, Index, Section, TensorEntry};
 use super::prefix::Prefix;
 use super::tensor::{DenseTensor, TernaryTensor};
 use crate::error::ContainerProblem;
-use crate::{Error, Result};
+use crate::{Error, Result, mapped};
 
 /// A `.twn` file, memory-mapped. Opening checks prefix, index and that the sections tile the file;
 /// the sections' own checksums are checked by [`crate::verify`] and [`Container::check_sections`].
@@ -44,8 +44,8 @@ impl Container {
     /// A file that cannot be read, is damaged, or needs a newer reader.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = crate::source::open_regular(path)?;
-        let map = crate::source::map(&file, path)?;
+        let file = mapped::open_regular(path)?;
+        let map = mapped::map(&file, path)?;
         Self::new(path, Storage::Mapped(map))
     }
 

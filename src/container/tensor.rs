@@ -5,10 +5,10 @@ use std::borrow::Cow;
 
 use bitvec::prelude::{BitVec, Lsb0};
 use ndarray::{ArrayD, Axis, IxDyn};
-use safetensors::Dtype;
 
 use super::index::{Granularity, MethodEntry, Stats, TensorEntry, TernaryEntry};
 use crate::Isa;
+use crate::dtype::Dtype;
 use crate::error::ContainerProblem;
 use crate::pack::Encoding;
 use crate::ternarize::ScaleDtype;
@@ -90,7 +90,7 @@ impl<'a> TernaryTensor<'a> {
         self.encoding.bytes(self.filter_len)
     }
 
-    /// All codes as stored: [planes][filters][bytes per filter].
+    /// All codes as stored: `[planes][filters][bytes per filter]`.
     pub fn packed(&self) -> &[u8] {
         &self.codes
     }
@@ -122,7 +122,7 @@ impl<'a> TernaryTensor<'a> {
         self.granularity.scales(self.filters as u64, self.filter_len as u64) as usize
     }
 
-    /// Scale number `index`, counted over [planes][scales per plane].
+    /// Scale number `index`, counted over `[planes][scales per plane]`.
     ///
     /// # Panics
     /// When there is no such scale.
@@ -133,12 +133,12 @@ impl<'a> TernaryTensor<'a> {
         }
     }
 
-    /// Every scale: [planes][scales per plane].
+    /// Every scale: `[planes][scales per plane]`.
     pub fn scales(&self) -> impl ExactSizeIterator<Item = f32> {
         (0..self.planes * self.scales_per_plane()).map(|i| self.scale_at(i))
     }
 
-    /// All scales as stored: little-endian, [planes][scales per plane].
+    /// All scales as stored: little-endian, `[planes][scales per plane]`.
     pub fn scale_bytes(&self) -> &[u8] {
         &self.scales
     }

@@ -5,6 +5,7 @@
 
 mod tally;
 mod tensor;
+mod unit;
 
 use std::ops::Range;
 use std::path::Path;
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 
 use self::tally::Tally;
 use self::tensor::TernaryWork;
+use self::unit::LongRange;
 use crate::container::{
     ContainerWriter, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, TensorEntry, TernaryEntry,
     TernaryTensor,
@@ -23,7 +25,6 @@ use crate::error::WeightsProblem;
 use crate::pack::Encoding;
 use crate::report::Report;
 use crate::select::{Decision, Plan, Planned, Treatment};
-use crate::source::weights::LongRange;
 use crate::source::{Checkpoint, FilterView, TensorView};
 use crate::ternarize::Unit;
 use crate::vector::Isa;

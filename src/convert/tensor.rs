@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use super::PIECE;
 use super::tally::Tally;
+use super::unit::{AsUnit, LongRange};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
 use crate::select::Treatment;
 use crate::source::FilterView;
-use crate::source::weights::{Element, LongRange};
+use crate::source::weights::Element;
 use crate::ternarize::{self, Above, Fit, ScaleDtype, Threshold, Unit};
 use crate::vector::Isa;
 use crate::vector::block::{BLOCK, Select, SignsOf};
@@ -125,7 +126,7 @@ impl TernaryWork<'_> {
         if self.view.is_f64() { self.run_as::<f64>(range, isa) } else { self.run_as::<f32>(range, isa) }
     }
 
-    fn run_as<W: Element>(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
+    fn run_as<W: AsUnit>(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
         let n = self.view.filter_len();
         let encoding = self.treatment.encoding;
         let (filter, j) = (range.start / n, range.start % n);
@@ -158,7 +159,7 @@ impl TernaryWork<'_> {
     }
 
     /// Codes for the weights `start..` of one filter; fits every unit that was not fitted before.
-    fn row<W: Element>(
+    fn row<W: AsUnit>(
         &self,
         weights: &[W],
         start: usize,
@@ -194,14 +195,14 @@ impl TernaryWork<'_> {
     }
 
     /// Fits a unit that is in memory and writes its codes.
-    fn fit_here<W: Element>(
+    fn fit_here<W: AsUnit>(
         &self,
         weights: &[W],
         start: usize,
         isa: Isa,
         codes: &mut [u8],
     ) -> Result<Fit, WeightsProblem> {
-        let unit = Unit::from_slice(isa, W::slice(weights));
+        let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
             let problem = self.non_finite(weights, start);
             return Err(problem.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));

@@ -117,5 +117,8 @@ pub(super) fn summary(report: &Report) -> String {
             lines.push(format!("{title}  {:.4}  {}", tensor.relative_squared_error.unwrap_or_default(), tensor.name));
         }
     }
+    if t.sparsity.is_none() && t.ternary_tensors > 0 {
+        lines.push("a plan    sizes are without the index; nothing was read or measured".to_owned());
+    }
     lines.join("\n") + "\n"
 }

@@ -4,15 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
+use crate::dtype::{Dtype, byte_length, needs};
 use crate::error::CheckpointProblem as Problem;
 use crate::limits;
+use crate::strict_json::{UniqueMap, duplicate, duplicate_key};
 
 /// A checked header: tensors in the order of their bytes.
 #[derive(Debug, Default)]
@@ -124,26 +124,6 @@ fn check(name: &str, raw: &RawTensor, available: u64) -> Result<Dtype, Problem> 
     Ok(dtype)
 }
 
-/// Bytes that a tensor of that type and shape has; `None` where that overflows or is no whole number.
-pub(crate) fn byte_length(dtype: Dtype, shape: &[u64]) -> Option<u64> {
-    // Beside a zero the others still have to fit: then no product of some of them overflows either.
-    let product = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1)))?;
-    let weights = if shape.contains(&0) { 0 } else { product };
-    product.checked_mul(dtype.bitsize() as u64)?;
-    let bits = weights.checked_mul(dtype.bitsize() as u64)?;
-    (bits % 8 == 0 && bits / 8 <= i64::MAX as u64).then_some(bits / 8)
-}
-
-/// What [`byte_length`] says, in words.
-pub(crate) fn needs(dtype: Dtype, shape: &[u64]) -> String {
-    let bits = shape.iter().try_fold(dtype.bitsize() as u64, |n, &d| n.checked_mul(d));
-    match (byte_length(dtype, shape), bits) {
-        (Some(bytes), _) => format!("{bytes} bytes"),
-        (None, Some(bits)) if bits % 8 != 0 => format!("{bits} bits, no whole number of bytes"),
-        (None, _) => "more than 2^63 bytes".to_owned(),
-    }
-}
-
 #[derive(Debug, Deserialize)]
 struct RawTensor {
     dtype: String,
@@ -187,55 +167,10 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-/// A map in which no key stands twice.
-#[derive(Debug, Default)]
-pub(crate) struct UniqueMap<V = String>(pub BTreeMap<String, V>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
-            type Value = UniqueMap<V>;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap<V>, A::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<String, V>()? {
-                    if entries.insert(key.clone(), value).is_some() {
-                        return Err(duplicate(&key));
-                    }
-                }
-                Ok(UniqueMap(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries(PhantomData))
-    }
-}
-
-const DUPLICATE: &str = "duplicate key ";
-
-fn duplicate<E: serde::de::Error>(key: &str) -> E {
-    E::custom(format_args!("{DUPLICATE}{key}\u{0}"))
-}
-
-/// serde_json's error, with the duplicate key taken out again.
-pub(crate) fn json_problem(error: &serde_json::Error) -> Problem {
-    let text = error.to_string();
-    match text.strip_prefix(DUPLICATE).and_then(|rest| rest.split_once('\u{0}')) {
-        Some((key, _)) => Problem::DuplicateKey(key.to_owned()),
-        None => Problem::Header(text),
-    }
-}
-
-/// Used by the index reader, whose maps have the same form.
-impl<V> UniqueMap<V> {
-    pub fn deserialize_map<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
-    where
-        V: Deserialize<'de>,
-    {
-        Ok(Self::deserialize(deserializer)?.0)
+/// What is wrong with a header that serde_json refused.
+pub(super) fn json_problem(error: &serde_json::Error) -> Problem {
+    match duplicate_key(error) {
+        Some(key) => Problem::DuplicateKey(key),
+        None => Problem::Header(error.to_string()),
     }
 }

@@ -7,8 +7,11 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use super::file_name;
-use super::header::{UniqueMap, json_problem};
+use super::header::json_problem;
+
 use crate::error::CheckpointProblem as Problem;
+use crate::mapped::open_regular;
+use crate::strict_json::UniqueMap;
 use crate::{Error, Result, limits};
 
 /// The files of a checkpoint, sorted by name, and what the index says of them.
@@ -70,7 +73,7 @@ struct RawIndex {
 
 fn from_index(path: &Path) -> Result<Shards> {
     let problem = Error::checkpoint(path);
-    let length = super::open_regular(path)?.metadata().map_err(Error::io(path, "open"))?.len();
+    let length = open_regular(path)?.metadata().map_err(Error::io(path, "open"))?.len();
     if length > limits::SHARD_INDEX_BYTES {
         return Err(problem(Problem::HeaderTooLong { found: length, limit: limits::SHARD_INDEX_BYTES }));
     }

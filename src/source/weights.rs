@@ -3,20 +3,13 @@
 
 use std::ops::Range;
 
-use safetensors::Dtype;
-
 use super::TensorView;
+use crate::dtype::{Dtype, is_float};
 use crate::float8;
-use crate::ternarize::{LongWeights, Slice};
 #[cfg(target_arch = "x86_64")]
 use crate::vector::Avx2;
-use crate::vector::block::{BLOCK, Weight};
+use crate::vector::block::Weight;
 use crate::vector::{Isa, Task};
-
-/// Whether tensors of that type can become ternary: F64, F32, F16, BF16, F8_E4M3, F8_E5M2.
-pub(crate) fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
-}
 
 /// A floating-point tensor seen as `filters` rows of `filter_len` weights: the filter axis moved to
 /// the front, the other axes in their order, flattened.
@@ -102,30 +95,6 @@ impl<'a> FilterView<'a> {
     }
 }
 
-/// The weights `start..start + len` of a view, as one unit that is decoded block by block.
-#[derive(Debug)]
-pub(crate) struct LongRange<'a> {
-    pub isa: Isa,
-    pub view: FilterView<'a>,
-    pub start: usize,
-    pub len: usize,
-}
-
-impl LongWeights for LongRange<'_> {
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn block(&self, i: usize, visit: &mut dyn FnMut(Slice<'_>)) {
-        let range = self.start + i * BLOCK..self.start + ((i + 1) * BLOCK).min(self.len);
-        if self.view.is_f64() {
-            visit(Element::slice(self.view.read::<f64>(range, self.isa, &mut Vec::new())));
-        } else {
-            visit(Element::slice(self.view.read::<f32>(range, self.isa, &mut Vec::new())));
-        }
-    }
-}
-
 /// A weight type that checkpoints decode to.
 pub(crate) trait Element: Weight {
     /// The checkpoint's type that needs no decoding.
@@ -138,18 +107,12 @@ pub(crate) trait Element: Weight {
         if same { bytemuck::try_cast_slice(bytes).ok() } else { None }
     }
 
-    fn slice(weights: &[Self]) -> Slice<'_>;
-
     /// From `f64`, exactly: the types that reach it are narrower than this one, or this one.
     fn narrow(value: f64) -> Self;
 }
 
 impl Element for f32 {
     const DTYPE: Dtype = Dtype::F32;
-
-    fn slice(weights: &[f32]) -> Slice<'_> {
-        Slice::F32(weights)
-    }
 
     #[inline(always)]
     fn narrow(value: f64) -> f32 {
@@ -159,10 +122,6 @@ impl Element for f32 {
 
 impl Element for f64 {
     const DTYPE: Dtype = Dtype::F64;
-
-    fn slice(weights: &[f64]) -> Slice<'_> {
-        Slice::F64(weights)
-    }
 
     #[inline(always)]
     fn narrow(value: f64) -> f64 {

@@ -122,11 +122,12 @@ impl ScaleDtype {
         }
     }
 
-    /// The nearest value of this type (ties to even), as `f32`.
+    /// The scale as stored, as `f32`: rounded to `f32`, and then to this type, ties to even. (From
+    /// `f64` to half precision in one step, `half` rounds differently on different CPUs.)
     pub fn round(self, scale: f64) -> f32 {
         match self {
             Self::F32 => scale as f32,
-            Self::F16 => half::f16::from_f64(scale).to_f32(),
+            Self::F16 => half::f16::from_f32_const(scale as f32).to_f32_const(),
         }
     }
 }

@@ -64,13 +64,6 @@ impl<'a> Unit<'a> {
         Self::new(isa, Data::F64(weights))
     }
 
-    pub(crate) fn from_slice(isa: Isa, slice: Slice<'a>) -> Self {
-        match slice {
-            Slice::F32(weights) => Self::from_f32(isa, weights),
-            Slice::F64(weights) => Self::from_f64(isa, weights),
-        }
-    }
-
     pub(crate) fn from_long(isa: Isa, weights: &'a dyn LongWeights) -> Self {
         Self::new(isa, Data::Long(weights))
     }

@@ -1,0 +1,157 @@
+//! A module uses only what stands to its left in the picture of `src/lib.rs`. Every `crate::` path
+//! in `src/` is held against a list; a new module, or a new dependency, has to be put there first.
+//! Paths in comments do not count. Not here: `super::`, which stays inside a module.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What everybody may use: the vocabulary.
+const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
+
+/// Each module, and what it uses besides the vocabulary. No module here uses one further down.
+const MODULES: [(&str, &[&str]); 19] = [
+    ("error", &[]),
+    ("limits", &[]),
+    ("dtype", &[]),
+    ("float8", &[]),
+    ("mapped", &[]),
+    ("strict_json", &[]),
+    ("vector", &[]),
+    ("atomic_file", &[]),
+    ("source", &[]),
+    ("ternarize", &[]),
+    ("pack", &[]),
+    ("container", &["ternarize", "pack", "atomic_file"]),
+    // A treatment names a method, an encoding and a granularity; see `select_only_names`.
+    ("select", &["source", "ternarize", "pack", "container"]),
+    ("report", &["source", "select", "container"]),
+    ("convert", &["source", "select", "ternarize", "pack", "container", "report"]),
+    ("memory", &["source", "select", "container", "convert"]),
+    ("verify", &["source", "pack", "container"]),
+    ("unpack", &["container", "atomic_file"]),
+    // The command line is a user of the library like any other: it says `twn_pack::`.
+    ("cli", &[]),
+];
+
+/// What `select`, which stands to the left of them, may name of those that do the work.
+const NAMES_FOR_SELECT: [&str; 5] =
+    ["container::Granularity", "pack::Encoding", "ternarize::self", "ternarize::ScaleDtype", "ternarize::Ternarizer"];
+
+/// Where the names come from that `lib.rs` gives to the whole crate.
+const ROOT: [(&str, &str); 14] = [
+    ("Error", "error"),
+    ("Fault", "error"),
+    ("Result", "error"),
+    ("Isa", "vector"),
+    ("Checkpoint", "source"),
+    ("Dtype", "dtype"),
+    ("FilterView", "source"),
+    ("TensorView", "source"),
+    ("Ternarizer", "ternarize"),
+    ("Encoding", "pack"),
+    ("Container", "container"),
+    ("Plan", "select"),
+    ("Report", "report"),
+    ("PARTIAL_SUFFIX", "atomic_file"),
+];
+
+#[test]
+fn modules_use_only_what_stands_to_their_left() {
+    let mut wrong = Vec::new();
+    for (file, module) in files() {
+        let allowed = uses(&module).unwrap_or_else(|| panic!("{}: put `{module}` into MODULES", file.display()));
+        for path in paths(&file) {
+            let target = target(&path);
+            if target != module && !SHARED.contains(&target) && !allowed.contains(&target) {
+                wrong.push(format!("{}: `{module}` must not use crate::{path}", file.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_list_has_no_cycle_and_nothing_that_is_gone() {
+    let used: BTreeSet<(String, String)> = files()
+        .into_iter()
+        .flat_map(|(file, module)| paths(&file).into_iter().map(move |path| (module.clone(), target(&path).to_owned())))
+        .collect();
+    for (i, (module, allowed)) in MODULES.iter().enumerate() {
+        for other in *allowed {
+            assert!(MODULES[..i].iter().any(|(name, _)| name == other), "`{other}` stands below `{module}`");
+            let pair = ((*module).to_owned(), (*other).to_owned());
+            assert!(used.contains(&pair), "`{module}` does not use `{other}` any more");
+        }
+    }
+}
+
+#[test]
+fn select_only_names() {
+    for path in files().iter().filter(|(_, module)| module == "select").flat_map(|(file, _)| paths(file)) {
+        if ["ternarize", "pack", "container"].contains(&target(&path)) {
+            assert!(NAMES_FOR_SELECT.contains(&path.as_str()), "`select` must not use crate::{path}");
+        }
+    }
+}
+
+#[test]
+fn paths_are_found_in_every_form() {
+    let text = "use crate::{Error, limits};\n/// [`crate::cli`]\nlet x = crate::pack::f(1); // crate::cli\n\
+                pub use crate::vector::block::{\n    Above, Moments as M,\n};";
+    let expected = ["Error", "limits", "pack::f", "vector::block::Above", "vector::block::Moments"];
+    assert_eq!(paths_in(text), expected);
+}
+
+fn uses(module: &str) -> Option<&'static [&'static str]> {
+    MODULES.iter().find(|(name, _)| *name == module).map(|(_, uses)| *uses)
+}
+
+/// The module that a path leads to.
+fn target(path: &str) -> &str {
+    let first = path.split("::").next().unwrap();
+    ROOT.iter().find(|(name, _)| *name == first).map_or(first, |(_, module)| module)
+}
+
+/// Every source file with the module that it belongs to.
+fn files() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut directories) = (Vec::new(), vec![root.clone()]);
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let module = path.strip_prefix(&root).unwrap().with_extension("");
+            let module = module.iter().next().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                directories.push(path);
+            } else if module != "lib" && module != "main" {
+                files.push((path, module));
+            }
+        }
+    }
+    assert!(files.len() > 30, "{files:?}");
+    files
+}
+
+fn paths(file: &Path) -> Vec<String> {
+    paths_in(&std::fs::read_to_string(file).unwrap())
+}
+
+/// Every path behind `crate::`, without it; braces (not nested ones) are written out.
+fn paths_in(text: &str) -> Vec<String> {
+    let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap()).collect();
+    let code = code.join("\n");
+    let mut paths = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
+        let (head, tail) = rest.split_at(end);
+        match tail.strip_prefix('{').and_then(|tail| tail.split_once('}')) {
+            Some((names, _)) if head.is_empty() || head.ends_with("::") => {
+                for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+                    paths.push(format!("{head}{}", name.split_whitespace().next().unwrap()));
+                }
+            }
+            _ => paths.push(head.to_owned()),
+        }
+    }
+    paths
+}
