@@ -184,7 +184,8 @@ impl Rules {
     /// # Errors
     /// A file that cannot be read, or says what is not understood.
     pub fn from_toml_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read the rules in"))?;
+        let text = std::fs::read(path).map_err(Error::io(path, "read the rules in"))?;
+        let text = String::from_utf8(text).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
         Self::from_toml(&text).map_err(|e| Error::Request(format!("{}: {}", path.display(), e.to_string().trim_end())))
     }
 
@@ -208,6 +209,9 @@ impl Rules {
             }
         }
         rules.settings = table.try_into()?;
+        if rules.settings.keep.is_some() {
+            return Err(serde::de::Error::custom("`keep` belongs into an [[override]]; see include and exclude"));
+        }
         Ok(rules)
     }
 }

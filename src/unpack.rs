@@ -3,6 +3,7 @@
 //! and keeps its layout rules (tensors by alignment, then name; header padded to 8).
 //! Not here: reading codes ([`crate::container`]).
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -117,32 +118,51 @@ fn write_ternary(
         let entry = |message| ContainerProblem::Entry { tensor: name.to_owned(), message };
         Error::container(input)(tensor.bad_codes(name).unwrap_or_else(|| entry(message)))
     };
-    // In the file, the filters' weights lie side by side in runs of `inner`; a tile of neighbouring
-    // filters makes one longer run out of each of them.
-    let (size, n) = (dtype.bitsize() / 8, tensor.filter_len);
+    let size = dtype.bitsize() / 8;
     let inner: usize = tensor.shape[tensor.axis + 1..].iter().product();
-    let tile = (TILE / n).max(1);
-    (0..tensor.filters).into_par_iter().step_by(tile).try_for_each(|first| {
+    tiles(tensor.filters, tensor.filter_len / inner, inner).into_par_iter().try_for_each(|tile| {
         if options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(Error::Cancelled);
         }
-        let filters = first..(first + tile).min(tensor.filters);
-        let mut values = vec![0.0; filters.len() * n];
-        for (filter, values) in filters.clone().zip(values.chunks_exact_mut(n)) {
-            tensor.dequantize_filter(filter, values).map_err(bad_codes)?;
+        // Filter by filter, then in the order of the file: [outer][filters][inner].
+        let (width, rows) = (tile.inner.len(), tile.outer.len());
+        let weights = tile.outer.start * inner + tile.inner.start..(tile.outer.end - 1) * inner + tile.inner.end;
+        let mut values = vec![0.0; tile.filters.len() * weights.len()];
+        for (filter, values) in tile.filters.clone().zip(values.chunks_exact_mut(weights.len())) {
+            tensor.dequantize_range(filter, weights.clone(), values).map_err(bad_codes)?;
         }
-        let mut bytes = Vec::with_capacity(filters.len() * inner * size);
-        for outer in 0..n / inner {
-            bytes.clear();
-            for filter in values.chunks_exact(n) {
-                filter[outer * inner..][..inner].iter().for_each(|&value| push(dtype, value, &mut bytes));
+        let mut bytes = Vec::with_capacity(values.len() * size);
+        for row in 0..rows {
+            for filter in values.chunks_exact(weights.len()) {
+                filter[row * width..][..width].iter().for_each(|&value| push(dtype, value, &mut bytes));
             }
-            let at = (outer * tensor.filters + first) * inner * size;
-            file.write_at(&bytes, offset + at as u64)?;
         }
-        Ok(())
+        let at = (tile.outer.start * tensor.filters + tile.filters.start) * inner + tile.inner.start;
+        file.write_at(&bytes, offset + (at * size) as u64)
     })?;
-    Ok((size * tensor.filters * n) as u64)
+    Ok((size * tensor.filters * tensor.filter_len) as u64)
+}
+
+/// A part of a tensor of shape [outer][filters][inner] that is one run of the file.
+struct Tile {
+    outer: Range<usize>,
+    filters: Range<usize>,
+    inner: Range<usize>,
+}
+
+/// Cuts a tensor into tiles of about [`TILE`] weights: whole rows of `outer` where they fit, else
+/// whole filters of one row, else parts of a filter of one row.
+fn tiles(filters: usize, outer: usize, inner: usize) -> Vec<Tile> {
+    let inner_step = inner.min(TILE);
+    let filter_step = if inner_step < inner { 1 } else { (TILE / inner).clamp(1, filters) };
+    let outer_step = if filter_step < filters || inner_step < inner { 1 } else { (TILE / (filters * inner)).max(1) };
+    let steps = |end: usize, step: usize| (0..end).step_by(step).map(move |at| at..(at + step).min(end));
+    steps(outer, outer_step)
+        .flat_map(|outer| steps(filters, filter_step).map(move |filters| (outer.clone(), filters)))
+        .flat_map(|(outer, filters)| {
+            steps(inner, inner_step).map(move |inner| Tile { outer: outer.clone(), filters: filters.clone(), inner })
+        })
+        .collect()
 }
 
 /// Appends a value in that type, rounded to nearest, ties to even.

@@ -319,13 +319,16 @@ fn compare(container: &Container, entry: &TensorEntry, source: TensorView<'_>) -
 
 /// (‖W − Ŵ‖², ‖W‖²), plainly in f64.
 fn errors<W: Element>(view: FilterView<'_>, ternary: &TernaryTensor<'_>) -> Result<(f64, f64), String> {
+    const STEP: usize = 1 << 18;
     let n = ternary.filter_len;
-    let mut values = vec![0.0; n];
-    let (mut scratch, mut error, mut norm) = (Vec::new(), 0.0, 0.0);
-    for filter in 0..ternary.filters {
-        ternary.dequantize_filter(filter, &mut values)?;
-        let weights = view.read::<W>(filter * n..(filter + 1) * n, Isa::PORTABLE, &mut scratch);
-        for (w, &v) in weights.iter().zip(&values) {
+    let (mut values, mut scratch, mut error, mut norm) = (vec![0.0; STEP.min(n)], Vec::new(), 0.0, 0.0);
+    let ranges = (0..ternary.filters).flat_map(|filter| (0..n).step_by(STEP).map(move |start| (filter, start)));
+    for (filter, start) in ranges {
+        let end = (start + STEP).min(n);
+        let values = &mut values[..end - start];
+        ternary.dequantize_range(filter, start..end, values)?;
+        let weights = view.read::<W>(filter * n + start..filter * n + end, Isa::PORTABLE, &mut scratch);
+        for (w, &v) in weights.iter().zip(&*values) {
             let rest = w.to_f64() - f64::from(v);
             error += rest * rest;
             norm += w.to_f64() * w.to_f64();

@@ -273,7 +273,7 @@ fn quiet_is_quiet_and_progress_is_json() {
 fn verify_tells_good_from_bad() {
     let world = World::packed(&["-m", "optimal"]);
     let (stdout, _) = expect(0, &["verify", &world.twn, "--against", &world.model]);
-    assert!(stdout.contains("good: 9 tensors") && stdout.contains("matches"), "{stdout}");
+    assert!(stdout.contains("good: 9 tensors") && stdout.contains("agrees with"), "{stdout}");
     let (stdout, _) = expect(0, &["verify", &world.twn, "--json"]);
     assert_eq!(json(&stdout)["problems"], Value::Array(vec![]));
     let mut bytes = std::fs::read(&world.twn).unwrap();

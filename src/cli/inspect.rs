@@ -72,6 +72,10 @@ enum Kind {
 
 pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> {
     let mut report = if is_container(&args.file)? {
+        if args.rules != RuleArgs::default() {
+            let advice = "give the checkpoint to learn what other rules would give";
+            return Err(Error::Request(format!("{} is packed already; {advice}", args.file.display())).into());
+        }
         let container = Container::open(&args.file)?;
         Report::of_index(container.index(), container.bytes().len() as u64)
     } else {
@@ -87,7 +91,11 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
             cancel: Some(&session.cancel),
             overwrite: false,
         };
-        convert::measure(&checkpoint, &plan, &options).map_err(|e| naming_input(e, &args.file))?
+        let report = convert::measure(&checkpoint, &plan, &options).map_err(|e| naming_input(e, &args.file))?;
+        if report.tensors.iter().any(|tensor| tensor.reason == convert::NON_FINITE) {
+            session.warn(&["some tensors hold NaN or infinity: packing needs --non-finite dense".to_owned()]);
+        }
+        report
     };
     args.arrange(&mut report.tensors)?;
     if args.json {

@@ -114,7 +114,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     let session = Session { global: cli.global, cancel: Arc::new(AtomicBool::new(false)) };
     let cancel = Arc::clone(&session.cancel);
     ctrlc::set_handler(move || cancel.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")?;
-    explain_sigbus();
+    prepare_signals();
     let threads = session.global.threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
     pool.install(|| match cli.command {
@@ -168,7 +168,7 @@ impl Session {
 /// A mapped file that is cut short under us ends the process with SIGBUS; say so instead of dying
 /// without a word. Nothing was published by then: outputs only appear when they are whole.
 #[cfg(unix)]
-fn explain_sigbus() {
+fn prepare_signals() {
     extern "C" fn handler(_signal: libc::c_int) {
         const TEXT: &[u8] = b"twn-pack: an input file was cut short while it was being read; no output was written\n";
         // SAFETY: write and _exit are async-signal-safe, and TEXT is a static buffer of that length.
@@ -177,6 +177,10 @@ fn explain_sigbus() {
             libc::_exit(Exit::Io as libc::c_int);
         }
     }
+    // SAFETY: ignoring a signal has no conditions. A file size limit then is an error like a full disk.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
     // SAFETY: `handler` has the type that signal() asks for and calls async-signal-safe functions only.
     unsafe {
         libc::signal(libc::SIGBUS, handler as *const () as libc::sighandler_t);
@@ -184,4 +188,4 @@ fn explain_sigbus() {
 }
 
 #[cfg(not(unix))]
-fn explain_sigbus() {}
+fn prepare_signals() {}

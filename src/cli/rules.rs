@@ -6,7 +6,7 @@ use clap::Args;
 use twn_pack::select::Override;
 use twn_pack::{Checkpoint, Plan, Result, Rules, Settings};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Args)]
 #[command(next_help_heading = "What becomes ternary, and how")]
 pub(super) struct RuleArgs {
     /// Threshold and scale: twn (Δ = 0.7·mean|w|), optimal (least squared error), absmean, bwn
@@ -14,7 +14,7 @@ pub(super) struct RuleArgs {
     #[arg(short, long, value_name = "NAME")]
     method: Option<String>,
     /// The factor f of twn, Δ = f·mean|w| [default: 0.7]
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
     factor: Option<f64>,
     /// Which weights share a scale: filter, tensor or group:N [default: filter]
     #[arg(short, long, value_name = "WHICH")]

@@ -48,7 +48,10 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
         print(lines.concat())?;
         return Ok(Exit::VerificationFailed);
     } else if !session.global.quiet {
-        let against = args.against.as_ref().map(|model| format!(", and matches {}", model.display()));
+        let against = args
+            .against
+            .as_ref()
+            .map(|model| format!("; agrees with {} in every dense byte and every error", model.display()));
         print(format!(
             "{}: good: {} tensors, {}{}\n",
             args.file.display(),

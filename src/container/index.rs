@@ -355,6 +355,10 @@ impl TensorEntry {
             ternary.granularity.scales(filters, n).checked_mul(ternary.planes * ternary.scale_dtype.size() as u64);
         check_length("scales", ternary.scales, scales)?;
         let stats = &ternary.stats;
+        let in_order = |s: &Spread| s.min <= s.mean && s.mean <= s.max;
+        if !in_order(&stats.alpha) || stats.delta.as_ref().is_some_and(|delta| !in_order(delta) || delta.min < 0.0) {
+            return Err("statistics of scales or thresholds are out of order; pack it again".to_owned());
+        }
         if stats.squared_error < 0.0 || stats.squared_norm < 0.0 {
             return Err(format!(
                 "statistics say ‖W−Ŵ‖² = {:e} and ‖W‖² = {:e}, which cannot be negative; pack it again",

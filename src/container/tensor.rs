@@ -2,6 +2,7 @@
 //! container, or own their bytes when made in memory. Not here: the bit order ([`crate::pack`]).
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use bitvec::prelude::{BitVec, Lsb0};
 use ndarray::{ArrayD, Axis, IxDyn};
@@ -195,18 +196,37 @@ impl<'a> TernaryTensor<'a> {
     /// # Panics
     /// When there is no such filter, or `values` is not `filter_len` long.
     pub fn dequantize_filter(&self, filter: usize, values: &mut [f32]) -> Result<(), String> {
-        assert_eq!(values.len(), self.filter_len, "values length");
-        let mut codes = vec![0; self.filter_len];
+        self.dequantize_range(filter, 0..self.filter_len, values)
+    }
+
+    /// The same for the weights `range` of one filter, in memory proportional to their number.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    ///
+    /// # Panics
+    /// When there is no such filter or range, or `values` has another length.
+    pub fn dequantize_range(&self, filter: usize, range: Range<usize>, values: &mut [f32]) -> Result<(), String> {
+        assert!(range.end <= self.filter_len && values.len() == range.len(), "values of a range of a filter");
+        // Whole bytes of every encoding around the range.
+        let per_byte = self.encoding.weights_per_byte();
+        let (first, last) = (range.start / per_byte, range.end.div_ceil(per_byte));
+        let from = first * per_byte;
+        let mut codes = vec![0; (last * per_byte).min(self.filter_len) - from];
         let run = self.scale_run().max(1);
         for plane in 0..self.planes {
-            self.codes(plane, filter, &mut codes)?;
-            for (g, (values, codes)) in values.chunks_mut(run).zip(codes.chunks(run)).enumerate() {
-                let alpha = self.scale(plane, filter, g * run);
+            self.encoding.unpack(&self.packed_filter(plane, filter)[first..last], &mut codes)?;
+            let mut j = range.start;
+            while j < range.end {
+                let end = ((j / run + 1) * run).min(range.end);
+                let alpha = self.scale(plane, filter, j);
                 let table = [-alpha, 0.0, alpha];
-                for (value, &code) in values.iter_mut().zip(codes) {
+                let values = &mut values[j - range.start..end - range.start];
+                for (value, &code) in values.iter_mut().zip(&codes[j - from..end - from]) {
                     let term = table[usize::from(code)];
                     *value = if plane == 0 { term } else { *value + term };
                 }
+                j = end;
             }
         }
         Ok(())

@@ -34,6 +34,9 @@ use crate::{Error, Result};
 /// Weights per piece of work, about: 1 MiB of `f32`.
 const PIECE: usize = 3 * BLOCK;
 
+/// The reason of tensors that [`Options::keep_non_finite_dense`] kept dense.
+pub const NON_FINITE: &str = "holds NaN or infinity";
+
 /// How to run a plan.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
@@ -264,7 +267,7 @@ impl<'a> Work<'a> {
         };
         let view = filter_view(tensor, treatment)?;
         if options.keep_non_finite_dense && !is_finite(view, isa) {
-            return dense(offsets, "holds NaN or infinity");
+            return dense(offsets, NON_FINITE);
         }
         let (filters, n) = (view.filters(), view.filter_len());
         let codes = offsets.reserve(filters as u64 * treatment.encoding.bytes(n) as u64)?;

@@ -66,7 +66,8 @@ impl Tally {
     /// finite, but thresholds (a huge factor) and sums need not be.
     pub fn stats(&self, elements: u64) -> Result<Stats, WeightsProblem> {
         debug_assert_eq!(self.negative + self.zeros + self.positive, elements);
-        let mean = |spread: Spread| Spread { mean: spread.mean / self.units.max(1) as f64, ..spread };
+        // Rounding must not put the mean of equal values outside of them.
+        let mean = |s: Spread| Spread { mean: (s.mean / self.units.max(1) as f64).clamp(s.min, s.max), ..s };
         let (alpha, delta) = (mean(self.alpha), self.delta.map(mean));
         let delta_mean = delta.unwrap_or_default().mean;
         let sums = [("‖W‖²", self.squared_norm), ("‖W−Ŵ‖²", self.squared_error), ("the mean threshold", delta_mean)];

@@ -58,7 +58,11 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         tensor.name.escape_debug().to_string(),
         format!("[{}]", shape.join(", ")),
         tensor.dtype.clone(),
-        if dense { format!("dense: {}", tensor.reason.escape_debug()) } else { tensor.became.clone() },
+        if dense {
+            format!("dense: {}", tensor.reason.escape_debug())
+        } else {
+            tensor.became.escape_debug().to_string()
+        },
         or_dash(tensor.sparsity.map(|s| format!("{:.1} %", 100.0 * s))),
         or_dash(tensor.delta.map(spread)),
         or_dash(tensor.alpha.map(spread)),
@@ -92,7 +96,9 @@ pub(super) fn summary(report: &Report) -> String {
         count(t.ternary_weights),
         count(t.elements)
     )];
-    lines.push(format!("size      {} → {}: {} smaller", bytes(t.source_bytes), bytes(t.file_bytes), ratio(t.ratio)));
+    let change = if t.ratio < 1.0 && t.ratio > 0.0 { (1.0 / t.ratio, "larger") } else { (t.ratio, "smaller") };
+    let (from, to) = (bytes(t.source_bytes), bytes(t.file_bytes));
+    lines.push(format!("size      {from} → {to}: {} {}", ratio(change.0), change.1));
     lines.push(format!(
         "          codes {}, scales {}, dense {}, index and padding {}",
         bytes(t.code_bytes),
@@ -114,7 +120,8 @@ pub(super) fn summary(report: &Report) -> String {
         lines.push(format!("error     {error:.4} of ‖W‖² lost over all ternary tensors (relative squared error)"));
         for (i, tensor) in report.worst(3).into_iter().enumerate() {
             let title = if i == 0 { "largest " } else { "        " };
-            lines.push(format!("{title}  {:.4}  {}", tensor.relative_squared_error.unwrap_or_default(), tensor.name));
+            let error = tensor.relative_squared_error.unwrap_or_default();
+            lines.push(format!("{title}  {error:.4}  {}", tensor.name.escape_debug()));
         }
     }
     if t.sparsity.is_none() && t.ternary_tensors > 0 {

@@ -11,7 +11,7 @@ use super::header::json_problem;
 
 use crate::error::CheckpointProblem as Problem;
 use crate::mapped::open_regular;
-use crate::strict_json::UniqueMap;
+use crate::strict_json::{UniqueMap, object};
 use crate::{Error, Result, limits};
 
 /// The files of a checkpoint, sorted by name, and what the index says of them.
@@ -78,11 +78,16 @@ fn from_index(path: &Path) -> Result<Shards> {
         return Err(problem(Problem::HeaderTooLong { found: length, limit: limits::SHARD_INDEX_BYTES }));
     }
     let json = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let index: RawIndex = serde_json::from_slice(&json).map_err(|e| match json_problem(&e) {
+    let mut json = serde_json::Deserializer::from_slice(&json);
+    let index: Result<RawIndex, _> = object(&mut json).and_then(|index| json.end().map(|()| index));
+    let index = index.map_err(|e| match json_problem(&e) {
         Problem::Header(text) => problem(Problem::Index(text)),
         other => problem(other),
     })?;
     let weight_map = index.weight_map.0;
+    if weight_map.is_empty() {
+        return Err(problem(Problem::Index("weight_map names no tensor".to_owned())));
+    }
     let shards: BTreeSet<&String> = weight_map.values().collect();
     let mut files = Vec::new();
     for shard in shards {

@@ -173,7 +173,14 @@ impl Fit {
         dtype: ScaleDtype,
     ) -> Self {
         // Where Σ|w| overflows Δ is infinite and nothing lies above it: say so, do not call it zero.
-        let exact_scale = if unit.moments().sum.is_finite() { method.scale(unit, &above) } else { f64::INFINITY };
+        // Where Σw² underflows (tiny `f64` weights) nothing can be said of the error either.
+        let Moments { sum, sum_of_squares, max } = unit.moments();
+        let underflow = sum_of_squares == 0.0 && max > 0.0;
+        let exact_scale = match sum.is_finite() {
+            true if underflow => max,
+            true => method.scale(unit, &above),
+            false => f64::INFINITY,
+        };
         let scale = dtype.round(exact_scale);
         let alpha = f64::from(scale);
         let squared_norm = unit.moments().sum_of_squares;
