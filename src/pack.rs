@@ -9,6 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(target_arch = "x86_64")]
+use crate::vector::Avx512;
 use crate::vector::{Isa, Task};
 
 /// How codes are packed into bytes. A filter always starts on a byte.
@@ -278,5 +280,17 @@ impl Task for Census<'_> {
             }
         }
         counted
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) -> Counted {
+        let (chunks, rest) = self.packed.as_chunks();
+        let census = if self.encoding == Encoding::T2 { proof.census(chunks) } else { None };
+        let Some((zeros, positive, invalid)) = census else {
+            return self.portable();
+        };
+        let rest = Census { packed: rest, ..self }.portable();
+        Counted { valid: rest.valid && !invalid, zeros: rest.zeros + zeros, positive: rest.positive + positive }
     }
 }

@@ -191,3 +191,23 @@ pub(super) fn partition(weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> 
     step(load_rest(rest));
     Parts { kept: at, kept_sum: total_scaled(kept_sum), above, above_sum: total_scaled(above_sum) }
 }
+
+/// How many 2-bit codes of these bytes (64 at a time) have their low bit set, how many their high
+/// bit, and whether any has both.
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+pub(super) fn census(chunks: &[[u8; 64]]) -> (u64, u64, bool) {
+    let ones = _mm512_set1_epi8(0x55);
+    let zero = _mm512_setzero_si512();
+    let (mut lows, mut highs, mut both) = (zero, zero, zero);
+    for chunk in chunks {
+        // SAFETY: the array has the 64 bytes that are read.
+        let codes = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        let low = _mm512_and_si512(codes, ones);
+        let high = _mm512_and_si512(_mm512_srli_epi64::<1>(codes), ones);
+        lows = _mm512_add_epi64(lows, _mm512_popcnt_epi64(low));
+        highs = _mm512_add_epi64(highs, _mm512_popcnt_epi64(high));
+        both = _mm512_or_si512(both, _mm512_and_si512(low, high));
+    }
+    let total = |counts: __m512i| _mm512_reduce_add_epi64(counts) as u64;
+    (total(lows), total(highs), _mm512_test_epi64_mask(both, both) != 0)
+}

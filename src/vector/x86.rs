@@ -66,6 +66,14 @@ impl Avx512 {
         Avx2(())
     }
 
+    /// Counts 2-bit codes; `None` without the vector population count, which came later than the rest.
+    #[inline]
+    pub(crate) fn census(self, chunks: &[[u8; 64]]) -> Option<(u64, u64, bool)> {
+        let there = is_x86_feature_detected!("avx512vpopcntdq");
+        // SAFETY: `new` saw AVX-512 F, the line above the population count.
+        there.then(|| unsafe { avx512::census(chunks) })
+    }
+
     #[inline]
     pub(super) fn moments(self, weights: &[f32]) -> Moments {
         // SAFETY: `self` exists, so `new` saw every feature that the function is compiled for.
