@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::TensorView;
 use crate::dtype::{Dtype, is_float};
 use crate::float8;
-#[cfg(target_arch = "x86_64")]
-use crate::vector::Avx2;
 use crate::vector::block::Weight;
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{Avx2, Avx512};
 use crate::vector::{Isa, Task};
 
 /// A floating-point tensor seen as `filters` rows of `filter_len` weights: the filter axis moved to
@@ -155,6 +155,15 @@ impl<W: Element> Task for Decode<'_, W> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx2(self, proof: Avx2) {
+        match (self.dtype, W::as_f32_mut(self.out)) {
+            (Dtype::F16, Some(out)) => proof.decode_f16(self.bytes.as_chunks().0, out),
+            _ => Decode { dtype: self.dtype, bytes: self.bytes, out: self.out }.portable(),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) {
         match (self.dtype, W::as_f32_mut(self.out)) {
             (Dtype::F16, Some(out)) => proof.decode_f16(self.bytes.as_chunks().0, out),
             _ => Decode { dtype: self.dtype, bytes: self.bytes, out: self.out }.portable(),

@@ -136,8 +136,6 @@ pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
     let (chunks, rest) = weights.as_chunks();
     let (code_chunks, code_rest) = codes.as_chunks_mut::<LANES>();
     for (chunk, codes) in chunks.iter().zip(code_chunks) {
-        // These weights are in the cache; those one filter on are likely next, so fetch them.
-        _mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(weights.len()).cast());
         // SAFETY: the array has the 16 bytes that are written.
         unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), step(load(chunk))) };
     }
@@ -190,6 +188,22 @@ pub(super) fn partition(weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> 
     chunks.iter().for_each(|chunk| step(load(chunk)));
     step(load_rest(rest));
     Parts { kept: at, kept_sum: total_scaled(kept_sum), above, above_sum: total_scaled(above_sum) }
+}
+
+/// IEEE half precision, little-endian, to single; `out` is as long as `halves`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn decode_f16(halves: &[[u8; 2]], out: &mut [f32]) {
+    let (chunks, rest) = halves.as_chunks::<LANES>();
+    let (out_chunks, out_rest) = out.as_chunks_mut::<LANES>();
+    for (halves, out) in chunks.iter().zip(out_chunks) {
+        // The sums over this filter leave the memory idle; what comes after it is wanted next.
+        _mm_prefetch::<_MM_HINT_T1>(halves.as_ptr().wrapping_add(4096).cast());
+        // SAFETY: the arrays have the 32 bytes that are read and the 16 values that are written.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()))) };
+    }
+    for (half, out) in rest.iter().zip(out_rest) {
+        *out = half::f16::from_le_bytes(*half).to_f32();
+    }
 }
 
 /// How many 2-bit codes of these bytes (64 at a time) have their low bit set, how many their high

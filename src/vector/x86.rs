@@ -66,6 +66,13 @@ impl Avx512 {
         Avx2(())
     }
 
+    /// IEEE half precision, little-endian, to single; `out` is as long as `halves`.
+    #[inline]
+    pub(crate) fn decode_f16(self, halves: &[[u8; 2]], out: &mut [f32]) {
+        // SAFETY: as in `moments`.
+        unsafe { avx512::decode_f16(halves, out) }
+    }
+
     /// Counts 2-bit codes; `None` without the vector population count, which came later than the rest.
     #[inline]
     pub(crate) fn census(self, chunks: &[[u8; 64]]) -> Option<(u64, u64, bool)> {
