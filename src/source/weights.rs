@@ -166,6 +166,7 @@ impl<W: Element> Task for Decode<'_, W> {
     fn avx512(self, proof: Avx512) {
         match (self.dtype, W::as_f32_mut(self.out)) {
             (Dtype::F16, Some(out)) => proof.decode_f16(self.bytes.as_chunks().0, out),
+            (Dtype::BF16, Some(out)) => proof.decode_bf16(self.bytes.as_chunks().0, out),
             _ => Decode { dtype: self.dtype, bytes: self.bytes, out: self.out }.portable(),
         }
     }
@@ -176,6 +177,35 @@ impl<W: Element> Decode<'_, W> {
     fn each<const N: usize>(self, decode: impl Fn([u8; N]) -> f64) {
         for (w, b) in self.out.iter_mut().zip(self.bytes.as_chunks::<N>().0) {
             *w = W::narrow(decode(*b));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every bit pattern of the 16-bit types, and a ragged end, with every instruction set.
+    #[test]
+    fn halves_decode_exactly() {
+        let bits: Vec<u16> = (0..=u16::MAX).chain(0..13).collect();
+        let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
+        let exact: [(Dtype, fn(u16) -> f32); 2] = [
+            (Dtype::F16, |bits| half::f16::from_bits(bits).to_f32()),
+            (Dtype::BF16, |bits| half::bf16::from_bits(bits).to_f32()),
+        ];
+        for (dtype, exact) in exact {
+            let shape = [1, bits.len()];
+            let view = FilterView::new(TensorView { name: "w", dtype, shape: &shape, data: &bytes }, 0).unwrap();
+            for isa in Isa::all() {
+                let mut scratch = Vec::new();
+                let decoded: &[f32] = view.read(0..bits.len(), isa, &mut scratch);
+                for (&bits, &value) in bits.iter().zip(decoded) {
+                    let exact = exact(bits);
+                    let same = value.to_bits() == exact.to_bits() || (value.is_nan() && exact.is_nan());
+                    assert!(same, "{dtype} {bits:#06x}, {}: {value} instead of {exact}", isa.name());
+                }
+            }
         }
     }
 }

@@ -206,6 +206,25 @@ pub(super) fn decode_f16(halves: &[[u8; 2]], out: &mut [f32]) {
     }
 }
 
+/// The upper halves of single precision, little-endian, to single; `out` is as long as `halves`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn decode_bf16(halves: &[[u8; 2]], out: &mut [f32]) {
+    let (chunks, rest) = halves.as_chunks::<LANES>();
+    let (out_chunks, out_rest) = out.as_chunks_mut::<LANES>();
+    for (halves, out) in chunks.iter().zip(out_chunks) {
+        // As in `decode_f16`.
+        _mm_prefetch::<_MM_HINT_T1>(halves.as_ptr().wrapping_add(4096).cast());
+        // SAFETY: the arrays have the 32 bytes that are read and the 16 values that are written.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves.as_ptr().cast()));
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)));
+        }
+    }
+    for (half, out) in rest.iter().zip(out_rest) {
+        *out = f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16);
+    }
+}
+
 /// How many 2-bit codes of these bytes (64 at a time) have their low bit set, how many their high
 /// bit, and whether any has both.
 #[target_feature(enable = "avx512f,avx512vpopcntdq")]

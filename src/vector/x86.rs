@@ -73,6 +73,13 @@ impl Avx512 {
         unsafe { avx512::decode_f16(halves, out) }
     }
 
+    /// The upper halves of single precision, little-endian, to single; `out` is as long as `halves`.
+    #[inline]
+    pub(crate) fn decode_bf16(self, halves: &[[u8; 2]], out: &mut [f32]) {
+        // SAFETY: as in `moments`.
+        unsafe { avx512::decode_bf16(halves, out) }
+    }
+
     /// Counts 2-bit codes; `None` without the vector population count, which came later than the rest.
     #[inline]
     pub(crate) fn census(self, chunks: &[[u8; 64]]) -> Option<(u64, u64, bool)> {
