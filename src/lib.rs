@@ -39,6 +39,7 @@ pub mod convert;
 mod dtype;
 pub mod error;
 mod float8;
+pub mod kernel;
 pub mod limits;
 mod mapped;
 pub mod memory;

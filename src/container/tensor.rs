@@ -139,6 +139,15 @@ impl<'a> TernaryTensor<'a> {
         (0..self.planes * self.scales_per_plane()).map(|i| self.scale_at(i))
     }
 
+    /// The same as one slice, borrowed where they are stored as aligned `f32`.
+    pub fn scales_f32(&self) -> Cow<'_, [f32]> {
+        let stored = self.scale_dtype == ScaleDtype::F32 && cfg!(target_endian = "little");
+        match bytemuck::try_cast_slice(&self.scales) {
+            Ok(scales) if stored => Cow::Borrowed(scales),
+            _ => self.scales().collect(),
+        }
+    }
+
     /// All scales as stored: little-endian, `[planes][scales per plane]`.
     pub fn scale_bytes(&self) -> &[u8] {
         &self.scales
