@@ -107,15 +107,7 @@ impl TernaryWork<'_> {
         let long = LongRange { isa, view: self.view, start: range.start, len: range.len() };
         let unit = Unit::from_long(isa, &long);
         if !unit.moments().max.is_finite() {
-            let bad = range.clone().step_by(BLOCK).find_map(|start| {
-                let block = start..(start + BLOCK).min(range.end);
-                if self.view.is_f64() {
-                    self.non_finite(self.view.read::<f64>(block.clone(), isa, &mut Vec::new()), block.start)
-                } else {
-                    self.non_finite(self.view.read::<f32>(block.clone(), isa, &mut Vec::new()), block.start)
-                }
-            });
-            return Err(bad.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));
+            return Err(self.non_finite(range, isa));
         }
         let fit = ternarize::fit(&*self.treatment.method, &unit, self.treatment.scale_dtype);
         self.checked(fit, range.start)
@@ -204,8 +196,7 @@ impl TernaryWork<'_> {
     ) -> Result<Fit, WeightsProblem> {
         let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
-            let problem = self.non_finite(weights, start);
-            return Err(problem.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));
+            return Err(self.non_finite(start..start + weights.len(), isa));
         }
         let threshold = self.treatment.method.threshold(&unit);
         let above = encode(isa, weights, threshold, codes);
@@ -226,10 +217,22 @@ impl TernaryWork<'_> {
         Err(WeightsProblem::Scale { filter, scale: fit.exact_scale, dtype, advice })
     }
 
-    fn non_finite<W: Element>(&self, weights: &[W], start: usize) -> Option<WeightsProblem> {
+    /// The first weight of `range` that is NaN or infinite.
+    fn non_finite(&self, range: Range<usize>, isa: Isa) -> WeightsProblem {
+        let found = super::steps(range, BLOCK).find_map(|block| match self.view.is_f64() {
+            true => self.non_finite_in::<f64>(block, isa),
+            false => self.non_finite_in::<f32>(block, isa),
+        });
+        // There was one when the sums were made; if it is gone, so is the place of it.
+        found.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN })
+    }
+
+    fn non_finite_in<W: Element>(&self, block: Range<usize>, isa: Isa) -> Option<WeightsProblem> {
+        let (mut scratch, n) = (Vec::new(), self.view.filter_len());
+        let weights = self.view.read::<W>(block.clone(), isa, &mut scratch);
         let at = weights.iter().position(|w| !w.to_f64().is_finite())?;
-        let (n, value) = (self.view.filter_len(), weights[at].to_f64());
-        Some(WeightsProblem::NonFinite { filter: (start + at) / n, index: (start + at) % n, value })
+        let (at, value) = (block.start + at, weights[at].to_f64());
+        Some(WeightsProblem::NonFinite { filter: at / n, index: at % n, value })
     }
 
     /// The scales of those units, as stored.
