@@ -431,15 +431,16 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Dense => f.write_str("dense"),
-            Self::Ternary(t) => {
-                write!(f, "{} {} {}", t.encoding.name(), t.method.name(), t.granularity)?;
-                if t.axis != 0 {
-                    write!(f, " axis {}", t.axis)?;
-                }
-                Ok(())
-            }
+            Self::Ternary(t) => f.write_str(&became(t.encoding, t.method.name(), t.granularity, 1, t.axis as u64)),
         }
     }
+}
+
+/// What a ternary tensor is called in a report: `t2 twn filter`, and what is out of the ordinary.
+pub(crate) fn became(encoding: Encoding, method: &str, granularity: Granularity, planes: u64, axis: u64) -> String {
+    let planes = if planes == 1 { String::new() } else { format!(" planes {planes}") };
+    let axis = if axis == 0 { String::new() } else { format!(" axis {axis}") };
+    format!("{} {method} {granularity}{planes}{axis}", encoding.name())
 }
 
 #[cfg(test)]
