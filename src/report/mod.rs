@@ -185,7 +185,8 @@ impl Report {
         json::render(self)
     }
 
-    /// As CSV with a header line: one line per tensor, numbers in full.
+    /// As CSV with a header line: one line per tensor, numbers in full. Text that a spreadsheet would
+    /// take for a formula, or that begins with an apostrophe, has one more apostrophe in front.
     pub fn to_csv(&self) -> String {
         csv::render(self)
     }
