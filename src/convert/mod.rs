@@ -266,7 +266,7 @@ impl<'a> Work<'a> {
             return dense(offsets, planned.reason.as_str());
         };
         let view = filter_view(tensor, treatment)?;
-        if options.keep_non_finite_dense && !is_finite(view, isa) {
+        if options.keep_non_finite_dense && !is_finite(view, isa, options.cancel) {
             return dense(offsets, NON_FINITE);
         }
         let (filters, n) = (view.filters(), view.filter_len());
@@ -287,7 +287,7 @@ impl<'a> Work<'a> {
             return Ok(());
         };
         let (name, size) = (self.tensor.name, self.tensor.dtype.bitsize() / 8);
-        work.prefit(isa, |weights| {
+        work.prefit(isa, monitor.options.cancel, |weights| {
             monitor.advance((weights * size) as u64, name);
             monitor.check().map_err(Stop::Run)
         })
@@ -397,7 +397,7 @@ pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Res
     let view = filter_view(tensor, treatment)?;
     let problem = |problem| weights_error(tensor.name, problem);
     let mut work = TernaryWork { view, treatment, fits: Vec::new() };
-    work.prefit(isa, |_| Ok(())).map_err(problem)?;
+    work.prefit(isa, None, |_| Ok(())).map_err(problem)?;
     let mut scales = work.fit_scales();
     let (mut codes, mut tally) = (Vec::new(), Tally::default());
     work.fits.iter().for_each(|fit| tally.add_fit(fit));
@@ -454,8 +454,8 @@ fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<Filt
     })
 }
 
-fn is_finite(view: FilterView<'_>, isa: Isa) -> bool {
-    let long = LongRange { isa, view, start: 0, len: view.filters() * view.filter_len() };
+fn is_finite(view: FilterView<'_>, isa: Isa, cancel: Option<&AtomicBool>) -> bool {
+    let long = LongRange { isa, view, start: 0, len: view.filters() * view.filter_len(), cancel };
     Unit::from_long(isa, &long).moments().max.is_finite()
 }
 

@@ -2,6 +2,7 @@
 //! may be cut, and the work on one piece. Not here: files and threads ([`super`]).
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use super::PIECE;
 use super::tally::Tally;
@@ -75,10 +76,12 @@ impl TernaryWork<'_> {
         whole * (PIECE / whole).max(1)
     }
 
-    /// Fits every unit that no piece holds whole; `each` is told how many weights are done.
+    /// Fits every unit that no piece holds whole; `each` is told how many weights are done, and has
+    /// to stop the work when `cancel` is set: the fit means nothing then.
     pub fn prefit<E: From<WeightsProblem>>(
         &mut self,
         isa: Isa,
+        cancel: Option<&AtomicBool>,
         mut each: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<(), E> {
         if !self.needs_prefit() {
@@ -86,9 +89,9 @@ impl TernaryWork<'_> {
         }
         for unit in 0..self.unit_count() {
             let range = self.unit_range(unit);
-            let fit = self.fit_long(range.clone(), isa)?;
-            self.fits.push(fit);
+            let fit = self.fit_long(range.clone(), isa, cancel);
             each(range.len())?;
+            self.fits.push(fit?);
         }
         Ok(())
     }
@@ -103,8 +106,8 @@ impl TernaryWork<'_> {
         (0..filters).flat_map(|f| super::steps(f * n..(f + 1) * n, step)).collect()
     }
 
-    fn fit_long(&self, range: Range<usize>, isa: Isa) -> Result<Fit, WeightsProblem> {
-        let long = LongRange { isa, view: self.view, start: range.start, len: range.len() };
+    fn fit_long(&self, range: Range<usize>, isa: Isa, cancel: Option<&AtomicBool>) -> Result<Fit, WeightsProblem> {
+        let long = LongRange { isa, view: self.view, start: range.start, len: range.len(), cancel };
         let unit = Unit::from_long(isa, &long);
         if !unit.moments().max.is_finite() {
             return Err(self.non_finite(range, isa));

@@ -26,7 +26,8 @@ pub(super) enum Data<'a> {
 pub(crate) trait LongWeights: std::fmt::Debug + Sync {
     /// How many weights.
     fn len(&self) -> usize;
-    /// Calls `visit` with weights `BLOCK·i ..` up to the next block or the end.
+    /// Calls `visit` with weights `BLOCK·i ..` up to the next block or the end; or not at all, once
+    /// the run is cancelled and no sum counts any more.
     fn block(&self, i: usize, visit: &mut dyn FnMut(Slice<'_>));
 }
 
