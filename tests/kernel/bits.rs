@@ -49,7 +49,8 @@ fn threads_do_not_matter_to_convolutions() {
         for (path, _, kernel) in kernels() {
             let run = |pool: &rayon::ThreadPool| {
                 let mut y = Array4::from_elem((batch, filters, size, size), f32::NAN);
-                let done = || kernel.conv2d(&w.packed(), None, &geometry, x.view(), y.view_mut(), &mut Workspace::default());
+                let done =
+                    || kernel.conv2d(&w.packed(), None, &geometry, x.view(), y.view_mut(), &mut Workspace::default());
                 pool.install(done).unwrap();
                 bits(&y)
             };

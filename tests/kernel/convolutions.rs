@@ -231,7 +231,9 @@ fn what_is_not_a_number_stays_under_its_filters() {
                 let filters = case.filters_of(*group);
                 let found = y.slice(s![*image, filters.clone(), .., ..]);
                 let found = found.to_shape((filters.len(), 25)).unwrap();
-                expected.assert_holds(arithmetic, found.view(), || format!("{path}: {bad} in image {image}, group {group}"));
+                expected.assert_holds(arithmetic, found.view(), || {
+                    format!("{path}: {bad} in image {image}, group {group}")
+                });
                 if (*image, *group) != (1, 1) {
                     let before = before.slice(s![*image, filters, .., ..]);
                     assert_eq!(bits(&found), bits(&before), "{path}: {bad} went over to image {image}, group {group}");

@@ -11,6 +11,7 @@ use crate::common::Random;
 use crate::naive::Weights;
 
 /// The words of an error that is the caller's.
+#[track_caller]
 fn request<T>(result: Result<T, Error>) -> String {
     match result {
         Err(Error::Request(text)) => text,

@@ -61,9 +61,8 @@ fn tiny_and_large() {
         for (i, encoding) in ENCODINGS.into_iter().enumerate() {
             let n = [20, 300][i % 2];
             let w = Weights::random(&mut random, encoding, [1 + i, 3, n], [Filter, Group(16), Group(7)][i]);
-            let x = Array2::from_shape_simple_fn((n, 3), || {
-                (random.sign() * random.unit() * 2f64.powi(exponent)) as f32
-            });
+            let x =
+                Array2::from_shape_simple_fn((n, 3), || (random.sign() * random.unit() * 2f64.powi(exponent)) as f32);
             assert_right(&format!("2^{exponent}"), &w, x.view(), &mut workspace);
         }
     }

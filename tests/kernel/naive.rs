@@ -195,6 +195,9 @@ impl Expected {
                     }
                 }
                 weights += sum.abs();
+                if size == 0.0 {
+                    continue;
+                }
                 for c in 0..columns {
                     let i = j * columns + c;
                     let rounding = size * (int8_unit * largest[c] + 127.0 * LEAST);
@@ -204,6 +207,10 @@ impl Expected {
             }
             let least = LEAST * (w.planes * (n + 32)) as f64;
             for c in 0..columns {
+                // A vector that is not finite has no scale, whatever the weights are.
+                if w.planes > 0 && !largest[c].is_finite() {
+                    this.rounded[[row, c]] = f64::NAN;
+                }
                 this.exact_error[[row, c]] += least;
                 this.rounded_error[[row, c]] += least;
                 this.int8_error[[row, c]] = weights * largest[c] / 254.0;

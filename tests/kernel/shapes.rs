@@ -140,7 +140,10 @@ fn views_show_what_they_were_made_from() {
         assert_eq!(packed.codes(plane, filter), &w.codes[at * 7..][..7]);
         assert_eq!(packed.scales(plane, filter), &w.scales[at * 4..][..4]);
         let row = packed.rows(filter..4);
-        assert_eq!((row.codes(plane, 0), row.scales(plane, 0)), (packed.codes(plane, filter), packed.scales(plane, filter)));
+        assert_eq!(
+            (row.codes(plane, 0), row.scales(plane, 0)),
+            (packed.codes(plane, filter), packed.scales(plane, filter))
+        );
     }
 }
 
