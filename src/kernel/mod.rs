@@ -127,8 +127,12 @@ impl Kernel {
         let (x_len, y_len) = (x.len(), y.len());
         let x = ArrayView2::from_shape((w.filter_len(), columns), x);
         let y = ArrayViewMut2::from_shape((w.filters(), columns), y);
+        // Views take slices that are too long.
+        let fits = |len, rows: usize| rows.checked_mul(columns) == Some(len);
         match (x, y) {
-            (Ok(x), Ok(y)) => self.matrix(w, x, y, workspace),
+            (Ok(x), Ok(y)) if fits(x_len, w.filter_len()) && fits(y_len, w.filters()) => {
+                self.matrix(w, x, y, workspace)
+            }
             _ => Err(Error::Request(format!(
                 "a product with {} filters of {} weights and {columns} columns: x has {x_len} elements, y {y_len}",
                 w.filters(),
