@@ -9,8 +9,9 @@
 //! ```
 //!
 //! The additions and their order are the same for every instruction set, tile and number of
-//! threads, and so are the results. Each lane adds n/16 numbers one after the other, then 16 lanes
-//! are added as a tree: the error is at most (n/16 + 4)·2⁻²⁴·Σ|x| to first order.
+//! threads, and so are the results. Each lane adds one number after the other, up to a lane's weights
+//! for every chunk that was begun: at most n/16 + 32. Then 16 lanes are added as a tree: the error is
+//! at most (n/16 + 32 + 4)·2⁻²⁴·Σ|x| to first order.
 //! Not here: the layout of x ([`super::activations`]), instruction sets ([`super::lanes`]).
 
 use super::digits::Digits;

@@ -39,12 +39,16 @@ use crate::{Error, Isa, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
     /// Activations stay `f32`; weights only select, add and subtract, and each filter's sum (or
-    /// group's) is multiplied by its scale. |error| ≤ (n/16 + 6 + planes)·2⁻²⁴·Σ|α·x| to first order.
-    /// A weight of zero leaves its activation out, even NaN or infinity.
+    /// group's) is multiplied by its scale. |error| ≤ k·2⁻²⁴·Σ|α·x| to first order, as long as
+    /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes; but k = g + n/g + 1 + planes
+    /// for groups of g < n weights that are not whole lanes (16 weights in `t2`, 20 in `t5`, 32 in
+    /// `b1`). A weight of zero leaves its activation out, even NaN or infinity.
     ExactF32,
     /// Each vector of activations is rounded to 8 bits first, x ≈ s·q with s = max|x|/127, and
-    /// summed as integers. |error| ≤ s/2·Σ|ŵ|, besides what the scales' arithmetic in `f32` adds.
-    /// NaN or infinity in a vector makes all its products NaN.
+    /// summed as integers. A convolution rounds each image, or group of its channels, with one s.
+    /// |error| ≤ s/2·Σ|ŵ|, besides roundings of `f32`: (n/g + 14 + planes)·2⁻²⁴·max|x|·Σ|α·t|, where
+    /// g is the weights that share a scale, at most 256. NaN or infinity in a vector makes all its
+    /// products NaN.
     Int8,
 }
 
