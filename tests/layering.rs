@@ -1,6 +1,7 @@
 //! A module uses only what stands to its left in the picture of `src/lib.rs`. Every `crate::` path
 //! in `src/` is held against a list; a new module, or a new dependency, has to be put there first.
 //! Paths in comments do not count. Not here: `super::`, which stays inside a module.
+//! And `unsafe` is written only in the files that a second list names.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 19] = [
+const MODULES: [(&str, &[&str]); 20] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -24,6 +25,7 @@ const MODULES: [(&str, &[&str]); 19] = [
     ("container", &["ternarize", "pack", "atomic_file"]),
     // A treatment names a method, an encoding and a granularity; see `select_only_names`.
     ("select", &["source", "ternarize", "pack", "container"]),
+    ("kernel", &["pack", "container"]),
     ("report", &["source", "select", "container"]),
     ("convert", &["source", "select", "ternarize", "pack", "container", "report"]),
     ("memory", &["source", "select", "container", "convert"]),
@@ -53,6 +55,17 @@ const ROOT: [(&str, &str); 14] = [
     ("Plan", "select"),
     ("Report", "report"),
     ("PARTIAL_SUFFIX", "atomic_file"),
+];
+
+/// The files that may say `unsafe`: instruction sets, the mapping of files, signals.
+const UNSAFE: [&str; 7] = [
+    "cli/mod.rs",
+    "kernel/lanes/ymm.rs",
+    "kernel/lanes/zmm.rs",
+    "mapped.rs",
+    "vector/avx2.rs",
+    "vector/avx512.rs",
+    "vector/x86.rs",
 ];
 
 #[test]
@@ -95,6 +108,30 @@ fn select_only_names() {
 }
 
 #[test]
+fn unsafe_is_only_where_it_may_be() {
+    let root = root();
+    let found: BTreeSet<String> = sources()
+        .iter()
+        .filter(|file| is_unsafe(&std::fs::read_to_string(file).unwrap()))
+        .map(|file| {
+            file.strip_prefix(&root).unwrap().iter().map(|part| part.to_str().unwrap()).collect::<Vec<_>>().join("/")
+        })
+        .collect();
+    assert_eq!(found, UNSAFE.map(str::to_owned).into());
+}
+
+#[test]
+fn unsafe_is_found_in_code_only() {
+    for code in ["unsafe { f() }", "x(); unsafe{ f() } // why", "pub unsafe fn f() {}", "let url = 1; /* */ unsafe {}"]
+    {
+        assert!(is_unsafe(code), "{code}");
+    }
+    for other in ["// unsafe { f() }", "#![deny(unsafe_op_in_unsafe_fn)]", "let unsafely = 1; // unsafe"] {
+        assert!(!is_unsafe(other), "{other}");
+    }
+}
+
+#[test]
 fn paths_are_found_in_every_form() {
     let text = "use crate::{Error, limits};\n/// [`crate::cli`]\nlet x = crate::pack::f(1); // crate::cli\n\
                 pub use crate::vector::block::{\n    Above, Moments as M,\n};";
@@ -112,24 +149,38 @@ fn target(path: &str) -> &str {
     ROOT.iter().find(|(name, _)| *name == first).map_or(first, |(_, module)| module)
 }
 
-/// Every source file with the module that it belongs to.
-fn files() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut files, mut directories) = (Vec::new(), vec![root.clone()]);
+/// Whether a line says `unsafe` before any comment.
+fn is_unsafe(text: &str) -> bool {
+    let code = text.lines().map(|line| line.split("//").next().unwrap());
+    code.flat_map(|code| code.split(|c: char| !c.is_alphanumeric() && c != '_')).any(|word| word == "unsafe")
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Every source file.
+fn sources() -> Vec<PathBuf> {
+    let (mut files, mut directories) = (Vec::new(), vec![root()]);
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
-            let module = path.strip_prefix(&root).unwrap().with_extension("");
-            let module = module.iter().next().unwrap().to_str().unwrap().to_owned();
-            if path.is_dir() {
-                directories.push(path);
-            } else if module != "lib" && module != "main" {
-                files.push((path, module));
-            }
+            if path.is_dir() { directories.push(path) } else { files.push(path) }
         }
     }
     assert!(files.len() > 30, "{files:?}");
     files
+}
+
+/// Every source file with the module that it belongs to; `lib.rs` and `main.rs` belong to none.
+fn files() -> Vec<(PathBuf, String)> {
+    let root = root();
+    let module = |path: &PathBuf| {
+        let module = path.strip_prefix(&root).unwrap().with_extension("");
+        module.iter().next().unwrap().to_str().unwrap().to_owned()
+    };
+    let files = sources().into_iter().map(|path| (path.clone(), module(&path)));
+    files.filter(|(_, module)| module != "lib" && module != "main").collect()
 }
 
 fn paths(file: &Path) -> Vec<String> {
