@@ -36,6 +36,8 @@
 mod atomic_file;
 pub mod container;
 pub mod convert;
+#[cfg(feature = "eval")]
+pub mod data;
 mod dtype;
 pub mod error;
 mod float8;
@@ -43,6 +45,8 @@ pub mod kernel;
 pub mod limits;
 mod mapped;
 pub mod memory;
+#[cfg(feature = "eval")]
+pub mod net;
 pub mod pack;
 pub mod report;
 pub mod select;
