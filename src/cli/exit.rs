@@ -15,7 +15,7 @@ Exit codes:
   130  interrupted; nothing was written
 
 Environment:
-  TWN_PACK_ISA   portable, avx2 or avx512: use that instruction set (the bytes are the same)";
+  TWN_PACK_ISA   portable, avx2, avxvnni, avx512 or avx512vnni: use that instruction set (the bytes are the same)";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

@@ -139,4 +139,15 @@ impl<'a> PackedMatrix<'a> {
         };
         &self.scales[(plane * self.stored + self.view.start + filter) * per_filter..][..per_filter]
     }
+
+    pub(super) fn check(&self, what: &str, found: &[usize], expected: &[usize]) -> Result<()> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::Request(format!(
+            "a product with {} filters of {} weights takes {what}: expected {expected:?}, found {found:?}",
+            self.filters(),
+            self.filter_len,
+        )))
+    }
 }

@@ -10,12 +10,13 @@ pub(crate) mod block;
 mod x86;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use self::x86::{Avx2, Avx512};
+pub(crate) use self::x86::{Avx2, Avx512, Avx512Vnni, AvxVnni};
 use crate::{Error, Result};
 
 /// A vector instruction set that this machine has.
 ///
-/// All of them give the same bytes; this is about speed, and about testing that claim.
+/// All of them give the same bytes; this is about speed, and about testing that claim. The sets
+/// with VNNI (8-bit dot products) differ from those without in [`crate::kernel`] only.
 #[derive(Debug, Clone, Copy)]
 pub struct Isa(Token);
 
@@ -25,12 +26,16 @@ enum Token {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
+    #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
 }
 
 impl Isa {
     /// Names that [`Isa::by_name`] knows, on any machine.
-    pub const NAMES: [&str; 3] = ["portable", "avx2", "avx512"];
+    pub const NAMES: [&str; 5] = ["portable", "avx2", "avxvnni", "avx512", "avx512vnni"];
 
     /// Plain Rust, on every machine.
     pub const PORTABLE: Self = Self(Token::Portable);
@@ -58,7 +63,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             "avx2" => Avx2::new().map(Token::Avx2),
             #[cfg(target_arch = "x86_64")]
+            "avxvnni" => AvxVnni::new().map(Token::AvxVnni),
+            #[cfg(target_arch = "x86_64")]
             "avx512" => Avx512::new().map(Token::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            "avx512vnni" => Avx512Vnni::new().map(Token::Avx512Vnni),
             _ => None,
         };
         token.map(Self).ok_or_else(|| {
@@ -81,7 +90,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Token::AvxVnni(_) => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Token::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512Vnni(_) => "avx512vnni",
         }
     }
 
@@ -93,7 +106,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
+            Token::AvxVnni(token) => token.run(task),
+            #[cfg(target_arch = "x86_64")]
             Token::Avx512(token) => token.run(task),
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512Vnni(token) => token.run(task),
         }
     }
 }
@@ -117,5 +134,19 @@ pub(crate) trait Task: Sized {
     #[inline(always)]
     fn avx512(self, proof: Avx512) -> Self::Output {
         self.avx2(proof.avx2())
+    }
+
+    /// A form by hand with 8-bit dot products of 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avxvnni(self, proof: AvxVnni) -> Self::Output {
+        self.avx2(proof.avx2())
+    }
+
+    /// A form by hand with 8-bit dot products of 512 bits.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512vnni(self, proof: Avx512Vnni) -> Self::Output {
+        self.avx512(proof.avx512())
     }
 }

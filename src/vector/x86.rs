@@ -36,6 +36,56 @@ impl Avx2 {
     }
 }
 
+/// Proof that AVX2 (with all that [`Avx2`] asks for) and AVX-VNNI are there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AvxVnni(Avx2);
+
+impl AvxVnni {
+    pub(super) fn new() -> Option<Self> {
+        is_x86_feature_detected!("avxvnni").then(Avx2::new).flatten().map(Self)
+    }
+
+    #[inline]
+    pub(super) fn run<T: Task>(self, task: T) -> T::Output {
+        #[target_feature(enable = "avx2,f16c,bmi2,popcnt,avxvnni")]
+        fn inner<T: Task>(task: T, proof: AvxVnni) -> T::Output {
+            task.avxvnni(proof)
+        }
+        // SAFETY: as in `Avx2::run`.
+        unsafe { inner(task, self) }
+    }
+
+    #[inline]
+    pub(crate) fn avx2(self) -> Avx2 {
+        self.0
+    }
+}
+
+/// Proof that AVX-512 (with all that [`Avx512`] asks for) and AVX-512 VNNI are there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512Vnni(Avx512);
+
+impl Avx512Vnni {
+    pub(super) fn new() -> Option<Self> {
+        is_x86_feature_detected!("avx512vnni").then(Avx512::new).flatten().map(Self)
+    }
+
+    #[inline]
+    pub(super) fn run<T: Task>(self, task: T) -> T::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,bmi2,popcnt,avx512vnni")]
+        fn inner<T: Task>(task: T, proof: Avx512Vnni) -> T::Output {
+            task.avx512vnni(proof)
+        }
+        // SAFETY: as in `Avx2::run`.
+        unsafe { inner(task, self) }
+    }
+
+    #[inline]
+    pub(crate) fn avx512(self) -> Avx512 {
+        self.0
+    }
+}
+
 /// Proof that AVX-512 F, BW, DQ and VL are there, with BMI2 and POPCNT.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512(());

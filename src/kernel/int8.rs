@@ -1,0 +1,214 @@
+//! Tiles of R filters × C columns with 8-bit activations.
+//!
+//! ```text
+//! for each chunk of 64 bytes of codes:
+//!     for each digit k of a byte:                     (4, 5 or 8)
+//!         d[r]   = digit k of the chunk's 64 bytes    (0, 1, 2)
+//!         s[r,c] += Σ over 4 bytes  d[r]·x[c,k]       (16 lanes of i32)
+//! y[r,c] = α[r]·scale[c]·(Σ lanes s[r,c] − Σ x[c])    since d = t + 1
+//! ```
+//!
+//! No sum can overflow: a chunk adds at most 8·4·3·127 < 2¹⁴ to a lane, and after [`SEGMENT`]
+//! chunks, which together add less than 2³⁰ to all 16 lanes, sums go on in 64 bits.
+//! Not here: quantization ([`super::activations`]), instruction sets ([`super::lanes`]).
+
+use super::digits::Digits;
+use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32};
+
+/// Chunks whose sums fit into 32 bits: 2¹² · 16 lanes · 2¹⁴ = 2³⁰.
+const SEGMENT: usize = 1 << 12;
+
+/// Σ d·x for every filter and column. `x[c]` has `PER_BYTE` lines per chunk, zero where the filter
+/// has no more weights.
+#[inline(always)]
+pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
+    lanes: L,
+    codes: [&[u8]; R],
+    x: [&[Line8]; C],
+) -> [[i64; C]; R] {
+    let (chunks, tails) = split(codes);
+    let whole = chunks[0].len();
+    let mut totals = [[0; C]; R];
+    let mut from = 0;
+    while from < whole {
+        let to = (from + SEGMENT).min(whole);
+        let part = segment::<L, D, R, C>(
+            lanes,
+            chunks.map(|chunks| &chunks[from..to]),
+            x.map(|x| &x[from * D::PER_BYTE..to * D::PER_BYTE]),
+        );
+        add(&mut totals, part);
+        from = to;
+    }
+    if let Some(tails) = tails {
+        let last = x.map(|x| &x[whole * D::PER_BYTE..]);
+        add(&mut totals, segment::<L, D, R, C>(lanes, each(&tails), last));
+    }
+    totals
+}
+
+#[inline(always)]
+fn segment<L: Lanes, D: Digits, const R: usize, const C: usize>(
+    lanes: L,
+    codes: [&[[u8; CHUNK]]; R],
+    x: [&[Line8]; C],
+) -> [[i32; C]; R] {
+    let chunks = codes[0].len();
+    let codes = codes.map(|codes| &codes[..chunks]);
+    let x = x.map(|x| &x[..chunks * D::PER_BYTE]);
+    let mut sums = [[lanes.ints(&[0; LANES], 0); C]; R];
+    for i in 0..chunks {
+        for part in 0..L::PARTS {
+            sums = chunk::<L, D, R, C>(lanes, codes.map(|codes| &codes[i]), x, i, part, sums);
+        }
+    }
+    let mut totals = [[0; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            totals[r][c] = lanes.total(sums[r][c]);
+        }
+    }
+    totals
+}
+
+/// One part of one chunk.
+#[inline(always)]
+fn chunk<L: Lanes, D: Digits, const R: usize, const C: usize>(
+    lanes: L,
+    codes: [&[u8; CHUNK]; R],
+    x: [&[Line8]; C],
+    i: usize,
+    part: usize,
+    mut sums: [[L::Ints; C]; R],
+) -> [[L::Ints; C]; R] {
+    let mut state = [lanes.splat8(0); R];
+    let mut partial = [[lanes.start(sums[0][0]); C]; R];
+    for r in 0..R {
+        lanes.prefetch(codes[r]);
+        state[r] = D::start(lanes, lanes.load(codes[r], part));
+        for c in 0..C {
+            partial[r][c] = lanes.start(sums[r][c]);
+        }
+    }
+    for k in 0..D::PER_BYTE {
+        let mut digits = state;
+        for r in 0..R {
+            digits[r] = D::next(lanes, &mut state[r], k);
+        }
+        for c in 0..C {
+            let x = lanes.load8(&x[c][i * D::PER_BYTE + k], part);
+            for r in 0..R {
+                partial[r][c] = lanes.dot(partial[r][c], digits[r], x);
+            }
+        }
+    }
+    for r in 0..R {
+        for c in 0..C {
+            sums[r][c] = lanes.finish(sums[r][c], partial[r][c]);
+        }
+    }
+    sums
+}
+
+/// Σ α·(Σ t·x) where `lanes_per_scale` lanes share a scale. `x_sums[c]` has the sums of x per lane
+/// and chunk; each lane's sum becomes a float (exactly: it is less than 2²⁴) and is scaled then.
+#[inline(always)]
+pub(super) fn grouped_tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
+    lanes: L,
+    codes: [&[u8]; R],
+    scales: [&[f32]; R],
+    lanes_per_scale: usize,
+    x: [&[Line8]; C],
+    x_sums: [&[[i32; LANES]]; C],
+) -> [[f32; C]; R] {
+    let (chunks, tails) = split(codes);
+    let whole = chunks[0].len();
+    let zero = lanes.floats(&Line32([0.0; LANES]), 0);
+    let none = lanes.ints(&[0; LANES], 0);
+    let mut y = [[Line32([0.0; LANES]); C]; R];
+    for part in 0..L::PARTS {
+        let mut sums = [[zero; C]; R];
+        for i in 0..whole + usize::from(tails.is_some()) {
+            let codes = match &tails {
+                Some(tails) if i == whole => tails.each_ref(),
+                _ => chunks.map(|chunks| &chunks[i]),
+            };
+            let ints = chunk::<L, D, R, C>(lanes, codes, x, i, part, [[none; C]; R]);
+            for r in 0..R {
+                let alpha = lanes.floats(&spread(scales[r], lanes_per_scale, i), part);
+                for c in 0..C {
+                    let offset = lanes.to_floats(lanes.ints(&x_sums[c][i], part));
+                    let sum = lanes.sub(lanes.to_floats(ints[r][c]), offset);
+                    sums[r][c] = lanes.mul_add(sums[r][c], alpha, sum);
+                }
+            }
+        }
+        for r in 0..R {
+            for c in 0..C {
+                lanes.store(sums[r][c], &mut y[r][c], part);
+            }
+        }
+    }
+    y.map(|y| y.map(|lanes| tree(lanes.0)))
+}
+
+/// The scale of every lane of chunk `i`.
+#[inline(always)]
+pub(super) fn spread(scales: &[f32], lanes_per_scale: usize, i: usize) -> Line32 {
+    let first = i * LANES / lanes_per_scale;
+    let mut at = i * LANES - first * lanes_per_scale;
+    let mut scales = scales[first..].iter();
+    let mut scale = scales.next().copied().unwrap_or_default();
+    let mut line = Line32([0.0; LANES]);
+    for lane in &mut line.0 {
+        if at == lanes_per_scale {
+            scale = scales.next().copied().unwrap_or_default();
+            at = 0;
+        }
+        *lane = scale;
+        at += 1;
+    }
+    line
+}
+
+/// The chunks of every filter, and the rest of each filled up with zeros.
+#[expect(clippy::type_complexity, reason = "two arrays, each used once")]
+#[inline(always)]
+pub(super) fn split<const R: usize>(codes: [&[u8]; R]) -> ([&[[u8; CHUNK]]; R], Option<[[u8; CHUNK]; R]>) {
+    let rest = codes[0].len() % CHUNK;
+    let tails = (rest > 0).then(|| {
+        codes.map(|codes| {
+            let mut tail = [0; CHUNK];
+            tail[..rest].copy_from_slice(&codes[codes.len() - rest..]);
+            tail
+        })
+    });
+    (codes.map(|codes| codes.as_chunks().0), tails)
+}
+
+/// One chunk of each, as a slice.
+#[inline(always)]
+pub(super) fn each<const R: usize>(tails: &[[u8; CHUNK]; R]) -> [&[[u8; CHUNK]]; R] {
+    tails.each_ref().map(std::slice::from_ref)
+}
+
+#[inline(always)]
+fn add<const R: usize, const C: usize>(totals: &mut [[i64; C]; R], part: [[i32; C]; R]) {
+    for (totals, part) in totals.iter_mut().zip(part) {
+        totals.iter_mut().zip(part).for_each(|(total, part)| *total += i64::from(part));
+    }
+}
+
+/// Σ of 16 lanes, always in the same order.
+#[inline(always)]
+pub(super) fn tree(lanes: [f32; LANES]) -> f32 {
+    let mut sums = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}

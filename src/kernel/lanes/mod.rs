@@ -1,0 +1,86 @@
+//! What a tile needs of an instruction set, one file per set. A chunk is 64 bytes of codes, and a
+//! lane is 4 of those bytes: 16 lanes of `i32` or `f32` in as many registers ([`Lanes::PARTS`]) as
+//! the set needs. Because lanes are the same everywhere, so are the results, to the last bit.
+//! Not here: which bits of a byte are a code ([`super::digits`]), nor the loops ([`super::int8`],
+//! [`super::exact`]).
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod ymm;
+#[cfg(target_arch = "x86_64")]
+mod zmm;
+
+pub(super) use self::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(super) use self::ymm::Ymm;
+#[cfg(target_arch = "x86_64")]
+pub(super) use self::zmm::Zmm;
+
+/// Bytes of codes that are worked on at a time.
+pub(super) const CHUNK: usize = 64;
+
+/// Sums per chunk, 4 bytes of codes each.
+pub(super) const LANES: usize = CHUNK / 4;
+
+/// 64 activations, rounded to 8 bits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Line8(pub [i8; CHUNK]);
+
+/// 16 activations.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub(super) struct Line32(pub [f32; LANES]);
+
+/// One instruction set. Every method works on one part (0..`PARTS`) of a chunk.
+pub(super) trait Lanes: Copy {
+    /// Registers per chunk.
+    const PARTS: usize;
+    /// 64 / `PARTS` bytes, also seen as 16-bit and 32-bit words, little-endian.
+    type Bytes: Copy;
+    /// 16 / `PARTS` sums.
+    type Ints: Copy;
+    /// What a few [`Lanes::dot`] add to before [`Lanes::finish`].
+    type Partial: Copy;
+    /// 16 / `PARTS` floats.
+    type Floats: Copy;
+    /// For every lane: whether its activation is added, subtracted or left out.
+    type Choice: Copy;
+
+    fn load(self, chunk: &[u8; CHUNK], part: usize) -> Self::Bytes;
+    fn load8(self, line: &Line8, part: usize) -> Self::Bytes;
+    /// Asks for what lies a little further on in the same run of memory.
+    fn prefetch(self, _chunk: &[u8; CHUNK]) {}
+
+    fn splat8(self, byte: u8) -> Self::Bytes;
+    fn splat16(self, word: u16) -> Self::Bytes;
+    fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    fn add8(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// (a + b + 1) / 2
+    fn avg8(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// 16-bit words, shifted.
+    fn shr16<const N: u32>(self, a: Self::Bytes) -> Self::Bytes;
+    fn shl16<const N: u32>(self, a: Self::Bytes) -> Self::Bytes;
+    /// The upper halves of the products of 16-bit words.
+    fn mulhi16(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+
+    fn ints(self, lanes: &[i32; LANES], part: usize) -> Self::Ints;
+    fn start(self, sums: Self::Ints) -> Self::Partial;
+    /// Adds Σ d·x over the four bytes of each lane; d is at most 3, |x| at most 127, and there are
+    /// at most 8 of these (one per weight of a byte) between `start` and `finish`.
+    fn dot(self, partial: Self::Partial, digits: Self::Bytes, x: Self::Bytes) -> Self::Partial;
+    fn finish(self, sums: Self::Ints, partial: Self::Partial) -> Self::Ints;
+    fn total(self, sums: Self::Ints) -> i32;
+    fn to_floats(self, sums: Self::Ints) -> Self::Floats;
+
+    fn floats(self, lanes: &Line32, part: usize) -> Self::Floats;
+    fn store(self, floats: Self::Floats, lanes: &mut Line32, part: usize);
+    fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a + b·c, rounded twice.
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// By 32-bit words: added where a bit of `plus` is set, else subtracted; left out where a bit
+    /// of `zero` is set.
+    fn choose(self, words: Self::Bytes, plus: u32, zero: u32) -> Self::Choice;
+    fn add(self, sum: Self::Floats, choice: Self::Choice, x: Self::Floats) -> Self::Floats;
+}

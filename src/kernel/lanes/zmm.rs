@@ -1,0 +1,157 @@
+//! AVX-512, with the 8-bit dot products of VNNI or without.
+
+use std::arch::x86_64::*;
+
+use super::{CHUNK, LANES, Lanes, Line8, Line32};
+use crate::vector::{Avx512, Avx512Vnni};
+
+/// Whoever holds one has the instructions.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernel) struct Zmm<const VNNI: bool>(());
+
+impl Zmm<false> {
+    #[inline(always)]
+    pub(in crate::kernel) fn new(_proof: Avx512) -> Self {
+        Self(())
+    }
+}
+
+impl Zmm<true> {
+    #[inline(always)]
+    pub(in crate::kernel) fn new(_proof: Avx512Vnni) -> Self {
+        Self(())
+    }
+}
+
+/// Instructions on registers, and loads and stores of arrays of the register's size.
+macro_rules! there {
+    ($e:expr) => {{
+        // SAFETY: `self` was made from the proof that the machine has these instructions, and every
+        // pointer here is that of an array as long as the register.
+        unsafe { $e }
+    }};
+}
+
+impl<const VNNI: bool> Lanes for Zmm<VNNI> {
+    const PARTS: usize = 1;
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    /// With VNNI 32-bit sums; without, 16-bit sums of two products each.
+    type Partial = __m512i;
+    type Floats = __m512;
+    /// Lanes to negate, lanes to add.
+    type Choice = (__mmask16, __mmask16);
+
+    #[inline(always)]
+    fn load(self, chunk: &[u8; CHUNK], _part: usize) -> __m512i {
+        there!(_mm512_loadu_si512(chunk.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn load8(self, line: &Line8, _part: usize) -> __m512i {
+        there!(_mm512_load_si512(line.0.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn prefetch(self, chunk: &[u8; CHUNK]) {
+        there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(1024).cast()));
+    }
+    #[inline(always)]
+    fn splat8(self, byte: u8) -> __m512i {
+        there!(_mm512_set1_epi8(byte as i8))
+    }
+    #[inline(always)]
+    fn splat16(self, word: u16) -> __m512i {
+        there!(_mm512_set1_epi16(word as i16))
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        there!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        there!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn add8(self, a: __m512i, b: __m512i) -> __m512i {
+        there!(_mm512_add_epi8(a, b))
+    }
+    #[inline(always)]
+    fn avg8(self, a: __m512i, b: __m512i) -> __m512i {
+        there!(_mm512_avg_epu8(a, b))
+    }
+    #[inline(always)]
+    fn shr16<const N: u32>(self, a: __m512i) -> __m512i {
+        there!(_mm512_srli_epi16::<N>(a))
+    }
+    #[inline(always)]
+    fn shl16<const N: u32>(self, a: __m512i) -> __m512i {
+        there!(_mm512_slli_epi16::<N>(a))
+    }
+    #[inline(always)]
+    fn mulhi16(self, a: __m512i, b: __m512i) -> __m512i {
+        there!(_mm512_mulhi_epu16(a, b))
+    }
+
+    #[inline(always)]
+    fn ints(self, lanes: &[i32; LANES], _part: usize) -> __m512i {
+        there!(_mm512_loadu_si512(lanes.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn start(self, sums: __m512i) -> __m512i {
+        if VNNI { sums } else { there!(_mm512_setzero_si512()) }
+    }
+    /// Without VNNI: |d·x + d·x| ≤ 2·3·127 and eight of those stay under 6,200, so that the
+    /// saturation of 16-bit additions is out of reach.
+    #[inline(always)]
+    fn dot(self, partial: __m512i, digits: __m512i, x: __m512i) -> __m512i {
+        if VNNI {
+            there!(_mm512_dpbusd_epi32(partial, digits, x))
+        } else {
+            there!(_mm512_add_epi16(partial, _mm512_maddubs_epi16(digits, x)))
+        }
+    }
+    #[inline(always)]
+    fn finish(self, sums: __m512i, partial: __m512i) -> __m512i {
+        if VNNI { partial } else { there!(_mm512_add_epi32(sums, _mm512_madd_epi16(partial, _mm512_set1_epi16(1)))) }
+    }
+    #[inline(always)]
+    fn total(self, sums: __m512i) -> i32 {
+        there!(_mm512_reduce_add_epi32(sums))
+    }
+    #[inline(always)]
+    fn to_floats(self, sums: __m512i) -> __m512 {
+        there!(_mm512_cvtepi32_ps(sums))
+    }
+
+    #[inline(always)]
+    fn floats(self, lanes: &Line32, _part: usize) -> __m512 {
+        there!(_mm512_load_ps(lanes.0.as_ptr()))
+    }
+    #[inline(always)]
+    fn store(self, floats: __m512, lanes: &mut Line32, _part: usize) {
+        there!(_mm512_store_ps(lanes.0.as_mut_ptr(), floats));
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        there!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        there!(_mm512_add_ps(a, _mm512_mul_ps(b, c)))
+    }
+    #[inline(always)]
+    fn choose(self, words: __m512i, plus: u32, zero: u32) -> Self::Choice {
+        there!({
+            let minus = _mm512_testn_epi32_mask(words, _mm512_set1_epi32(plus as i32));
+            let keep = if zero == 0 { !0 } else { _mm512_testn_epi32_mask(words, _mm512_set1_epi32(zero as i32)) };
+            (minus, keep)
+        })
+    }
+    #[inline(always)]
+    fn add(self, sum: __m512, (minus, keep): Self::Choice, x: __m512) -> __m512 {
+        there!({
+            let x = _mm512_castps_si512(x);
+            let x = _mm512_mask_xor_epi32(x, minus, x, _mm512_set1_epi32(i32::MIN));
+            _mm512_mask_add_ps(sum, keep, sum, _mm512_castsi512_ps(x))
+        })
+    }
+}

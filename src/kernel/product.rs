@@ -1,0 +1,262 @@
+//! Which tiles make up a product: planes, filters, panels of columns; and how large a tile is for
+//! each instruction set. Not here: the tiles ([`super::int8`], [`super::exact`]), threads and
+//! memory ([`super`]).
+
+use std::marker::PhantomData;
+
+use ndarray::ArrayViewMut2;
+
+use super::activations::Quantized;
+use super::digits::{Digits, place8, place32};
+use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32, Portable};
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Ymm, Zmm};
+use super::{PackedMatrix, exact, int8};
+use crate::vector::Task;
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{Avx2, Avx512, Avx512Vnni, AvxVnni};
+
+/// Columns of activations, laid down for the encoding `D`.
+pub(super) trait Columns<D: Digits>: Copy + Sync {
+    /// What some filters give with the columns from `c` on.
+    fn tile<L: Lanes, const R: usize, const C: usize>(
+        self,
+        lanes: L,
+        w: &PackedMatrix<'_>,
+        plane: usize,
+        filters: [usize; R],
+        c: usize,
+    ) -> [[f32; C]; R];
+}
+
+/// Columns in 8 bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Columns8<'a> {
+    pub lines: &'a [Line8],
+    pub columns: &'a [Quantized],
+    /// Sums per chunk and lane; empty unless filters have groups.
+    pub sums: &'a [[i32; LANES]],
+}
+
+/// Columns in `f32`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Columns32<'a> {
+    pub lines: &'a [Line32],
+}
+
+/// One column of several that are equally long.
+fn column<T>(all: &[T], c: usize, len: usize) -> &[T] {
+    &all[c * len..(c + 1) * len]
+}
+
+impl<D: Digits> Columns<D> for Columns8<'_> {
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const C: usize>(
+        self,
+        lanes: L,
+        w: &PackedMatrix<'_>,
+        plane: usize,
+        filters: [usize; R],
+        c: usize,
+    ) -> [[f32; C]; R] {
+        let chunks = w.filter_len().div_ceil(D::PER_CHUNK);
+        let codes = filters.map(|filter| w.codes(plane, filter));
+        let x: [&[Line8]; C] = std::array::from_fn(|i| column(self.lines, c + i, chunks * D::PER_BYTE));
+        let mut y = match w.group() {
+            None => {
+                let sums = int8::tile::<L, D, R, C>(lanes, codes, x);
+                let mut y = [[0.0; C]; R];
+                for (r, (y, sums)) in y.iter_mut().zip(sums).enumerate() {
+                    let alpha = w.scales(plane, filters[r])[0];
+                    for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
+                        *y = (sum - self.columns[c + i].sum) as f32 * alpha;
+                    }
+                }
+                y
+            }
+            Some(size) if size % D::PER_LANE == 0 => {
+                let scales = filters.map(|filter| w.scales(plane, filter));
+                let sums = std::array::from_fn(|i| column(self.sums, c + i, chunks));
+                int8::grouped_tile::<L, D, R, C>(lanes, codes, scales, size / D::PER_LANE, x, sums)
+            }
+            Some(size) => {
+                let scales = filters.map(|filter| w.scales(plane, filter));
+                one_by_one(codes, scales, size, w.filter_len(), |codes, weights, i: usize| {
+                    let term = |j| {
+                        i64::from(sign::<D>(codes, j))
+                            * i64::from(x[i][place8::<D>(j) / CHUNK].0[place8::<D>(j) % CHUNK])
+                    };
+                    weights.map(term).sum::<i64>() as f32
+                })
+            }
+        };
+        for y in &mut y {
+            y.iter_mut().enumerate().for_each(|(i, y)| *y *= self.columns[c + i].scale);
+        }
+        y
+    }
+}
+
+impl<D: Digits> Columns<D> for Columns32<'_> {
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const C: usize>(
+        self,
+        lanes: L,
+        w: &PackedMatrix<'_>,
+        plane: usize,
+        filters: [usize; R],
+        c: usize,
+    ) -> [[f32; C]; R] {
+        let chunks = w.filter_len().div_ceil(D::PER_CHUNK);
+        let codes = filters.map(|filter| w.codes(plane, filter));
+        let scales = filters.map(|filter| w.scales(plane, filter));
+        let x: [&[Line32]; C] = std::array::from_fn(|i| column(self.lines, c + i, chunks * D::PER_LANE));
+        match w.group() {
+            None => {
+                let mut y = exact::tile::<L, D, R, C>(lanes, codes, None, x);
+                for (y, scales) in y.iter_mut().zip(scales) {
+                    y.iter_mut().for_each(|y| *y *= scales[0]);
+                }
+                y
+            }
+            Some(size) if size % D::PER_LANE == 0 => {
+                exact::tile::<L, D, R, C>(lanes, codes, Some((scales, size / D::PER_LANE)), x)
+            }
+            Some(size) => one_by_one(codes, scales, size, w.filter_len(), |codes, weights, i: usize| {
+                weights.fold(0.0, |sum, j| {
+                    let x = x[i][place32::<D>(j) / LANES].0[place32::<D>(j) % LANES];
+                    match sign::<D>(codes, j) {
+                        0 => sum,
+                        1.. => sum + x,
+                        _ => sum - x,
+                    }
+                })
+            }),
+        }
+    }
+}
+
+/// t of weight `j`.
+fn sign<D: Digits>(codes: &[u8], j: usize) -> i8 {
+    D::code(codes[j / D::PER_BYTE], j % D::PER_BYTE) as i8 - 1
+}
+
+/// Groups that end within a lane: one weight after the other, the same on every machine.
+fn one_by_one<const R: usize, const C: usize>(
+    codes: [&[u8]; R],
+    scales: [&[f32]; R],
+    size: usize,
+    n: usize,
+    sum: impl Fn(&[u8], std::ops::Range<usize>, usize) -> f32,
+) -> [[f32; C]; R] {
+    let mut y = [[0.0; C]; R];
+    for r in 0..R {
+        for (c, y) in y[r].iter_mut().enumerate() {
+            for (group, scale) in scales[r].iter().enumerate() {
+                *y += scale * sum(codes[r], group * size..((group + 1) * size).min(n), c);
+            }
+        }
+    }
+    y
+}
+
+/// Adds W·X to `y`, for the `filters` of W that `y` has rows for.
+pub(super) struct Product<'a, D, X> {
+    pub w: &'a PackedMatrix<'a>,
+    /// The filter of the first row of `y`.
+    pub first: usize,
+    pub x: X,
+    pub y: ArrayViewMut2<'a, f32>,
+    pub digits: PhantomData<D>,
+}
+
+impl<D: Digits, X: Columns<D>> Product<'_, D, X> {
+    /// Tiles of `R` filters × `C` columns, and of `S` filters × one column where there is only one.
+    #[inline(always)]
+    fn run<L: Lanes, const R: usize, const C: usize, const S: usize>(&mut self, lanes: L) {
+        let columns = self.y.ncols();
+        for plane in 0..self.w.planes() {
+            let mut c = 0;
+            while c + C <= columns {
+                self.panel::<L, R, C>(lanes, plane, c);
+                c += C;
+            }
+            while c < columns {
+                self.panel::<L, S, 1>(lanes, plane, c);
+                c += 1;
+            }
+        }
+    }
+
+    /// All filters with `C` columns. With one column, the filters of a tile are taken far apart:
+    /// several streams from memory are faster than one.
+    #[inline(always)]
+    fn panel<L: Lanes, const R: usize, const C: usize>(&mut self, lanes: L, plane: usize, c: usize) {
+        let tiles = self.y.nrows() / R;
+        let (step, apart) = if C == 1 { (1, tiles) } else { (R, 1) };
+        for i in 0..tiles {
+            self.tile::<L, R, C>(lanes, plane, std::array::from_fn(|r| i * step + r * apart), c);
+        }
+        for row in tiles * R..self.y.nrows() {
+            self.tile::<L, 1, C>(lanes, plane, [row], c);
+        }
+    }
+
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const C: usize>(&mut self, lanes: L, plane: usize, rows: [usize; R], c: usize) {
+        let y = self.x.tile::<L, R, C>(lanes, self.w, plane, rows.map(|row| self.first + row), c);
+        for (row, y) in rows.into_iter().zip(y) {
+            for (i, y) in y.into_iter().enumerate() {
+                self.y[[row, c + i]] += y;
+            }
+        }
+    }
+}
+
+impl<D: Digits> Task for Product<'_, D, Columns8<'_>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(mut self) {
+        self.run::<_, 2, 2, 4>(Portable);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx2(mut self, proof: Avx2) {
+        self.run::<_, 2, 4, 4>(Ymm::<false>::new(proof));
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avxvnni(mut self, proof: AvxVnni) {
+        self.run::<_, 2, 4, 4>(Ymm::<true>::new(proof));
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(mut self, proof: Avx512) {
+        self.run::<_, 4, 4, 4>(Zmm::<false>::new(proof));
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512vnni(mut self, proof: Avx512Vnni) {
+        self.run::<_, 4, 4, 4>(Zmm::<true>::new(proof));
+    }
+}
+
+impl<D: Digits> Task for Product<'_, D, Columns32<'_>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(mut self) {
+        self.run::<_, 2, 2, 4>(Portable);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx2(mut self, proof: Avx2) {
+        self.run::<_, 2, 4, 4>(Ymm::<false>::new(proof));
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(mut self, proof: Avx512) {
+        self.run::<_, 4, 4, 8>(Zmm::<false>::new(proof));
+    }
+}
