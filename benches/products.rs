@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
-use rayon::prelude::ParallelSlice;
 use ndarray::{Array2, ArrayView2, Axis};
+use rayon::prelude::ParallelSlice;
 use twn_pack::kernel::{Arithmetic, Kernel, PackedMatrix, Workspace};
 use twn_pack::{Encoding, Granularity, Isa};
 

@@ -7,7 +7,10 @@ use twn_pack::{Encoding, Granularity, Isa};
 #[test]
 fn quick() {
     let mut state = 1u64;
-    let mut rnd = move || { state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407); (state >> 33) as u32 };
+    let mut rnd = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u32
+    };
     for encoding in [Encoding::T2, Encoding::T5, Encoding::B1] {
         for n in [0usize, 1, 3, 4, 5, 63, 64, 255, 256, 257, 320, 512, 700, 1100] {
             for group in [0u64, 160, 16, 7, 100] {
@@ -19,7 +22,13 @@ fn quick() {
                         let mut codes = vec![0u8; 2 * filters * bytes];
                         for row in codes.chunks_mut(bytes.max(1)) {
                             for j in 0..bytes * per {
-                                let c = if encoding == Encoding::B1 { if j >= n { 0 } else { rnd() % 2 * 2 } } else if j >= n { 1 } else { rnd() % 3 } as u8;
+                                let c = if encoding == Encoding::B1 {
+                                    if j >= n { 0 } else { rnd() % 2 * 2 }
+                                } else if j >= n {
+                                    1
+                                } else {
+                                    rnd() % 3
+                                } as u8;
                                 match encoding {
                                     Encoding::T2 => row[j / 4] |= c << (2 * (j % 4)),
                                     Encoding::T5 => row[j / 5] += c * [1, 3, 9, 27, 81][j % 5],
@@ -27,18 +36,29 @@ fn quick() {
                                 }
                             }
                         }
-                        let scales: Vec<f32> = (0..2 * g.scales(filters as u64, n as u64)).map(|_| rnd() as f32 / 4e9 + 0.1).collect();
+                        let scales: Vec<f32> =
+                            (0..2 * g.scales(filters as u64, n as u64)).map(|_| rnd() as f32 / 4e9 + 0.1).collect();
                         let w = PackedMatrix::from_parts(encoding, [2, filters, n], g, &codes, &scales[..]).unwrap();
                         let x = Array2::from_shape_simple_fn((n, cols), || rnd() as f32 / 1e9 - 1.0);
                         let exact = reference::matrix(&w, x.view()).unwrap();
                         for isa in Isa::all() {
                             for a in [Arithmetic::ExactF32, Arithmetic::Int8] {
                                 let mut y = Array2::from_elem((filters, cols), 9.0);
-                                Kernel::with_isa(a, isa).matrix(&w, x.view(), y.view_mut(), &mut Workspace::default()).unwrap();
+                                Kernel::with_isa(a, isa)
+                                    .matrix(&w, x.view(), y.view_mut(), &mut Workspace::default())
+                                    .unwrap();
                                 for ((f, c), y) in y.indexed_iter() {
                                     let e = exact[[f, c]];
-                                    let tol = if a == Arithmetic::Int8 { 1.2 * 2.2 / 127.0 * (n as f64) / 2.0 + 1e-6 } else { 1e-5 * (n as f64) + 1e-7};
-                                    assert!((f64::from(*y) - e).abs() <= tol, "{encoding:?} n {n} group {group} filters {filters} cols {cols} {} {a:?} [{f},{c}]: {y} for {e}", isa.name());
+                                    let tol = if a == Arithmetic::Int8 {
+                                        1.2 * 2.2 / 127.0 * (n as f64) / 2.0 + 1e-6
+                                    } else {
+                                        1e-5 * (n as f64) + 1e-7
+                                    };
+                                    assert!(
+                                        (f64::from(*y) - e).abs() <= tol,
+                                        "{encoding:?} n {n} group {group} filters {filters} cols {cols} {} {a:?} [{f},{c}]: {y} for {e}",
+                                        isa.name()
+                                    );
                                 }
                             }
                         }
