@@ -3,7 +3,9 @@
 //! activations. Costs O(n) per column, against O(n·filters) for the product.
 //! Not here: the products.
 
-use ndarray::{ArrayView2, Axis, s};
+use std::marker::PhantomData;
+
+use ndarray::ArrayView2;
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Line8, Line32};
@@ -22,10 +24,10 @@ pub(super) struct Quantized {
     pub sum: i64,
 }
 
-/// Largest |x| as bits, which order as magnitudes do: infinity above all numbers, NaN above infinity.
+/// |x| as bits, which order as magnitudes do: infinity above all numbers, NaN above infinity.
 #[inline(always)]
-pub(super) fn largest(x: &[f32]) -> u32 {
-    x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff))
+pub(super) fn magnitude(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
 }
 
 /// Rounds to the nearest of 255 steps, ties to even.
@@ -34,18 +36,19 @@ pub(super) struct Quantizer {
     /// Lifts the smallest of numbers, whose reciprocals would be infinite.
     lift: f32,
     steps: f32,
+    /// The width of a step.
     pub scale: f32,
 }
 
 impl Quantizer {
-    /// For numbers up to the one with these bits. NaN or infinity among them makes the scale, and
-    /// with it the product, NaN.
+    /// For numbers up to the one with these bits ([`magnitude`]). NaN or infinity among them makes
+    /// the scale, and with it every product, NaN.
     pub fn new(largest: u32) -> Self {
         let max = f32::from_bits(largest);
         if largest == 0 || !max.is_finite() {
             return Self { lift: 0.0, steps: 0.0, scale: if largest == 0 { 0.0 } else { f32::NAN } };
         }
-        let lift = if max < 1e-30 { 1.0e30 } else { 1.0 };
+        let lift = if max < 1e-30 { 1e30 } else { 1.0 };
         Self { lift, steps: 127.0 / (max * lift), scale: max / 127.0 }
     }
 
@@ -56,68 +59,105 @@ impl Quantizer {
     }
 }
 
-/// Lays down one column per `x_rows` columns of X (n × at most [`BLOCK`]); `lines` has `PER_BYTE`
-/// lines per chunk and column, `sums` the sums per lane and chunk, where they are wanted.
+/// Lays down the columns of X, n × at most [`BLOCK`], in 8 bits. `lines` has `PER_BYTE` lines per
+/// chunk and column, `sums` the sums per column, chunk and lane.
 pub(super) struct Pack8<'a, D> {
     pub x: ArrayView2<'a, f32>,
     pub lines: &'a mut [Line8],
     pub columns: &'a mut [Quantized],
     pub sums: &'a mut [[i32; LANES]],
-    pub digits: std::marker::PhantomData<D>,
+    pub digits: PhantomData<D>,
 }
 
 impl<D: Digits> Task for Pack8<'_, D> {
     type Output = ();
 
     #[inline(always)]
-    fn portable(self) {
+    fn portable(mut self) {
+        if is_tall(self.x) { self.columns() } else { self.rows() }
+    }
+}
+
+impl<D: Digits> Pack8<'_, D> {
+    /// Column by column, where each lies in one run.
+    #[inline(always)]
+    fn columns(&mut self) {
+        let chunks = self.x.nrows().div_ceil(D::PER_CHUNK);
+        let mut rounded = [0; LONGEST];
+        for (c, column) in self.x.columns().into_iter().enumerate() {
+            let x = column.to_slice().unwrap_or_default();
+            let quantizer = Quantizer::new(x.iter().fold(0, |max, &x| max.max(magnitude(x))));
+            let mut total = 0;
+            for (i, x) in x.chunks(D::PER_CHUNK).enumerate() {
+                rounded[x.len()..].fill(0);
+                rounded.iter_mut().zip(x).for_each(|(q, &x)| *q = quantizer.round(x));
+                let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
+                for (k, line) in lines.iter_mut().enumerate() {
+                    let weight = D::weight(k);
+                    for (byte, q) in line.0.iter_mut().enumerate() {
+                        *q = rounded[byte * D::PER_BYTE + weight];
+                    }
+                }
+                let sums: [i32; LANES] = std::array::from_fn(|lane| {
+                    rounded[lane * D::PER_LANE..][..D::PER_LANE].iter().map(|&q| i32::from(q)).sum()
+                });
+                total += sums.iter().map(|&sum| i64::from(sum)).sum::<i64>();
+                self.sums[c * chunks + i] = sums;
+            }
+            self.columns[c] = Quantized { scale: quantizer.scale, sum: total };
+        }
+    }
+
+    /// Row by row, all columns at once.
+    #[inline(always)]
+    fn rows(&mut self) {
         let (n, columns) = self.x.dim();
         let chunks = n.div_ceil(D::PER_CHUNK);
-        let quantizers = maxima(self.x).map(Quantizer::new);
-        let mut block = [[0.0; LONGEST]; BLOCK];
-        for (column, quantizer) in self.columns.iter_mut().zip(quantizers) {
-            *column = Quantized { scale: quantizer.scale, sum: 0 };
-        }
-        for i in 0..chunks {
-            let range = i * D::PER_CHUNK..((i + 1) * D::PER_CHUNK).min(n);
-            gather(self.x.slice(s![range.clone(), ..]), &mut block);
-            for c in 0..columns {
-                let mut rounded = [0; LONGEST];
-                for (q, &x) in rounded[..D::PER_CHUNK].iter_mut().zip(&block[c][..range.len()]) {
-                    *q = quantizers[c].round(x);
-                }
-                let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
-                let sums = lay_down::<D>(&rounded, lines);
-                self.columns[c].sum += sums.iter().map(|&sum| i64::from(sum)).sum::<i64>();
-                if let Some(place) = self.sums.get_mut(c * chunks + i) {
-                    *place = sums;
-                }
+        let mut largest = [0; BLOCK];
+        for j in 0..n {
+            for (max, x) in largest.iter_mut().zip(row(self.x, j)) {
+                *max = (*max).max(magnitude(x));
             }
         }
-    }
-}
-
-/// One chunk into its lines; the sums per lane.
-#[inline(always)]
-fn lay_down<D: Digits>(rounded: &[i8; LONGEST], lines: &mut [Line8]) -> [i32; LANES] {
-    for (k, line) in lines.iter_mut().enumerate() {
-        let weight = D::weight(k);
-        for (byte, x) in line.0.iter_mut().enumerate() {
-            *x = rounded[byte * D::PER_BYTE + weight];
+        let quantizers = largest.map(Quantizer::new);
+        let mut totals = [0; BLOCK];
+        let mut rounded = [[0; BLOCK]; LONGEST];
+        for i in 0..chunks {
+            for (j, rounded) in (i * D::PER_CHUNK..).zip(&mut rounded[..D::PER_CHUNK]) {
+                let x = row(self.x, j);
+                for ((q, x), quantizer) in rounded.iter_mut().zip(x).zip(&quantizers) {
+                    *q = quantizer.round(x);
+                }
+            }
+            for c in 0..columns {
+                let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
+                for (k, line) in lines.iter_mut().enumerate() {
+                    let weight = D::weight(k);
+                    for (byte, q) in line.0.iter_mut().enumerate() {
+                        *q = rounded[byte * D::PER_BYTE + weight][c];
+                    }
+                }
+            }
+            for lane in 0..LANES {
+                let mut sums = [0; BLOCK];
+                for rounded in &rounded[lane * D::PER_LANE..][..D::PER_LANE] {
+                    sums.iter_mut().zip(rounded).for_each(|(sum, &q)| *sum += i32::from(q));
+                }
+                totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += i64::from(sum));
+                (0..columns).for_each(|c| self.sums[c * chunks + i][lane] = sums[c]);
+            }
+        }
+        for ((column, quantizer), sum) in self.columns.iter_mut().zip(quantizers).zip(totals) {
+            *column = Quantized { scale: quantizer.scale, sum };
         }
     }
-    let mut sums = [0; LANES];
-    for (lane, sum) in sums.iter_mut().enumerate() {
-        *sum = rounded[lane * D::PER_LANE..][..D::PER_LANE].iter().map(|&q| i32::from(q)).sum();
-    }
-    sums
 }
 
-/// The same without rounding: `lines` has `PER_LANE` lines per chunk and column.
+/// Lays down the columns of X, n × at most [`BLOCK`], as they are: `PER_LANE` lines per chunk and column.
 pub(super) struct Pack32<'a, D> {
     pub x: ArrayView2<'a, f32>,
     pub lines: &'a mut [Line32],
-    pub digits: std::marker::PhantomData<D>,
+    pub digits: PhantomData<D>,
 }
 
 impl<D: Digits> Task for Pack32<'_, D> {
@@ -127,17 +167,35 @@ impl<D: Digits> Task for Pack32<'_, D> {
     fn portable(self) {
         let (n, columns) = self.x.dim();
         let chunks = n.div_ceil(D::PER_CHUNK);
-        let mut block = [[0.0; LONGEST]; BLOCK];
+        let per_word = D::PER_LANE / D::WORDS;
+        if is_tall(self.x) {
+            let mut padded = [0.0; LONGEST];
+            for (c, column) in self.x.columns().into_iter().enumerate() {
+                for (i, x) in column.to_slice().unwrap_or_default().chunks(D::PER_CHUNK).enumerate() {
+                    padded[..x.len()].copy_from_slice(x);
+                    padded[x.len()..].fill(0.0);
+                    let lines = &mut self.lines[(c * chunks + i) * D::PER_LANE..][..D::PER_LANE];
+                    for (step, line) in lines.iter_mut().enumerate() {
+                        let weight = D::weight_of_word(step / per_word, step % per_word);
+                        for (lane, to) in line.0.iter_mut().enumerate() {
+                            *to = padded[lane * D::PER_LANE + weight];
+                        }
+                    }
+                }
+            }
+            return;
+        }
         for i in 0..chunks {
-            let range = i * D::PER_CHUNK..((i + 1) * D::PER_CHUNK).min(n);
-            block.iter_mut().for_each(|column| column[range.len()..D::PER_CHUNK].fill(0.0));
-            gather(self.x.slice(s![range, ..]), &mut block);
-            for (c, column) in block[..columns].iter().enumerate() {
-                let lines = &mut self.lines[(c * chunks + i) * D::PER_LANE..][..D::PER_LANE];
-                for (step, line) in lines.iter_mut().enumerate() {
-                    let weight = weight_of_step::<D>(step);
-                    for (lane, x) in line.0.iter_mut().enumerate() {
-                        *x = column[lane * D::PER_LANE + weight];
+            for step in 0..D::PER_LANE {
+                let weight = D::weight_of_word(step / per_word, step % per_word);
+                let mut rows = [[0.0; BLOCK]; LANES];
+                for (lane, to) in rows.iter_mut().enumerate() {
+                    *to = row(self.x, i * D::PER_CHUNK + lane * D::PER_LANE + weight);
+                }
+                for c in 0..columns {
+                    let line = &mut self.lines[(c * chunks + i) * D::PER_LANE + step];
+                    for (to, row) in line.0.iter_mut().zip(&rows) {
+                        *to = row[c];
                     }
                 }
             }
@@ -145,44 +203,25 @@ impl<D: Digits> Task for Pack32<'_, D> {
     }
 }
 
-/// Which weight of its lane the activations of a step belong to.
+/// Whether every column lies in one run.
 #[inline(always)]
-fn weight_of_step<D: Digits>(step: usize) -> usize {
-    let per_word = D::PER_LANE / D::WORDS;
-    D::weight_of_word(step / per_word, step % per_word)
+fn is_tall(x: ArrayView2<'_, f32>) -> bool {
+    x.strides()[0] == 1 || x.nrows() == 1
 }
 
-/// The largest magnitude of each column.
+/// Row `j`, filled up with zeros; nothing but zeros where X has no more rows.
 #[inline(always)]
-fn maxima(x: ArrayView2<'_, f32>) -> [u32; BLOCK] {
-    let mut maxima = [0; BLOCK];
-    for (max, column) in maxima.iter_mut().zip(x.columns()) {
-        match column.as_slice() {
-            Some(column) => *max = largest(column),
-            None => {
-                // Row by row, as it lies in memory.
-                for row in x.rows() {
-                    for (max, x) in maxima.iter_mut().zip(row) {
-                        *max = (*max).max(x.to_bits() & 0x7fff_ffff);
-                    }
-                }
-                break;
-            }
+fn row(x: ArrayView2<'_, f32>, j: usize) -> [f32; BLOCK] {
+    let mut row = [0.0; BLOCK];
+    if j < x.nrows() {
+        let x = x.row(j);
+        match x.to_slice() {
+            Some(x) => match x.as_array() {
+                Some(x) => return *x,
+                None => row[..x.len()].copy_from_slice(x),
+            },
+            None => row.iter_mut().zip(x).for_each(|(to, &x)| *to = x),
         }
     }
-    maxima
-}
-
-/// Columns into rows of `block`.
-#[inline(always)]
-fn gather(x: ArrayView2<'_, f32>, block: &mut [[f32; LONGEST]; BLOCK]) {
-    if x.stride_of(Axis(0)) == 1 {
-        for (column, x) in block.iter_mut().zip(x.columns()) {
-            column.iter_mut().zip(x).for_each(|(to, &x)| *to = x);
-        }
-    } else {
-        for (j, row) in x.rows().into_iter().enumerate() {
-            block.iter_mut().zip(row).for_each(|(column, &x)| column[j] = x);
-        }
-    }
+    row
 }

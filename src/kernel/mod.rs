@@ -21,14 +21,19 @@ mod product;
 pub mod reference;
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
-use ndarray::parallel::prelude::*;
-use ndarray::{ArrayView1, ArrayView2, ArrayView4, ArrayViewMut1, ArrayViewMut2, ArrayViewMut4, Axis};
+use ndarray::{
+    ArrayView1, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut1, ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis,
+};
+
+use rayon::prelude::*;
 
 use self::activations::{BLOCK, Pack8, Pack32, Quantized};
 pub use self::conv::Conv2d;
-use self::digits::{B1, Digits, T2, T5};
-use self::lanes::{LANES, Line8, Line32};
+use self::conv::Image;
+use self::digits::{B1, Digits, T2, T5, place8, place32};
+use self::lanes::{CHUNK, LANES, Line8, Line32};
 pub use self::matrix::PackedMatrix;
 use self::product::{Columns, Columns8, Columns32, Product};
 use crate::pack::Encoding;
@@ -64,6 +69,9 @@ pub struct Workspace {
     columns8: Vec<Quantized>,
     sums: Vec<[i32; LANES]>,
     lines32: Vec<Line32>,
+    image: Image,
+    /// For threads that take images of their own.
+    others: Vec<Workspace>,
 }
 
 /// Activations that are laid down at a time, in bytes.
@@ -180,14 +188,131 @@ impl Kernel {
     /// When a shape does not fit.
     pub fn conv2d(
         &self,
-        _w: &PackedMatrix<'_>,
-        _bias: Option<&[f32]>,
-        _geometry: &Conv2d,
-        _x: ArrayView4<'_, f32>,
-        _y: ArrayViewMut4<'_, f32>,
-        _workspace: &mut Workspace,
+        w: &PackedMatrix<'_>,
+        bias: Option<&[f32]>,
+        geometry: &Conv2d,
+        x: ArrayView4<'_, f32>,
+        mut y: ArrayViewMut4<'_, f32>,
+        workspace: &mut Workspace,
     ) -> Result<()> {
-        Err(Error::Request("not yet".to_owned()))
+        let (batch, channels, height, width) = x.dim();
+        let groups = geometry.groups;
+        let per_group = channels.checked_div(groups).filter(|_| channels % groups == 0 && w.filters() % groups == 0);
+        let (Some(per_group), Some([output_height, output_width])) = (per_group, geometry.output([height, width]))
+        else {
+            return Err(Error::Request(format!(
+                "{geometry:?} cannot walk with {} filters over {channels} channels of {height} × {width}: groups have \
+                 to divide both, and the filter has to fit",
+                w.filters(),
+            )));
+        };
+        let n = [geometry.kernel[0], geometry.kernel[1]].iter().try_fold(per_group, |n, &k| n.checked_mul(k));
+        w.check("filters of channels per group × kernel", &[w.filter_len()], &[n.unwrap_or(usize::MAX)])?;
+        let shape = [batch, w.filters(), output_height, output_width];
+        w.check("y of batch × filters × output height × output width", y.shape(), &shape)?;
+        match bias {
+            Some(bias) => {
+                w.check("bias per filter", &[bias.len()], &[w.filters()])?;
+                y.axis_iter_mut(Axis(1)).zip(bias).for_each(|(mut y, &bias)| y.fill(bias));
+            }
+            None => y.fill(0.0),
+        }
+        if w.filter_len() == 0 {
+            return Ok(());
+        }
+        match w.encoding() {
+            Encoding::T2 => self.convolve::<T2>(w, geometry, x, y, workspace),
+            Encoding::T5 => self.convolve::<T5>(w, geometry, x, y, workspace),
+            Encoding::B1 => self.convolve::<B1>(w, geometry, x, y, workspace),
+        }
+    }
+
+    /// Images in parallel where there are enough of them, else each image's product.
+    fn convolve<D: Digits + Sync + Send>(
+        &self,
+        w: &PackedMatrix<'_>,
+        geometry: &Conv2d,
+        x: ArrayView4<'_, f32>,
+        mut y: ArrayViewMut4<'_, f32>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let work = w.filter_len().saturating_mul(y.len());
+        let threads = if work < SMALL { 1 } else { rayon::current_num_threads() };
+        let each = x.dim().0.div_ceil(threads).max(1);
+        if threads == 1 || each < 2 {
+            let images = x.outer_iter().zip(y.outer_iter_mut());
+            return images.into_iter().try_for_each(|(x, y)| self.convolve_image::<D>(w, geometry, x, y, workspace));
+        }
+        if workspace.others.len() < threads {
+            workspace.others.resize_with(threads, Workspace::default);
+        }
+        let images = x.axis_chunks_iter(Axis(0), each).into_par_iter();
+        let images = images.zip(y.axis_chunks_iter_mut(Axis(0), each)).zip(&mut workspace.others);
+        images.try_for_each(|((x, mut y), workspace)| {
+            let mut images = x.outer_iter().zip(y.outer_iter_mut());
+            images.try_for_each(|(x, y)| self.convolve_image::<D>(w, geometry, x, y, workspace))
+        })
+    }
+
+    fn convolve_image<D: Digits + Sync + Send>(
+        &self,
+        w: &PackedMatrix<'_>,
+        geometry: &Conv2d,
+        x: ArrayView3<'_, f32>,
+        mut y: ArrayViewMut3<'_, f32>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let filters = w.filters() / geometry.groups;
+        let (channels, height, width) = x.dim();
+        let channels = channels / geometry.groups;
+        let len = w.filter_len().div_ceil(D::PER_CHUNK) * D::PER_CHUNK;
+        let place = match self.arithmetic {
+            Arithmetic::Int8 => place8::<D>,
+            Arithmetic::ExactF32 => place32::<D>,
+        };
+        let walk = workspace.image.walk(geometry, [channels, height, width], place, len);
+        walk.ok_or_else(|| Error::Request(format!("an image of {channels} × {height} × {width} is too large")))?;
+        let images = x.axis_chunks_iter(Axis(0), channels.max(1));
+        for ((group, x), mut y) in images.enumerate().zip(y.axis_chunks_iter_mut(Axis(0), filters.max(1))) {
+            let w = w.rows(group * filters..(group + 1) * filters);
+            let scale = match self.arithmetic {
+                Arithmetic::Int8 => workspace.image.round(x, geometry.padding),
+                Arithmetic::ExactF32 => workspace.image.keep(x, geometry.padding),
+            };
+            let width = y.dim().2;
+            if y.is_standard_layout() {
+                let outputs = y.len() / filters;
+                let y = y.into_shape_with_order((filters, outputs)).expect("contiguous");
+                self.convolve_outputs::<D>(&w, scale, 0, y, workspace);
+            } else {
+                let rows = y.axis_iter_mut(Axis(1)).enumerate();
+                rows.for_each(|(i, y)| self.convolve_outputs::<D>(&w, scale, i * width, y, workspace));
+            }
+        }
+        Ok(())
+    }
+
+    /// The outputs from `first` on, in panels.
+    fn convolve_outputs<D: Digits + Sync + Send>(
+        &self,
+        w: &PackedMatrix<'_>,
+        scale: f32,
+        first: usize,
+        mut y: ArrayViewMut2<'_, f32>,
+        workspace: &mut Workspace,
+    ) {
+        let panel = self.panel::<D>(w);
+        for (i, y) in y.axis_chunks_iter_mut(Axis(1), panel).enumerate() {
+            let (outputs, first) = (y.ncols(), first + i * panel);
+            match self.arithmetic {
+                Arithmetic::Int8 => {
+                    self.rows::<D, _>(w, workspace.outputs8::<D>(scale, first..first + outputs), y);
+                }
+                Arithmetic::ExactF32 => {
+                    self.rows::<D, _>(w, workspace.outputs32(first..first + outputs), y);
+                }
+            }
+        }
     }
 
     /// Adds W·X to `y`; the shapes fit.
@@ -215,19 +340,24 @@ impl Kernel {
         mut y: ArrayViewMut2<'_, f32>,
         workspace: &mut Workspace,
     ) {
-        let chunks = w.filter_len().div_ceil(D::PER_CHUNK);
-        let per_column = match self.arithmetic {
-            Arithmetic::Int8 => chunks * D::PER_BYTE * size_of::<Line8>(),
-            Arithmetic::ExactF32 => chunks * D::PER_LANE * size_of::<Line32>(),
-        };
-        let panel = (PANEL / per_column.max(1) / BLOCK).max(1) * BLOCK;
+        let panel = self.panel::<D>(w);
         let panels = x.axis_chunks_iter(Axis(1), panel).zip(y.axis_chunks_iter_mut(Axis(1), panel));
         for (x, y) in panels {
             match self.arithmetic {
-                Arithmetic::Int8 => self.rows::<D, _>(w, workspace.pack8::<D>(self.isa, x, w.group().is_some()), y),
+                Arithmetic::Int8 => self.rows::<D, _>(w, workspace.pack8::<D>(self.isa, x), y),
                 Arithmetic::ExactF32 => self.rows::<D, _>(w, workspace.pack32::<D>(self.isa, x), y),
             }
         }
+    }
+
+    /// How many columns are laid down at a time.
+    fn panel<D: Digits>(&self, w: &PackedMatrix<'_>) -> usize {
+        let activations = w.filter_len().next_multiple_of(D::PER_CHUNK);
+        let bytes = match self.arithmetic {
+            Arithmetic::Int8 => activations,
+            Arithmetic::ExactF32 => activations * size_of::<f32>(),
+        };
+        (PANEL / bytes / BLOCK).max(1) * BLOCK
     }
 
     /// Adds the products of one panel of columns, in blocks of filters.
@@ -257,24 +387,41 @@ impl Kernel {
 
 impl Workspace {
     /// Columns in 8 bits.
-    fn pack8<D: Digits + Send + Sync>(&mut self, isa: Isa, x: ArrayView2<'_, f32>, grouped: bool) -> Columns8<'_> {
+    fn pack8<D: Digits + Send + Sync>(&mut self, isa: Isa, x: ArrayView2<'_, f32>) -> Columns8<'_> {
         let (n, columns) = x.dim();
         let chunks = n.div_ceil(D::PER_CHUNK);
         let per_column = chunks * D::PER_BYTE;
-        let sums_per_column = if grouped { chunks } else { 0 };
         let lines = room(&mut self.lines8, columns * per_column, Line8([0; _]));
         let quantized = room(&mut self.columns8, columns, Quantized::default());
-        let sums = room(&mut self.sums, columns * sums_per_column, [0; _]);
-        let mut rest = (&mut *lines, &mut *quantized, &mut *sums);
-        for x in x.axis_chunks_iter(Axis(1), BLOCK) {
-            let count = x.ncols();
-            let (lines, l) = rest.0.split_at_mut(count * per_column);
-            let (columns, c) = rest.1.split_at_mut(count);
-            let (sums, s) = rest.2.split_at_mut(count * sums_per_column);
-            rest = (l, c, s);
+        let sums = room(&mut self.sums, columns * chunks, [0; _]);
+        let pack = |(((lines, columns), sums), x): (((&mut [_], &mut [_]), &mut [_]), _)| {
             isa.run(Pack8 { x, lines, columns, sums, digits: PhantomData::<D> });
+        };
+        if columns <= BLOCK {
+            pack((((lines, quantized), sums), x));
+        } else {
+            let lines = lines.par_chunks_mut(BLOCK * per_column).zip(quantized.par_chunks_mut(BLOCK));
+            let blocks = x.axis_chunks_iter(Axis(1), BLOCK).into_par_iter();
+            lines.zip(sums.par_chunks_mut(BLOCK * chunks)).zip(blocks).for_each(pack);
         }
         Columns8 { lines, columns: quantized, sums }
+    }
+
+    /// What lies under the filter at these outputs, in 8 bits.
+    fn outputs8<D: Digits>(&mut self, scale: f32, outputs: Range<usize>) -> Columns8<'_> {
+        let per_column = self.image.column_len() / CHUNK;
+        let lines = room(&mut self.lines8, outputs.len() * per_column, Line8([0; _]));
+        let columns = room(&mut self.columns8, outputs.len(), Quantized::default());
+        let sums = room(&mut self.sums, outputs.len() * per_column / D::PER_BYTE, [0; _]);
+        self.image.columns8::<D>(outputs.start, scale, lines, columns, sums);
+        Columns8 { lines, columns, sums }
+    }
+
+    /// What lies under the filter at these outputs, in `f32`.
+    fn outputs32(&mut self, outputs: Range<usize>) -> Columns32<'_> {
+        let lines = room(&mut self.lines32, outputs.len() * self.image.column_len() / LANES, Line32([0.0; _]));
+        self.image.columns32(outputs.start, lines);
+        Columns32 { lines }
     }
 
     /// Columns in `f32`.
@@ -282,11 +429,12 @@ impl Workspace {
         let (n, columns) = x.dim();
         let per_column = n.div_ceil(D::PER_CHUNK) * D::PER_LANE;
         let lines = room(&mut self.lines32, columns * per_column, Line32([0.0; _]));
-        let mut rest = &mut *lines;
-        for x in x.axis_chunks_iter(Axis(1), BLOCK) {
-            let (lines, l) = rest.split_at_mut(x.ncols() * per_column);
-            rest = l;
-            isa.run(Pack32 { x, lines, digits: PhantomData::<D> });
+        let pack = |(lines, x): (&mut [_], _)| isa.run(Pack32 { x, lines, digits: PhantomData::<D> });
+        if columns <= BLOCK {
+            pack((lines, x));
+        } else {
+            let blocks = x.axis_chunks_iter(Axis(1), BLOCK).into_par_iter();
+            lines.par_chunks_mut(BLOCK * per_column).zip(blocks).for_each(pack);
         }
         Columns32 { lines }
     }

@@ -34,7 +34,7 @@ pub(super) trait Columns<D: Digits>: Copy + Sync {
 pub(super) struct Columns8<'a> {
     pub lines: &'a [Line8],
     pub columns: &'a [Quantized],
-    /// Sums per chunk and lane; empty unless filters have groups.
+    /// Their sums per chunk and lane.
     pub sums: &'a [[i32; LANES]],
 }
 
