@@ -7,6 +7,7 @@
 //!  shards,     tensor,    Δ, α          bytes     publishes atomically  one exporter per
 //!  dtypes      axis,                                                    output format
 //!              method                             container::reader ──► verify, unpack, your exporter
+//!                                                                   └──► kernel ──► net ◄── data
 //! ```
 //!
 //! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what

@@ -116,7 +116,7 @@ fn packed_weights_give_what_their_floats_give() {
         let worst = difference(&exact, &f64s(&expected));
         assert!(worst < 1e-5, "{settings}: {worst}");
         assert_eq!(classes(&exact), classes(&expected), "{settings}");
-        // Seen: INT8_SEEN
+        // Rounded activations tip a near tie: seen are 0 to 2 of 64, and 22 of all 10,000 for `twn`.
         let int8 = logits(&network, Arithmetic::Int8, images.view());
         let differ = classes(&int8).iter().zip(classes(&expected)).filter(|(a, b)| *a != b).count();
         println!("{settings}: exact {worst:e}, int8 {:e}, {differ} differ", difference(&int8, &f64s(&expected)));
@@ -471,7 +471,8 @@ fn images_of_another_shape_are_refused() {
 }
 
 /// All 10,000 test images, where they are: `../shared/data/mnist` beside the repository. The figures
-/// are those of `fixtures/README.md`, which PyTorch gave.
+/// are those of `fixtures/README.md`, which PyTorch gave. Packed, the first 2,000 have to do: the
+/// kernels are slow without optimisation.
 #[test]
 fn accuracy_on_all_of_mnist() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/mnist");
@@ -480,19 +481,20 @@ fn accuracy_on_all_of_mnist() {
         return;
     }
     let data = DataSet::open_idx(directory, Split::Test).unwrap();
-    let evaluate = |source: &Source, float: bool, arithmetic: Arithmetic| {
+    let evaluate = |source: &Source, float: bool, arithmetic: Arithmetic, limit: Option<usize>| {
         let network = Network::load(&lenet5(), source, float).unwrap();
-        net::evaluate(&network, &data, &Kernel::new(arithmetic).unwrap(), &net::Options::default()).unwrap()
+        let options = net::Options { limit, ..Default::default() };
+        net::evaluate(&network, &data, &Kernel::new(arithmetic).unwrap(), &options).unwrap()
     };
     let input = fixture("lenet5-mnist.safetensors");
-    assert_eq!(evaluate(&checkpoint(&input), false, Arithmetic::ExactF32).correct, 9931);
+    assert_eq!(evaluate(&checkpoint(&input), false, Arithmetic::ExactF32, None).correct, 9931);
     let source = packed(&input, "method=twn");
-    let floats = evaluate(&source, true, Arithmetic::ExactF32);
+    let floats = evaluate(&source, true, Arithmetic::ExactF32, None);
     assert_eq!(floats.correct, 2626);
-    let exact = evaluate(&source, false, Arithmetic::ExactF32);
-    assert_eq!(exact.predictions, floats.predictions);
-    let int8 = evaluate(&source, false, Arithmetic::Int8);
+    let exact = evaluate(&source, false, Arithmetic::ExactF32, Some(2000));
+    assert_eq!(exact.predictions, floats.predictions[..2000]);
+    let int8 = evaluate(&source, false, Arithmetic::Int8, Some(2000));
     let differ = int8.predictions.iter().zip(&floats.predictions).filter(|(a, b)| a != b).count();
     println!("int8: {} right, {differ} predictions differ", int8.correct);
-    assert!(differ < 200, "{differ}");
+    assert!(differ <= 20, "{differ}");
 }

@@ -57,7 +57,6 @@ struct Global {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "parsed once")]
 enum Command {
     /// Show what a .twn file holds and what it cost, or what packing a checkpoint would give
     Inspect(inspect::InspectArgs),

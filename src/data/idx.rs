@@ -90,13 +90,13 @@ enum Failure {
 /// Memory grows with the bytes that are really there, and never over what the header promises.
 fn parse(mut file: impl Read, kind: &Kind) -> Result<(Vec<usize>, Vec<u8>), Failure> {
     let header_bytes = 4 * (1 + kind.dimensions.len() as u64);
-    let header = take(&mut file, header_bytes, 0, || "the header".to_owned())?;
-    let mut numbers = header.as_chunks::<4>().0.iter().map(|bytes| u32::from_be_bytes(*bytes));
-    let found = numbers.next().unwrap_or_default();
+    // What kind of file it is comes first: another kind's header may be shorter.
+    let magic = take(&mut file, 4, 0, || "the magic number".to_owned())?;
+    let found = numbers(&magic)[0];
     if found != kind.magic {
         return Err(Failure::Data(DataProblem::Magic { expected: kind.magic, found, what: kind.what }));
     }
-    let dimensions: Vec<u32> = numbers.collect();
+    let dimensions = numbers(&take(&mut file, header_bytes - 4, 4, || "the header".to_owned())?);
     let pairs = dimensions.iter().zip(kind.dimensions);
     let what = pairs.map(|(n, name)| format!("{n} {name}")).collect::<Vec<_>>().join(" × ");
     let size = dimensions.iter().try_fold(1u64, |product, &n| product.checked_mul(n.into()));
@@ -109,6 +109,10 @@ fn parse(mut file: impl Read, kind: &Kind) -> Result<(Vec<usize>, Vec<u8>), Fail
         return Err(Failure::Data(DataProblem::TooLong { expected: header_bytes + size, what }));
     }
     Ok((dimensions.into_iter().map(|n| n as usize).collect(), bytes))
+}
+
+fn numbers(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|bytes| u32::from_be_bytes(*bytes)).collect()
 }
 
 /// The next `length` bytes; `before` of the file have been read.

@@ -22,7 +22,7 @@ pub enum Source {
 #[derive(Debug)]
 pub enum Weights<'a> {
     /// As they lie in the file; never unpacked.
-    Packed(TernaryTensor<'a>),
+    Packed(Box<TernaryTensor<'a>>),
     /// Outputs × weights per output.
     Dense(Array2<f32>),
 }
@@ -57,7 +57,7 @@ impl<'a> Tensors<'a> {
                 if tensor.axis != 0 {
                     return Err(self.error(name)(NetworkProblem::FilterAxis { found: tensor.axis }));
                 }
-                Ok(Weights::Packed(tensor))
+                Ok(Weights::Packed(Box::new(tensor)))
             }
             tensor => {
                 let values = self.decode(name, &tensor)?;
