@@ -37,6 +37,7 @@ fn main() {
             &["-g", "group:32", "--scale-dtype", "f16"],
         ),
         case("f16, 8 GiB, axis 1", "F16", 2, [16384, 16384], 16, &["--axis", "1"]),
+        case("f32, 1 GiB, axis 1, filters of 4 M", "F32", 4, [1 << 22, 64], 1, &["--axis", "1"]),
         case(
             "bf16, 8 GiB, one scale per tensor, optimal",
             "BF16",

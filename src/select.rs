@@ -1,6 +1,8 @@
 //! Names and shapes → a plan: which tensors become ternary, along which axis, how, and why the
 //! rest does not. Not here: any weight; a plan is made without reading one.
 
+mod rules_file;
+
 use std::cmp::Ordering;
 use std::fmt;
 use std::path::Path;
@@ -182,37 +184,11 @@ impl Rules {
     /// `[[override]]` tables with a `match` glob and settings.
     ///
     /// # Errors
-    /// A file that cannot be read, or says what is not understood.
+    /// A file that cannot be read, or says what is not understood; with the line.
     pub fn from_toml_file(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io(path, "read the rules in"))?;
         let text = String::from_utf8(text).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
-        Self::from_toml(&text).map_err(|e| Error::Request(format!("{}: {}", path.display(), e.to_string().trim_end())))
-    }
-
-    fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
-        let mut table: toml::Table = toml::from_str(text)?;
-        let mut rules = Self::default();
-        if let Some(value) = table.remove("include") {
-            rules.include = value.try_into()?;
-        }
-        if let Some(value) = table.remove("exclude") {
-            rules.exclude = value.try_into()?;
-        }
-        if let Some(value) = table.remove("keep-first-last") {
-            rules.keep_first_last = value.try_into()?;
-        }
-        if let Some(value) = table.remove("override") {
-            for mut table in value.try_into::<Vec<toml::Table>>()? {
-                let missing = || serde::de::Error::custom("an [[override]] needs `match = \"glob\"`");
-                let pattern = table.remove("match").ok_or_else(missing)?.try_into()?;
-                rules.overrides.push(Override { pattern, settings: table.try_into()? });
-            }
-        }
-        rules.settings = table.try_into()?;
-        if rules.settings.keep.is_some() {
-            return Err(serde::de::Error::custom("`keep` belongs into an [[override]]; see include and exclude"));
-        }
-        Ok(rules)
+        rules_file::parse(&text).map_err(|message| Error::Request(format!("{}: {message}", path.display())))
     }
 }
 
@@ -431,15 +407,16 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Dense => f.write_str("dense"),
-            Self::Ternary(t) => {
-                write!(f, "{} {} {}", t.encoding.name(), t.method.name(), t.granularity)?;
-                if t.axis != 0 {
-                    write!(f, " axis {}", t.axis)?;
-                }
-                Ok(())
-            }
+            Self::Ternary(t) => f.write_str(&became(t.encoding, t.method.name(), t.granularity, 1, t.axis as u64)),
         }
     }
+}
+
+/// What a ternary tensor is called in a report: `t2 twn filter`, and what is out of the ordinary.
+pub(crate) fn became(encoding: Encoding, method: &str, granularity: Granularity, planes: u64, axis: u64) -> String {
+    let planes = if planes == 1 { String::new() } else { format!(" planes {planes}") };
+    let axis = if axis == 0 { String::new() } else { format!(" axis {axis}") };
+    format!("{} {method} {granularity}{planes}{axis}", encoding.name())
 }
 
 #[cfg(test)]

@@ -31,6 +31,15 @@ pub struct Verification {
 }
 
 impl Verification {
+    /// Nothing is wrong so far.
+    fn of(container: &Container) -> Self {
+        Self {
+            tensors: container.index().tensors.len() as u64,
+            bytes: container.bytes().len() as u64,
+            problems: Vec::new(),
+        }
+    }
+
     /// Whether nothing is wrong.
     pub fn is_good(&self) -> bool {
         self.problems.is_empty()
@@ -43,11 +52,7 @@ impl Verification {
 /// [`Error::Cancelled`]. What is wrong with the file is in the result.
 pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Verification> {
     let isa = Isa::detect()?;
-    let mut result = Verification {
-        tensors: container.index().tensors.len() as u64,
-        bytes: container.bytes().len() as u64,
-        problems: Vec::new(),
-    };
+    let mut result = Verification::of(container);
     let mut padding_from = 64;
     for entry in &container.index().tensors {
         for (_, section) in entry.sections() {
@@ -60,9 +65,9 @@ pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Veri
     let pieces = pieces(container);
     let checked: Vec<Checked> = pieces
         .par_iter()
-        .map(|piece| match cancel {
-            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
-            _ => Ok(piece.check(container, isa)),
+        .map(|piece| {
+            check_cancelled(cancel)?;
+            Ok(piece.check(container, isa))
         })
         .collect::<Result<_>>()?;
     let mut checked = pieces.iter().zip(checked).peekable();
@@ -91,6 +96,11 @@ pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Veri
         result.problems.extend(problems.iter().map(ToString::to_string));
     }
     Ok(result)
+}
+
+fn check_cancelled(cancel: Option<&AtomicBool>) -> Result<()> {
+    let cancelled = cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed));
+    if cancelled { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 fn check_padding(container: &Container, from: u64, to: u64, problems: &mut Vec<String>) {
@@ -257,11 +267,7 @@ pub fn verify_against(
     checkpoint: &Checkpoint,
     cancel: Option<&AtomicBool>,
 ) -> Result<Verification> {
-    let mut result = Verification {
-        tensors: container.index().tensors.len() as u64,
-        bytes: container.bytes().len() as u64,
-        problems: Vec::new(),
-    };
+    let mut result = Verification::of(container);
     let entries = &container.index().tensors;
     let packed: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     let sources: BTreeMap<&str, TensorView<'_>> = checkpoint.tensors().map(|tensor| (tensor.name, tensor)).collect();
@@ -271,9 +277,7 @@ pub fn verify_against(
     let problems: Vec<Option<String>> = entries
         .par_iter()
         .map(|entry| {
-            if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-                return Err(Error::Cancelled);
-            }
+            check_cancelled(cancel)?;
             let Some(source) = sources.get(entry.name.as_str()) else {
                 return Ok(Some(format!("tensor `{}` is not in the checkpoint", entry.name)));
             };

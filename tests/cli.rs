@@ -255,6 +255,40 @@ fn requests_that_make_no_sense_exit_with_2() {
 }
 
 #[test]
+fn what_is_wrong_with_rules_is_said_with_its_line() {
+    let world = World::new();
+    let rules = world.path("rules.toml");
+    let good = "# Rules.\nmethod = \"twn\"\n\n[[override]]\nmatch = \"fc.*\"\n\n[[override]]\nmatch = \"conv*\"\n";
+    std::fs::write(&rules, good).unwrap();
+    expect(0, &[&world.model, "-n", "--rules", &rules]);
+    for (from, to, line, says) in [
+        ("method = \"twn\"", "mehtod = 1", 2, "unknown field `mehtod`"),
+        ("method = \"twn\"", "method = 1", 2, "expected a string"),
+        ("method = \"twn\"", "method = \"magic\"", 2, "unknown method `magic`"),
+        ("method = \"twn\"", "method = \"bwn\"\nfactor = 0.7", 3, "takes no factor"),
+        ("method = \"twn\"", "keep = \"dense\"", 2, "belongs into an [[override]]"),
+        ("method = \"twn\"", "exclude = [\n\"a\", \"a[b\"]", 3, "pattern `a[b`"),
+        ("method = \"twn\"", "include = [7]", 2, "expected a string"),
+        ("method = \"twn\"", "keep-first-last = \"yes\"", 2, "expected a boolean"),
+        ("method = \"twn\"", "method = twn", 2, ""),
+        ("[[override]]\nmatch = \"conv*\"", "[[override]]\nmethod = \"bwn\"", 7, "needs `match"),
+        ("\"conv*\"", "\"{a\"", 8, "pattern `{a`"),
+        ("\"conv*\"", "\"c*\"\ngranularity = \"group:0\"", 9, "granularity is `group:0`"),
+        ("\"conv*\"", "\"c*\"\n\ncolour = 1", 10, "unknown field `colour`"),
+        ("\"conv*\"", "\"c*\"\nmethod = \"magic\"", 9, "unknown method `magic`"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        std::fs::write(&rules, good.replacen(from, to, 1)).unwrap();
+        let (_, stderr) = expect(2, &[&world.model, "-n", "--rules", &rules]);
+        let start = format!("rules.toml: line {line}: ");
+        assert!(stderr.contains(&start) && stderr.contains(says) && stderr.lines().count() == 1, "{to}: {stderr}");
+    }
+    std::fs::write(&rules, "override = 7").unwrap();
+    let (_, stderr) = expect(2, &[&world.model, "-n", "--rules", &rules]);
+    assert!(stderr.contains("line 1: overrides are tables"), "{stderr}");
+}
+
+#[test]
 fn quiet_is_quiet_and_progress_is_json() {
     let world = World::new();
     assert_eq!(expect(0, &[&world.model, "-o", &world.twn, "--quiet", "-x", "none*"]), Default::default());

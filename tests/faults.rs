@@ -201,6 +201,20 @@ fn inputs_that_are_no_checkpoints_are_named() {
     }
 }
 
+/// As the README says; a rename could not do anything else.
+#[test]
+fn a_link_is_replaced_and_not_what_it_leads_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let input = input(directory.path(), 1);
+    std::fs::write(at("old.twn"), "old").unwrap();
+    std::os::unix::fs::symlink(at("old.twn"), at("link.twn")).unwrap();
+    let result = wait(pack(&input, &at("link.twn"), &["--force"]).spawn().unwrap());
+    assert_eq!(result.status.code(), Some(0), "{}", text(&result));
+    assert!(std::fs::symlink_metadata(at("link.twn")).unwrap().is_file());
+    assert_eq!(std::fs::read(at("old.twn")).unwrap(), b"old");
+}
+
 #[test]
 fn outputs_that_cannot_be_are_refused_before_the_work() {
     let directory = tempfile::tempdir().unwrap();

@@ -71,33 +71,49 @@ fn quick() {
 
 #[test]
 fn convolutions() {
-    use ndarray::{Array4, Array2};
+    use ndarray::{Array2, Array4};
     use twn_pack::kernel::Conv2d;
     let mut state = 7u64;
-    let mut rnd = move || { state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407); (state >> 33) as u32 };
-    for (groups, stride, padding, dilation, kernel) in [(1, [1, 1], [0, 0], [1, 1], [5, 5]), (2, [2, 1], [1, 2], [1, 2], [3, 2]), (4, [1, 3], [2, 0], [2, 1], [1, 3])] {
+    let mut rnd = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u32
+    };
+    for (groups, stride, padding, dilation, kernel) in
+        [(1, [1, 1], [0, 0], [1, 1], [5, 5]), (2, [2, 1], [1, 2], [1, 2], [3, 2]), (4, [1, 3], [2, 0], [2, 1], [1, 3])]
+    {
         for batch in [1, 3, 5] {
             let (channels, filters, h, w) = (8, 12, 9, 11);
             let geometry = Conv2d { kernel, stride, padding, dilation, groups };
             let n = channels / groups * kernel[0] * kernel[1];
             let weights = Array2::from_shape_simple_fn((filters, n), || rnd() as f32 / 1e9 - 1.0);
-            let t = twn_pack::memory::ternarize("w", &weights, &twn_pack::Settings::default().treatment().unwrap()).unwrap();
+            let t = twn_pack::memory::ternarize("w", &weights, &twn_pack::Settings::default().treatment().unwrap())
+                .unwrap();
             let m = PackedMatrix::new(&t);
             let x = Array4::from_shape_simple_fn((batch, channels, h, w), || rnd() as f32 / 1e9 - 1.0);
             let [oh, ow] = geometry.output([h, w]).unwrap();
             let bias: Vec<f32> = (0..filters).map(|i| i as f32).collect();
             for arithmetic in [Arithmetic::ExactF32, Arithmetic::Int8] {
                 let mut y = Array4::zeros((batch, filters, oh, ow));
-                Kernel::new(arithmetic).unwrap().conv2d(&m, Some(&bias), &geometry, x.view(), y.view_mut(), &mut Workspace::default()).unwrap();
+                Kernel::new(arithmetic)
+                    .unwrap()
+                    .conv2d(&m, Some(&bias), &geometry, x.view(), y.view_mut(), &mut Workspace::default())
+                    .unwrap();
                 let deq = t.to_array().unwrap();
                 for ((b, f, oy, ox), y) in y.indexed_iter() {
                     let g = f / (filters / groups);
                     let mut e = f as f64;
-                    for c in 0..channels / groups { for ky in 0..kernel[0] { for kx in 0..kernel[1] {
-                        let iy = (oy * stride[0] + ky * dilation[0]).wrapping_sub(padding[0]);
-                        let ix = (ox * stride[1] + kx * dilation[1]).wrapping_sub(padding[1]);
-                        if iy < h && ix < w { e += f64::from(deq[[f, (c * kernel[0] + ky) * kernel[1] + kx]]) * f64::from(x[[b, g * (channels / groups) + c, iy, ix]]); }
-                    }}}
+                    for c in 0..channels / groups {
+                        for ky in 0..kernel[0] {
+                            for kx in 0..kernel[1] {
+                                let iy = (oy * stride[0] + ky * dilation[0]).wrapping_sub(padding[0]);
+                                let ix = (ox * stride[1] + kx * dilation[1]).wrapping_sub(padding[1]);
+                                if iy < h && ix < w {
+                                    e += f64::from(deq[[f, (c * kernel[0] + ky) * kernel[1] + kx]])
+                                        * f64::from(x[[b, g * (channels / groups) + c, iy, ix]]);
+                                }
+                            }
+                        }
+                    }
                     let tol = if arithmetic == Arithmetic::Int8 { 0.6 } else { 1e-4 };
                     assert!((f64::from(*y) - e).abs() < tol, "{y} {e} {geometry:?} {arithmetic:?}");
                 }

@@ -2,8 +2,14 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::Made;
 use twn_pack::error::WeightsProblem;
-use twn_pack::{Encoding, Error, Granularity, Settings, memory};
+use twn_pack::select::Decision;
+use twn_pack::ternarize::{Threshold, Unit};
+use twn_pack::{Checkpoint, Dtype, Encoding, Error, Granularity, Plan, Rules, Settings, Ternarizer, convert, memory};
 
 #[cfg(unix)]
 #[test]
@@ -54,4 +60,45 @@ fn statistics_beyond_f64_are_refused_by_name() {
         other => panic!("{other:?}"),
     }
     memory::ternarize("w", &ndarray::array![[1e154], [1e100]], &treatment).unwrap();
+}
+
+/// A method that is cancelled while it looks at its weights, and counts what it is still shown.
+#[derive(Debug, Default)]
+struct Interrupted {
+    cancel: AtomicBool,
+    before: AtomicU64,
+    after: AtomicU64,
+}
+
+impl Ternarizer for Interrupted {
+    fn name(&self) -> &'static str {
+        "interrupted"
+    }
+
+    fn threshold(&self, weights: &Unit<'_>) -> Threshold {
+        self.before.store(weights.above(0.0).count, Ordering::Relaxed);
+        self.cancel.store(true, Ordering::Relaxed);
+        self.after.store(weights.above(0.0).count, Ordering::Relaxed);
+        Threshold::Delta(0.0)
+    }
+}
+
+#[test]
+fn cancelling_does_not_wait_for_a_long_unit() {
+    // One scale for a tensor of billions of weights: every pass over them went on to its end.
+    let directory = tempfile::tempdir().unwrap();
+    for (shape, axis) in [([2, 200_000], 0), ([200_000, 2], 1)] {
+        let made = Made::new("w", Dtype::F32, &shape, &[1.0; 400_000]);
+        let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "in.safetensors", &[made])).unwrap();
+        let mut plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+        let method = Arc::new(Interrupted::default());
+        let Decision::Ternary(treatment) = &mut plan.tensors[0].decision else { panic!("{plan:?}") };
+        treatment.method = method.clone();
+        treatment.granularity = Granularity::Tensor;
+        treatment.axis = axis;
+        let options = convert::Options { cancel: Some(&method.cancel), ..Default::default() };
+        let result = convert::measure(&checkpoint, &plan, &options);
+        assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+        assert_eq!((method.before.load(Ordering::Relaxed), method.after.load(Ordering::Relaxed)), (400_000, 0));
+    }
 }

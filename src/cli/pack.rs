@@ -18,7 +18,7 @@ pub(super) struct PackArgs {
     /// The .twn file to write
     #[arg(short, long, value_name = "OUT.twn", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
-    /// Replace the output if it exists
+    /// Replace the output if it exists; of a symbolic link the link itself, not what it leads to
     #[arg(short, long)]
     force: bool,
     /// Print the plan and the sizes; read no weights, write nothing

@@ -18,7 +18,7 @@ pub(super) struct UnpackArgs {
     /// The type of dequantized tensors; dense tensors never change [default: each its source's]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<FloatType>,
-    /// Replace the output if it exists
+    /// Replace the output if it exists; of a symbolic link the link itself, not what it leads to
     #[arg(short, long)]
     force: bool,
 }

@@ -2,19 +2,16 @@
 //! Fields stand in the order of their keys, so that the JSON comes out sorted. Not here: any I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::align;
 use super::prefix::LENGTH;
+use super::{Granularity, align};
 use crate::dtype::{Dtype, byte_length, is_float, needs};
 use crate::error::ContainerProblem as Problem;
 use crate::limits;
 use crate::pack::Encoding;
 use crate::strict_json::{UniqueMap, named, object, objects, optional_object};
-
 use crate::ternarize::ScaleDtype;
 
 /// Everything about a `.twn` file but the weights.
@@ -121,71 +118,6 @@ pub struct Section {
     pub length: u64,
     /// Where it begins in the file; a multiple of 64.
     pub offset: u64,
-}
-
-/// Which weights share a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Granularity {
-    /// Each filter has its own: one scale per output.
-    #[default]
-    Filter,
-    /// One for the whole tensor.
-    Tensor,
-    /// Each run of so many weights within a filter; the last run may be shorter. At least 1.
-    Group(u64),
-}
-
-impl Granularity {
-    /// Scales per plane of a tensor of `filters` × `filter_len` weights.
-    pub fn scales(self, filters: u64, filter_len: u64) -> u64 {
-        match self {
-            Self::Filter => filters,
-            Self::Tensor => 1,
-            Self::Group(size) => filters.saturating_mul(filter_len.div_ceil(size)),
-        }
-    }
-}
-
-impl fmt::Display for Granularity {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Filter => f.write_str("filter"),
-            Self::Tensor => f.write_str("tensor"),
-            Self::Group(size) => write!(f, "group:{size}"),
-        }
-    }
-}
-
-impl FromStr for Granularity {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // Plain digits only: `parse` alone would also take `+7` and `007`.
-        let digits = text.strip_prefix("group:").filter(|digits| digits.starts_with(|c| matches!(c, '1'..='9')));
-        match (text, digits.map(str::parse)) {
-            ("filter", _) => Ok(Self::Filter),
-            ("tensor", _) => Ok(Self::Tensor),
-            (_, Some(Ok(size))) => Ok(Self::Group(size)),
-            _ => {
-                Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 or more"))
-            }
-        }
-    }
-}
-
-impl TryFrom<String> for Granularity {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Granularity> for String {
-    fn from(granularity: Granularity) -> Self {
-        granularity.to_string()
-    }
 }
 
 /// A method and its parameters.
@@ -492,15 +424,6 @@ mod tests {
             matches!(&error, Err(Problem::Entry { message, .. }) if message.contains("has no weights")),
             "{error:?}"
         );
-    }
-
-    #[test]
-    fn a_group_size_has_one_spelling() {
-        for text in ["group:", "group:0", "group:+7", "group:07", "group: 7", "group:-7", "group:18446744073709551616"]
-        {
-            let error = with(&[(r#""filter""#, &format!("\"{text}\""))]);
-            assert!(matches!(&error, Err(Problem::Index(message)) if message.contains("granularity")), "{error:?}");
-        }
     }
 
     /// `unpack` would write a header in which the tensor stands where the metadata belongs.

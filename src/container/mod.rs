@@ -7,14 +7,16 @@
 //!      index              JSON; the last thing in the file
 //! ```
 
+mod granularity;
 pub mod index;
 pub(crate) mod prefix;
 mod reader;
 mod tensor;
 mod writer;
 
+pub use self::granularity::Granularity;
 pub use self::index::{
-    Body, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, Spread, Stats, TensorEntry, TernaryEntry,
+    Body, DenseEntry, Index, MethodEntry, Producer, Section, Spread, Stats, TensorEntry, TernaryEntry,
 };
 pub use self::reader::{Container, Tensor};
 pub use self::tensor::{DenseTensor, TernaryTensor};

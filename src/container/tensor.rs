@@ -7,7 +7,8 @@ use std::ops::Range;
 use bitvec::prelude::{BitVec, Lsb0};
 use ndarray::{ArrayD, Axis, IxDyn};
 
-use super::index::{Granularity, MethodEntry, Stats, TensorEntry, TernaryEntry};
+use super::Granularity;
+use super::index::{MethodEntry, Stats, TensorEntry, TernaryEntry};
 use crate::Isa;
 use crate::dtype::Dtype;
 use crate::error::ContainerProblem;

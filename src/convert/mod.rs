@@ -3,17 +3,19 @@
 //! file; each piece has its place in the output, and sums are added in the order of the pieces, so
 //! the bytes do not depend on the number of threads. Not here: any method's rule, any bit order.
 
+mod job;
 mod tally;
 mod tensor;
 mod unit;
+mod window;
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use crc32fast::Hasher;
 use rayon::prelude::*;
 
+use self::job::{Done, Monitor, Run};
 use self::tally::Tally;
 use self::tensor::TernaryWork;
 use self::unit::LongRange;
@@ -105,6 +107,8 @@ struct Work<'a> {
     tensor: TensorView<'a>,
     reason: &'a str,
     kind: Kind<'a>,
+    /// Pieces that are done already: those of scattered filters.
+    done: Vec<Done>,
 }
 
 enum Kind<'a> {
@@ -117,14 +121,6 @@ enum Kind<'a> {
 struct Piece {
     work: usize,
     range: Range<usize>,
-}
-
-/// What a piece adds to its tensor.
-#[derive(Default)]
-struct Done {
-    codes: Hasher,
-    scales: Hasher,
-    tally: Tally,
 }
 
 fn run(
@@ -148,31 +144,25 @@ fn run(
         done: AtomicU64::new(0),
         options,
     };
+    let run = Run { isa, writer: writer.as_ref(), monitor: &monitor };
     for work in &mut works {
-        work.prefit(isa, writer.as_ref(), &monitor)?;
+        work.prefit(run)?;
     }
     let pieces: Vec<Piece> = works
         .iter()
         .enumerate()
         .flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }))
         .collect();
-    let done = in_order(&pieces, |piece| {
-        let work = &works[piece.work];
-        monitor.check()?;
-        let done = work.run(piece.range.clone(), isa, writer.as_ref())?;
-        monitor.advance(piece.bytes(work), work.tensor.name);
-        Ok(done)
-    })?;
+    let done = in_order(&pieces, |piece| works[piece.work].run(piece.range.clone(), run))?;
     let mut pieces = pieces.iter().zip(done).peekable();
     let tensors = works
         .iter()
         .enumerate()
         .map(|(i, work)| {
             let mut total = work.start();
+            work.done.iter().for_each(|done| total.add(done));
             while let Some((_, done)) = pieces.next_if(|(piece, _)| piece.work == i) {
-                total.codes.combine(&done.codes);
-                total.scales.combine(&done.scales);
-                total.tally.add(&done.tally);
+                total.add(&done);
             }
             work.entry(total)
         })
@@ -183,7 +173,7 @@ fn run(
 
 /// Runs `job` for every piece, on all threads of the pool, each taking the next piece. The results
 /// are in the order of the pieces; of several errors the first in that order is returned.
-fn in_order<T: Send>(pieces: &[Piece], job: impl Fn(&Piece) -> Result<T> + Sync) -> Result<Vec<T>> {
+fn in_order<P: Sync, T: Send>(pieces: &[P], job: impl Fn(&P) -> Result<T> + Sync) -> Result<Vec<T>> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let mut results: Vec<(usize, Result<T>)> = rayon::broadcast(|_| {
         let mut mine = Vec::new();
@@ -220,36 +210,6 @@ impl Offsets<'_> {
     }
 }
 
-/// Progress and cancellation.
-struct Monitor<'a> {
-    total: u64,
-    done: AtomicU64,
-    options: &'a Options<'a>,
-}
-
-impl Monitor<'_> {
-    fn check(&self) -> Result<()> {
-        match self.options.cancel {
-            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
-            _ => Ok(()),
-        }
-    }
-
-    fn advance(&self, bytes: u64, tensor: &str) {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(progress) = self.options.progress {
-            progress(Progress { done, total: self.total, tensor });
-        }
-    }
-}
-
-impl Piece {
-    fn bytes(&self, work: &Work<'_>) -> u64 {
-        let per_weight = if matches!(work.kind, Kind::Dense(_)) { 1 } else { work.tensor.dtype.bitsize() / 8 };
-        (self.range.len() * per_weight) as u64
-    }
-}
-
 impl<'a> Work<'a> {
     fn new(
         tensor: TensorView<'a>,
@@ -260,77 +220,60 @@ impl<'a> Work<'a> {
     ) -> Result<Self> {
         let dense = |offsets: &mut Offsets<'_>, reason| {
             let kind = Kind::Dense(offsets.reserve(tensor.data.len() as u64)?);
-            Ok(Self { tensor, reason, kind })
+            Ok(Self { tensor, reason, kind, done: Vec::new() })
         };
         let Decision::Ternary(treatment) = &planned.decision else {
             return dense(offsets, planned.reason.as_str());
         };
         let view = filter_view(tensor, treatment)?;
-        if options.keep_non_finite_dense && !is_finite(view, isa) {
+        if options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel) {
             return dense(offsets, NON_FINITE);
         }
         let (filters, n) = (view.filters(), view.filter_len());
         let codes = offsets.reserve(filters as u64 * treatment.encoding.bytes(n) as u64)?;
         let scales = treatment.granularity.scales(filters as u64, n as u64);
         let scales = offsets.reserve(scales * treatment.scale_dtype.size() as u64)?;
-        let work = Box::new(TernaryWork { view, treatment, fits: Vec::new() });
+        let work = Box::new(TernaryWork::new(view, treatment));
         let kind = Kind::Ternary { codes, scales, work };
-        Ok(Self { tensor, reason: &planned.reason, kind })
+        Ok(Self { tensor, reason: &planned.reason, kind, done: Vec::new() })
     }
 
     fn needs_prefit(&self) -> bool {
         matches!(&self.kind, Kind::Ternary { work, .. } if work.needs_prefit())
     }
 
-    fn prefit(&mut self, isa: Isa, writer: Option<&ContainerWriter>, monitor: &Monitor<'_>) -> Result<()> {
-        let Kind::Ternary { scales, work, .. } = &mut self.kind else {
+    /// What has to happen before there are pieces: units that no piece holds whole are fitted. Where
+    /// filters are scattered over the file that is the whole work, on some filters after another.
+    fn prefit(&mut self, run: Run<'_>) -> Result<()> {
+        let Self { tensor, kind: Kind::Ternary { codes, scales, work }, done, .. } = self else {
             return Ok(());
         };
-        let (name, size) = (self.tensor.name, self.tensor.dtype.bitsize() / 8);
-        work.prefit(isa, |weights| {
-            monitor.advance((weights * size) as u64, name);
-            monitor.check().map_err(Stop::Run)
-        })
-        .map_err(|stop| match stop {
-            Stop::Run(error) => error,
-            Stop::Weights(problem) => weights_error(name, problem),
-        })?;
-        if let Some(writer) = writer {
-            writer.write_at(&work.fit_scales(), scales.offset)?;
+        run.fit(*tensor, work)?;
+        if work.is_scattered() {
+            work.each_window(run.isa, |part| {
+                run.fit(*tensor, part)?;
+                let job = |range: &Range<usize>| run.ternary(*tensor, part, range.clone(), *codes, *scales);
+                done.extend(in_order(&part.pieces(), job)?);
+                Ok::<_, Error>(())
+            })?;
         }
-        Ok(())
+        run.write(&work.fit_scales(), scales.offset)
     }
 
     /// The tensor's pieces, in order.
     fn pieces(&self) -> Vec<Range<usize>> {
         match &self.kind {
             Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
+            Kind::Ternary { work, .. } if work.is_scattered() => Vec::new(),
             Kind::Ternary { work, .. } => work.pieces(),
         }
     }
 
-    fn run(&self, range: Range<usize>, isa: Isa, writer: Option<&ContainerWriter>) -> Result<Done> {
-        let mut done = Done::default();
+    fn run(&self, range: Range<usize>, run: Run<'_>) -> Result<Done> {
         match &self.kind {
-            Kind::Dense(section) => {
-                let bytes = &self.tensor.data[range.clone()];
-                done.codes.update(bytes);
-                if let Some(writer) = writer {
-                    writer.write_at(bytes, section.offset + range.start as u64)?;
-                }
-            }
-            Kind::Ternary { codes, scales, work } => {
-                let output = work.run(range, isa).map_err(|problem| weights_error(self.tensor.name, problem))?;
-                done.codes.update(&output.codes);
-                done.scales.update(&output.scales);
-                done.tally = output.tally;
-                if let Some(writer) = writer {
-                    writer.write_at(&output.codes, codes.offset + output.codes_at)?;
-                    writer.write_at(&output.scales, scales.offset + output.scales_at)?;
-                }
-            }
+            Kind::Dense(section) => run.dense(self.tensor, range, *section),
+            Kind::Ternary { codes, scales, work } => run.ternary(self.tensor, work, range, *codes, *scales),
         }
-        Ok(done)
     }
 
     /// What is known before the first piece: units that were fitted beforehand.
@@ -396,12 +339,18 @@ fn ternary_entry(
 pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Result<TernaryTensor<'static>> {
     let view = filter_view(tensor, treatment)?;
     let problem = |problem| weights_error(tensor.name, problem);
-    let mut work = TernaryWork { view, treatment, fits: Vec::new() };
-    work.prefit(isa, |_| Ok(())).map_err(problem)?;
+    let mut work = TernaryWork::new(view, treatment);
+    work.prefit(isa, None, |_| Ok(())).map_err(problem)?;
+    let mut outputs = Vec::new();
+    work.each_window(isa, |part| {
+        part.prefit(isa, None, |_| Ok(()))?;
+        outputs.par_extend(part.pieces().into_par_iter().map(|range| part.run(range, isa)));
+        Ok(())
+    })
+    .map_err(problem)?;
     let mut scales = work.fit_scales();
     let (mut codes, mut tally) = (Vec::new(), Tally::default());
     work.fits.iter().for_each(|fit| tally.add_fit(fit));
-    let outputs: Vec<_> = work.pieces().into_par_iter().map(|range| work.run(range, isa)).collect();
     for output in outputs {
         let output = output.map_err(problem)?;
         codes.extend(output.codes);
@@ -413,18 +362,6 @@ pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Res
     match entry.body() {
         crate::container::Body::Ternary(ternary) => Ok(TernaryTensor::new(&entry, ternary, codes, scales)),
         crate::container::Body::Dense(_) => unreachable!("made as ternary just above"),
-    }
-}
-
-/// Why fitting stopped.
-enum Stop {
-    Run(Error),
-    Weights(WeightsProblem),
-}
-
-impl From<WeightsProblem> for Stop {
-    fn from(problem: WeightsProblem) -> Self {
-        Self::Weights(problem)
     }
 }
 
@@ -454,9 +391,12 @@ fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<Filt
     })
 }
 
-fn is_finite(view: FilterView<'_>, isa: Isa) -> bool {
-    let long = LongRange { isa, view, start: 0, len: view.filters() * view.filter_len() };
-    Unit::from_long(isa, &long).moments().max.is_finite()
+/// Whatever the filter axis is: looked at in the order of the file.
+fn is_finite(tensor: TensorView<'_>, isa: Isa, cancel: Option<&AtomicBool>) -> bool {
+    FilterView::new(tensor, 0).is_some_and(|view| {
+        let long = LongRange { isa, view, start: 0, len: tensor.elements(), window: None, cancel };
+        Unit::from_long(isa, &long).moments().max.is_finite()
+    })
 }
 
 fn weights_error(tensor: &str, problem: WeightsProblem) -> Error {

@@ -2,10 +2,13 @@
 //! may be cut, and the work on one piece. Not here: files and threads ([`super`]).
 
 use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use super::PIECE;
 use super::tally::Tally;
 use super::unit::{AsUnit, LongRange};
+use super::window::{Held, filters_held};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
 use crate::select::Treatment;
@@ -20,6 +23,8 @@ use crate::vector::block::{BLOCK, Select, SignsOf};
 pub(super) struct TernaryWork<'a> {
     pub view: FilterView<'a>,
     pub treatment: &'a Treatment,
+    /// The number of the first filter, where these are some of a tensor's.
+    pub first: usize,
     /// The fits of units that no piece holds whole, found beforehand.
     pub fits: Vec<Fit>,
 }
@@ -34,7 +39,41 @@ pub(super) struct Output {
     pub tally: Tally,
 }
 
-impl TernaryWork<'_> {
+impl<'a> TernaryWork<'a> {
+    pub fn new(view: FilterView<'a>, treatment: &'a Treatment) -> Self {
+        Self { view, treatment, first: 0, fits: Vec::new() }
+    }
+
+    /// Whether all the work is done window by window, see [`TernaryWork::each_window`].
+    pub fn is_scattered(&self) -> bool {
+        filters_held(&self.view, self.treatment).is_some()
+    }
+
+    /// Calls `each` with the work on as many filters at a time as are held in memory, in order, and
+    /// keeps their fits; with all of it where the filters are not scattered.
+    pub fn each_window<E>(
+        &mut self,
+        isa: Isa,
+        mut each: impl FnMut(&mut TernaryWork<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(window) = filters_held(&self.view, self.treatment) else {
+            return each(self);
+        };
+        let mut held = Held::default();
+        for filters in super::steps(0..self.view.filters(), window) {
+            let view = held.read(self.view, filters.clone(), isa);
+            let mut part = TernaryWork { first: filters.start, ..TernaryWork::new(view, self.treatment) };
+            if self.treatment.granularity == Granularity::Tensor {
+                part.fits.clone_from(&self.fits);
+                each(&mut part)?;
+            } else {
+                each(&mut part)?;
+                self.fits.append(&mut part.fits);
+            }
+        }
+        Ok(())
+    }
+
     /// How many weights share a scale; the last unit of a filter may hold fewer.
     fn unit_len(&self) -> usize {
         let n = self.view.filter_len();
@@ -75,20 +114,23 @@ impl TernaryWork<'_> {
         whole * (PIECE / whole).max(1)
     }
 
-    /// Fits every unit that no piece holds whole; `each` is told how many weights are done.
+    /// Fits every unit that no piece holds whole, unless windows are to do it; `each` is told how many weights are done, and has
+    /// to stop the work when `cancel` is set: the fit means nothing then.
     pub fn prefit<E: From<WeightsProblem>>(
         &mut self,
         isa: Isa,
+        cancel: Option<&AtomicBool>,
         mut each: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<(), E> {
-        if !self.needs_prefit() {
+        let by_windows = self.is_scattered() && self.treatment.granularity != Granularity::Tensor;
+        if !self.needs_prefit() || by_windows || !self.fits.is_empty() {
             return Ok(());
         }
         for unit in 0..self.unit_count() {
             let range = self.unit_range(unit);
-            let fit = self.fit_long(range.clone(), isa)?;
-            self.fits.push(fit);
+            let fit = self.fit_long(range.clone(), isa, cancel);
             each(range.len())?;
+            self.fits.push(fit?);
         }
         Ok(())
     }
@@ -103,19 +145,12 @@ impl TernaryWork<'_> {
         (0..filters).flat_map(|f| super::steps(f * n..(f + 1) * n, step)).collect()
     }
 
-    fn fit_long(&self, range: Range<usize>, isa: Isa) -> Result<Fit, WeightsProblem> {
-        let long = LongRange { isa, view: self.view, start: range.start, len: range.len() };
+    fn fit_long(&self, range: Range<usize>, isa: Isa, cancel: Option<&AtomicBool>) -> Result<Fit, WeightsProblem> {
+        let window = filters_held(&self.view, self.treatment).map(|filters| (filters, Mutex::default()));
+        let long = LongRange { isa, view: self.view, start: range.start, len: range.len(), window, cancel };
         let unit = Unit::from_long(isa, &long);
         if !unit.moments().max.is_finite() {
-            let bad = range.clone().step_by(BLOCK).find_map(|start| {
-                let block = start..(start + BLOCK).min(range.end);
-                if self.view.is_f64() {
-                    self.non_finite(self.view.read::<f64>(block.clone(), isa, &mut Vec::new()), block.start)
-                } else {
-                    self.non_finite(self.view.read::<f32>(block.clone(), isa, &mut Vec::new()), block.start)
-                }
-            });
-            return Err(bad.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));
+            return Err(self.non_finite(range, isa));
         }
         let fit = ternarize::fit(&*self.treatment.method, &unit, self.treatment.scale_dtype);
         self.checked(fit, range.start)
@@ -130,9 +165,9 @@ impl TernaryWork<'_> {
         let n = self.view.filter_len();
         let encoding = self.treatment.encoding;
         let (filter, j) = (range.start / n, range.start % n);
-        let unit = filter * n.div_ceil(self.unit_len()) + j / self.unit_len();
+        let unit = (self.first + filter) * n.div_ceil(self.unit_len()) + j / self.unit_len();
         let mut output = Output {
-            codes_at: (filter * encoding.bytes(n) + j / encoding.weights_per_byte()) as u64,
+            codes_at: ((self.first + filter) * encoding.bytes(n) + j / encoding.weights_per_byte()) as u64,
             scales_at: (unit * self.treatment.scale_dtype.size()) as u64,
             ..Output::default()
         };
@@ -204,8 +239,7 @@ impl TernaryWork<'_> {
     ) -> Result<Fit, WeightsProblem> {
         let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
-            let problem = self.non_finite(weights, start);
-            return Err(problem.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN }));
+            return Err(self.non_finite(start..start + weights.len(), isa));
         }
         let threshold = self.treatment.method.threshold(&unit);
         let above = encode(isa, weights, threshold, codes);
@@ -222,14 +256,26 @@ impl TernaryWork<'_> {
             ScaleDtype::F16 => ("f16", "use --scale-dtype f32"),
             ScaleDtype::F32 => ("f32", "keep the tensor dense with --exclude, or rescale it"),
         };
-        let filter = start / self.view.filter_len();
+        let filter = self.first + start / self.view.filter_len();
         Err(WeightsProblem::Scale { filter, scale: fit.exact_scale, dtype, advice })
     }
 
-    fn non_finite<W: Element>(&self, weights: &[W], start: usize) -> Option<WeightsProblem> {
+    /// The first weight of `range` that is NaN or infinite.
+    fn non_finite(&self, range: Range<usize>, isa: Isa) -> WeightsProblem {
+        let found = super::steps(range, BLOCK).find_map(|block| match self.view.is_f64() {
+            true => self.non_finite_in::<f64>(block, isa),
+            false => self.non_finite_in::<f32>(block, isa),
+        });
+        // There was one when the sums were made; if it is gone, so is the place of it.
+        found.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN })
+    }
+
+    fn non_finite_in<W: Element>(&self, block: Range<usize>, isa: Isa) -> Option<WeightsProblem> {
+        let (mut scratch, n) = (Vec::new(), self.view.filter_len());
+        let weights = self.view.read::<W>(block.clone(), isa, &mut scratch);
         let at = weights.iter().position(|w| !w.to_f64().is_finite())?;
-        let (n, value) = (self.view.filter_len(), weights[at].to_f64());
-        Some(WeightsProblem::NonFinite { filter: (start + at) / n, index: (start + at) % n, value })
+        let (at, value) = (block.start + at, weights[at].to_f64());
+        Some(WeightsProblem::NonFinite { filter: self.first + at / n, index: at % n, value })
     }
 
     /// The scales of those units, as stored.

@@ -1,12 +1,13 @@
-//! Convolutions: what lies under the filter at each place of the output becomes a column of
-//! activations, laid down straight from a copy of the image with its padding. Not here: products.
+//! Convolutions: what lies under the filter at each place of the output is a column of activations.
+//! Not here: how it gets there ([`super::image`]).
 
-use ndarray::ArrayView3;
+use ndarray::{ArrayView3, ArrayView4, ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
 use rayon::prelude::*;
 
-use super::activations::{Quantized, Quantizer, magnitude};
-use super::digits::Digits;
-use super::lanes::{CHUNK, LANES, Line8, Line32};
+use super::digits::{B1, Digits, T2, T5};
+use super::{Arithmetic, Kernel, PackedMatrix, Workspace, is_large};
+use crate::pack::Encoding;
+use crate::{Error, Result};
 
 /// How a convolution walks over its input: `[height, width]` each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,119 +44,132 @@ impl Conv2d {
     }
 }
 
-/// An image with its padding: `[channels][height][width]`, and behind it so many zeros that a place
-/// behind the image is zero wherever the filter stands.
-#[derive(Debug, Default)]
-pub(super) struct Image {
-    rounded: Vec<i8>,
-    exact: Vec<f32>,
-    /// For every place of a column's lines, where in the image it comes from.
-    places: Vec<u32>,
-    starts: Vec<u32>,
-}
-
-impl Image {
-    /// Where the weights of a filter of `channels` lie in an image of that size, by `place` in a
-    /// column's lines, which hold `len` activations; and where the filter stands for each output.
-    /// `None` when the image has 2³¹ places or more.
-    pub fn walk(
-        &mut self,
-        geometry: &Conv2d,
-        [channels, height, width]: [usize; 3],
-        place: impl Fn(usize) -> usize,
-        len: usize,
-    ) -> Option<()> {
-        let [output_height, output_width] = geometry.output([height, width])?;
-        let padded = [height + 2 * geometry.padding[0], width + 2 * geometry.padding[1]];
-        let size = channels.checked_mul(padded[0])?.checked_mul(padded[1]).filter(|&size| size < 1 << 31)?;
-        self.places.clear();
-        self.places.resize(len, size as u32);
-        let [kernel_height, kernel_width] = geometry.kernel;
-        for j in 0..channels * kernel_height * kernel_width {
-            let (channel, y, x) =
-                (j / (kernel_height * kernel_width), j / kernel_width % kernel_height, j % kernel_width);
-            let row = channel * padded[0] + y * geometry.dilation[0];
-            self.places[place(j)] = (row * padded[1] + x * geometry.dilation[1]) as u32;
-        }
-        self.starts.clear();
-        for y in 0..output_height {
-            let row = y * geometry.stride[0] * padded[1];
-            self.starts.extend((0..output_width).map(|x| (row + x * geometry.stride[1]) as u32));
-        }
-        Some(())
-    }
-
-    /// Activations per column, with the zeros that fill it up.
-    pub fn column_len(&self) -> usize {
-        self.places.len()
-    }
-
-    /// Copies an image, rounded to 8 bits with one scale for all of it, which is returned.
-    pub fn round(&mut self, image: ArrayView3<'_, f32>, padding: [usize; 2]) -> f32 {
-        let quantizer = Quantizer::new(image.iter().fold(0, |max, &x| max.max(magnitude(x))));
-        copy(image, padding, &mut self.rounded, self.starts.last(), |x| quantizer.round(x));
-        quantizer.scale
-    }
-
-    /// Copies an image as it is; its scale is 1.
-    pub fn keep(&mut self, image: ArrayView3<'_, f32>, padding: [usize; 2]) -> f32 {
-        copy(image, padding, &mut self.exact, self.starts.last(), |x| x);
-        1.0
-    }
-
-    /// Lays down the columns of the outputs from `first` on: as [`super::activations::Pack8`] does.
-    pub fn columns8<D: Digits>(
+impl Kernel {
+    /// A convolution over `x` of batch × channels × height × width; `y` is batch × filters ×
+    /// output height × output width ([`Conv2d::output`]). Filters are channels per group × kernel
+    /// height × kernel width, as PyTorch stores them.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    pub fn conv2d(
         &self,
-        first: usize,
-        scale: f32,
-        lines: &mut [Line8],
-        columns: &mut [Quantized],
-        sums: &mut [[i32; LANES]],
-    ) {
-        let (per_column, chunks) = (self.places.len() / CHUNK, self.places.len() / CHUNK / D::PER_BYTE);
-        let outputs = lines.par_chunks_mut(per_column).zip(columns).zip(sums.par_chunks_mut(chunks)).with_min_len(16);
-        outputs.zip(&self.starts[first..]).for_each(|(((lines, column), sums), &start)| {
-            for (line, places) in lines.iter_mut().zip(self.places.as_chunks().0) {
-                line.0 = places.map(|place| self.rounded[(start + place) as usize]);
+        w: &PackedMatrix<'_>,
+        bias: Option<&[f32]>,
+        geometry: &Conv2d,
+        x: ArrayView4<'_, f32>,
+        mut y: ArrayViewMut4<'_, f32>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let (batch, channels, height, width) = x.dim();
+        let groups = geometry.groups;
+        let per_group = channels.checked_div(groups).filter(|_| channels % groups == 0 && w.filters() % groups == 0);
+        let (Some(per_group), Some([output_height, output_width])) = (per_group, geometry.output([height, width]))
+        else {
+            return Err(Error::Request(format!(
+                "{geometry:?} cannot walk with {} filters over {channels} channels of {height} × {width}: groups have \
+                 to divide both, and the filter has to fit",
+                w.filters(),
+            )));
+        };
+        let n = [geometry.kernel[0], geometry.kernel[1]].iter().try_fold(per_group, |n, &k| n.checked_mul(k));
+        w.check("filters of channels per group × kernel", &[w.filter_len()], &[n.unwrap_or(usize::MAX)])?;
+        let shape = [batch, w.filters(), output_height, output_width];
+        w.check("y of batch × filters × output height × output width", y.shape(), &shape)?;
+        match bias {
+            Some(bias) => {
+                w.check("bias per filter", &[bias.len()], &[w.filters()])?;
+                y.axis_iter_mut(Axis(1)).zip(bias).for_each(|(mut y, &bias)| y.fill(bias));
             }
-            for (sums, lines) in sums.iter_mut().zip(lines.chunks(D::PER_BYTE)) {
-                *sums = [0; LANES];
-                for line in lines {
-                    for (sum, bytes) in sums.iter_mut().zip(line.0.as_chunks::<4>().0) {
-                        *sum += bytes.iter().map(|&q| i32::from(q)).sum::<i32>();
+            None => y.fill(0.0),
+        }
+        if w.filter_len() == 0 {
+            return Ok(());
+        }
+        match w.encoding() {
+            Encoding::T2 => self.convolve::<T2>(w, geometry, x, y, workspace),
+            Encoding::T5 => self.convolve::<T5>(w, geometry, x, y, workspace),
+            Encoding::B1 => self.convolve::<B1>(w, geometry, x, y, workspace),
+        }
+    }
+
+    /// Images in parallel where each thread has some, else the product of each image.
+    fn convolve<D: Digits>(
+        &self,
+        w: &PackedMatrix<'_>,
+        geometry: &Conv2d,
+        x: ArrayView4<'_, f32>,
+        mut y: ArrayViewMut4<'_, f32>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let threads = rayon::current_num_threads();
+        let each = x.dim().0.div_ceil(threads);
+        if each < 2 || !is_large(w.filter_len(), y.len()) {
+            let parallel = is_large(w.filter_len(), y.len() / x.dim().0.max(1));
+            let mut images = x.outer_iter().zip(y.outer_iter_mut());
+            return images.try_for_each(|(x, y)| self.convolve_image::<D>(w, geometry, x, y, workspace, parallel));
+        }
+        let images = x.axis_chunks_iter(Axis(0), each).into_par_iter();
+        let images = images.zip(y.axis_chunks_iter_mut(Axis(0), each)).zip(workspace.of_threads(threads));
+        images.try_for_each(|((x, mut y), workspace)| {
+            let mut images = x.outer_iter().zip(y.outer_iter_mut());
+            images.try_for_each(|(x, y)| self.convolve_image::<D>(w, geometry, x, y, workspace, false))
+        })
+    }
+
+    fn convolve_image<D: Digits>(
+        &self,
+        w: &PackedMatrix<'_>,
+        geometry: &Conv2d,
+        x: ArrayView3<'_, f32>,
+        mut y: ArrayViewMut3<'_, f32>,
+        workspace: &mut Workspace,
+        parallel: bool,
+    ) -> Result<()> {
+        let (filters, channels) = (w.filters() / geometry.groups, x.dim().0 / geometry.groups);
+        let (height, width) = (x.dim().1, x.dim().2);
+        if workspace.image.walk::<D>(geometry, [channels, height, width], self.arithmetic).is_none() {
+            return Err(Error::Request(format!("an image of {channels} × {height} × {width} is too large")));
+        }
+        let images = x.axis_chunks_iter(Axis(0), channels.max(1));
+        for ((group, x), mut y) in images.enumerate().zip(y.axis_chunks_iter_mut(Axis(0), filters.max(1))) {
+            let w = w.rows(group * filters..(group + 1) * filters);
+            let scale = workspace.image.copy(x, geometry.padding, self.arithmetic);
+            let outputs = y.len() / filters;
+            // All outputs at once, or row by row where they are not neighbours.
+            match y.view_mut().into_shape_with_order((filters, outputs)) {
+                Ok(y) => self.convolve_outputs::<D>(&w, scale, 0, y, workspace, parallel),
+                Err(_) => {
+                    let width = y.dim().2;
+                    for (i, y) in y.axis_iter_mut(Axis(1)).enumerate() {
+                        self.convolve_outputs::<D>(&w, scale, i * width, y, workspace, parallel);
                     }
                 }
             }
-            *column = Quantized { scale, sum: sums.as_flattened().iter().map(|&sum| i64::from(sum)).sum() };
-        });
+        }
+        Ok(())
     }
 
-    /// The same as [`super::activations::Pack32`] does.
-    pub fn columns32(&self, first: usize, lines: &mut [Line32]) {
-        let outputs = lines.par_chunks_mut(self.places.len() / LANES).with_min_len(16);
-        outputs.zip(&self.starts[first..]).for_each(|(lines, &start)| {
-            for (line, places) in lines.iter_mut().zip(self.places.as_chunks().0) {
-                line.0 = places.map(|place| self.exact[(start + place) as usize]);
+    /// The outputs from `first` on, in panels.
+    fn convolve_outputs<D: Digits>(
+        &self,
+        w: &PackedMatrix<'_>,
+        scale: f32,
+        first: usize,
+        mut y: ArrayViewMut2<'_, f32>,
+        workspace: &mut Workspace,
+        parallel: bool,
+    ) {
+        let panel = self.panel::<D>(w.filter_len());
+        for (i, y) in y.axis_chunks_iter_mut(Axis(1), panel).enumerate() {
+            let outputs = first + i * panel..first + i * panel + y.ncols();
+            match self.arithmetic {
+                Arithmetic::Int8 => {
+                    self.add_panel(w, workspace.outputs8::<D>(scale, outputs, parallel), y, parallel);
+                }
+                Arithmetic::ExactF32 => {
+                    self.add_panel(w, workspace.outputs32::<D>(outputs, parallel), y, parallel);
+                }
             }
-        });
-    }
-}
-
-fn copy<T: Copy + Default>(
-    image: ArrayView3<'_, f32>,
-    padding: [usize; 2],
-    to: &mut Vec<T>,
-    last_start: Option<&u32>,
-    convert: impl Fn(f32) -> T,
-) {
-    let (channels, height, width) = image.dim();
-    let padded = [height + 2 * padding[0], width + 2 * padding[1]];
-    to.clear();
-    to.resize(channels * padded[0] * padded[1] + last_start.map_or(0, |&start| start as usize + 1), T::default());
-    for (channel, image) in image.outer_iter().enumerate() {
-        for (y, row) in image.rows().into_iter().enumerate() {
-            let start = (channel * padded[0] + padding[0] + y) * padded[1] + padding[1];
-            to[start..start + width].iter_mut().zip(row).for_each(|(to, &x)| *to = convert(x));
         }
     }
 }

@@ -3,9 +3,12 @@
 //! down. Not here: arithmetic on activations, instruction sets ([`super::lanes`]).
 
 use super::lanes::{CHUNK, LANES, Lanes};
+use crate::pack::Encoding;
 
 /// An encoding as the tiles take it.
-pub(super) trait Digits {
+pub(super) trait Digits: Copy + Send + Sync {
+    /// Its name.
+    const ENCODING: Encoding;
     /// Weights per byte of codes: 4, 5 or 8.
     const PER_BYTE: usize;
     /// Weights per lane (4 bytes of codes), the smallest run that has one scale.
@@ -54,9 +57,11 @@ pub(super) fn place32<D: Digits>(j: usize) -> usize {
 }
 
 /// Two bits a weight.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct T2;
 
 impl Digits for T2 {
+    const ENCODING: Encoding = Encoding::T2;
     const PER_BYTE: usize = 4;
     const WORDS: usize = 1;
 
@@ -85,9 +90,11 @@ impl Digits for T2 {
 
 /// Five trits a byte. The state is 256·byte/243, rounded up, less 1: then its upper trit is the
 /// digit, and multiplying by 3 lifts the next one up (as in ggml's TQ1_0).
+#[derive(Debug, Clone, Copy)]
 pub(super) struct T5;
 
 impl Digits for T5 {
+    const ENCODING: Encoding = Encoding::T5;
     const PER_BYTE: usize = 5;
     const WORDS: usize = 5;
 
@@ -129,9 +136,11 @@ impl Digits for T5 {
 }
 
 /// One bit a weight: digits 0 and 2.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct B1;
 
 impl Digits for B1 {
+    const ENCODING: Encoding = Encoding::B1;
     const PER_BYTE: usize = 8;
     const WORDS: usize = 1;
 

@@ -14,28 +14,23 @@ mod activations;
 mod conv;
 mod digits;
 mod exact;
+mod image;
 mod int8;
 mod lanes;
 mod matrix;
 mod product;
 pub mod reference;
+mod workspace;
 
-use std::marker::PhantomData;
-use std::ops::Range;
-
-use ndarray::{
-    ArrayView1, ArrayView2, ArrayView3, ArrayView4, ArrayViewMut1, ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis,
-};
-
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use self::activations::{BLOCK, Pack8, Pack32, Quantized};
+use self::activations::BLOCK;
 pub use self::conv::Conv2d;
-use self::conv::Image;
-use self::digits::{B1, Digits, T2, T5, place8, place32};
-use self::lanes::{CHUNK, LANES, Line8, Line32};
+use self::digits::{B1, Digits, T2, T5};
 pub use self::matrix::PackedMatrix;
-use self::product::{Columns, Columns8, Columns32, Product};
+use self::product::{Columns, Product};
+pub use self::workspace::Workspace;
 use crate::pack::Encoding;
 use crate::vector::Task;
 use crate::{Error, Isa, Result};
@@ -59,19 +54,6 @@ pub enum Arithmetic {
 pub struct Kernel {
     arithmetic: Arithmetic,
     isa: Isa,
-}
-
-/// Memory that products need besides their operands: a few MiB at the most. It grows to what is
-/// asked of it and is used again, so that a second product of the same shapes allocates nothing.
-#[derive(Debug, Default)]
-pub struct Workspace {
-    lines8: Vec<Line8>,
-    columns8: Vec<Quantized>,
-    sums: Vec<[i32; LANES]>,
-    lines32: Vec<Line32>,
-    image: Image,
-    /// For threads that take images of their own.
-    others: Vec<Workspace>,
 }
 
 /// Activations that are laid down at a time, in bytes.
@@ -180,141 +162,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// A convolution over `x` of batch × channels × height × width; `y` is batch × filters ×
-    /// output height × output width ([`Conv2d::output`]). Filters are channels per group × kernel
-    /// height × kernel width, as PyTorch stores them.
-    ///
-    /// # Errors
-    /// When a shape does not fit.
-    pub fn conv2d(
-        &self,
-        w: &PackedMatrix<'_>,
-        bias: Option<&[f32]>,
-        geometry: &Conv2d,
-        x: ArrayView4<'_, f32>,
-        mut y: ArrayViewMut4<'_, f32>,
-        workspace: &mut Workspace,
-    ) -> Result<()> {
-        let (batch, channels, height, width) = x.dim();
-        let groups = geometry.groups;
-        let per_group = channels.checked_div(groups).filter(|_| channels % groups == 0 && w.filters() % groups == 0);
-        let (Some(per_group), Some([output_height, output_width])) = (per_group, geometry.output([height, width]))
-        else {
-            return Err(Error::Request(format!(
-                "{geometry:?} cannot walk with {} filters over {channels} channels of {height} × {width}: groups have \
-                 to divide both, and the filter has to fit",
-                w.filters(),
-            )));
-        };
-        let n = [geometry.kernel[0], geometry.kernel[1]].iter().try_fold(per_group, |n, &k| n.checked_mul(k));
-        w.check("filters of channels per group × kernel", &[w.filter_len()], &[n.unwrap_or(usize::MAX)])?;
-        let shape = [batch, w.filters(), output_height, output_width];
-        w.check("y of batch × filters × output height × output width", y.shape(), &shape)?;
-        match bias {
-            Some(bias) => {
-                w.check("bias per filter", &[bias.len()], &[w.filters()])?;
-                y.axis_iter_mut(Axis(1)).zip(bias).for_each(|(mut y, &bias)| y.fill(bias));
-            }
-            None => y.fill(0.0),
-        }
-        if w.filter_len() == 0 {
-            return Ok(());
-        }
-        match w.encoding() {
-            Encoding::T2 => self.convolve::<T2>(w, geometry, x, y, workspace),
-            Encoding::T5 => self.convolve::<T5>(w, geometry, x, y, workspace),
-            Encoding::B1 => self.convolve::<B1>(w, geometry, x, y, workspace),
-        }
-    }
-
-    /// Images in parallel where there are enough of them, else each image's product.
-    fn convolve<D: Digits + Sync + Send>(
-        &self,
-        w: &PackedMatrix<'_>,
-        geometry: &Conv2d,
-        x: ArrayView4<'_, f32>,
-        mut y: ArrayViewMut4<'_, f32>,
-        workspace: &mut Workspace,
-    ) -> Result<()> {
-        let work = w.filter_len().saturating_mul(y.len());
-        let threads = if work < SMALL { 1 } else { rayon::current_num_threads() };
-        let each = x.dim().0.div_ceil(threads).max(1);
-        if threads == 1 || each < 2 {
-            let images = x.outer_iter().zip(y.outer_iter_mut());
-            return images.into_iter().try_for_each(|(x, y)| self.convolve_image::<D>(w, geometry, x, y, workspace));
-        }
-        if workspace.others.len() < threads {
-            workspace.others.resize_with(threads, Workspace::default);
-        }
-        let images = x.axis_chunks_iter(Axis(0), each).into_par_iter();
-        let images = images.zip(y.axis_chunks_iter_mut(Axis(0), each)).zip(&mut workspace.others);
-        images.try_for_each(|((x, mut y), workspace)| {
-            let mut images = x.outer_iter().zip(y.outer_iter_mut());
-            images.try_for_each(|(x, y)| self.convolve_image::<D>(w, geometry, x, y, workspace))
-        })
-    }
-
-    fn convolve_image<D: Digits + Sync + Send>(
-        &self,
-        w: &PackedMatrix<'_>,
-        geometry: &Conv2d,
-        x: ArrayView3<'_, f32>,
-        mut y: ArrayViewMut3<'_, f32>,
-        workspace: &mut Workspace,
-    ) -> Result<()> {
-        let filters = w.filters() / geometry.groups;
-        let (channels, height, width) = x.dim();
-        let channels = channels / geometry.groups;
-        let len = w.filter_len().div_ceil(D::PER_CHUNK) * D::PER_CHUNK;
-        let place = match self.arithmetic {
-            Arithmetic::Int8 => place8::<D>,
-            Arithmetic::ExactF32 => place32::<D>,
-        };
-        let walk = workspace.image.walk(geometry, [channels, height, width], place, len);
-        walk.ok_or_else(|| Error::Request(format!("an image of {channels} × {height} × {width} is too large")))?;
-        let images = x.axis_chunks_iter(Axis(0), channels.max(1));
-        for ((group, x), mut y) in images.enumerate().zip(y.axis_chunks_iter_mut(Axis(0), filters.max(1))) {
-            let w = w.rows(group * filters..(group + 1) * filters);
-            let scale = match self.arithmetic {
-                Arithmetic::Int8 => workspace.image.round(x, geometry.padding),
-                Arithmetic::ExactF32 => workspace.image.keep(x, geometry.padding),
-            };
-            let width = y.dim().2;
-            if y.is_standard_layout() {
-                let outputs = y.len() / filters;
-                let y = y.into_shape_with_order((filters, outputs)).expect("contiguous");
-                self.convolve_outputs::<D>(&w, scale, 0, y, workspace);
-            } else {
-                let rows = y.axis_iter_mut(Axis(1)).enumerate();
-                rows.for_each(|(i, y)| self.convolve_outputs::<D>(&w, scale, i * width, y, workspace));
-            }
-        }
-        Ok(())
-    }
-
-    /// The outputs from `first` on, in panels.
-    fn convolve_outputs<D: Digits + Sync + Send>(
-        &self,
-        w: &PackedMatrix<'_>,
-        scale: f32,
-        first: usize,
-        mut y: ArrayViewMut2<'_, f32>,
-        workspace: &mut Workspace,
-    ) {
-        let panel = self.panel::<D>(w);
-        for (i, y) in y.axis_chunks_iter_mut(Axis(1), panel).enumerate() {
-            let (outputs, first) = (y.ncols(), first + i * panel);
-            match self.arithmetic {
-                Arithmetic::Int8 => {
-                    self.rows::<D, _>(w, workspace.outputs8::<D>(scale, first..first + outputs), y);
-                }
-                Arithmetic::ExactF32 => {
-                    self.rows::<D, _>(w, workspace.outputs32(first..first + outputs), y);
-                }
-            }
-        }
-    }
-
     /// Adds W·X to `y`; the shapes fit.
     fn add_product(
         &self,
@@ -333,26 +180,27 @@ impl Kernel {
         }
     }
 
-    fn add_product_of<D: Digits + Sync + Send>(
+    fn add_product_of<D: Digits>(
         &self,
         w: &PackedMatrix<'_>,
         x: ArrayView2<'_, f32>,
         mut y: ArrayViewMut2<'_, f32>,
         workspace: &mut Workspace,
     ) {
-        let panel = self.panel::<D>(w);
+        let parallel = is_large(w.filter_len(), y.len());
+        let panel = self.panel::<D>(w.filter_len());
         let panels = x.axis_chunks_iter(Axis(1), panel).zip(y.axis_chunks_iter_mut(Axis(1), panel));
         for (x, y) in panels {
             match self.arithmetic {
-                Arithmetic::Int8 => self.rows::<D, _>(w, workspace.pack8::<D>(self.isa, x), y),
-                Arithmetic::ExactF32 => self.rows::<D, _>(w, workspace.pack32::<D>(self.isa, x), y),
+                Arithmetic::Int8 => self.add_panel(w, workspace.pack8::<D>(self.isa, x, parallel), y, parallel),
+                Arithmetic::ExactF32 => self.add_panel(w, workspace.pack32::<D>(self.isa, x, parallel), y, parallel),
             }
         }
     }
 
     /// How many columns are laid down at a time.
-    fn panel<D: Digits>(&self, w: &PackedMatrix<'_>) -> usize {
-        let activations = w.filter_len().next_multiple_of(D::PER_CHUNK);
+    fn panel<D: Digits>(&self, filter_len: usize) -> usize {
+        let activations = filter_len.next_multiple_of(D::PER_CHUNK);
         let bytes = match self.arithmetic {
             Arithmetic::Int8 => activations,
             Arithmetic::ExactF32 => activations * size_of::<f32>(),
@@ -360,90 +208,32 @@ impl Kernel {
         (PANEL / bytes / BLOCK).max(1) * BLOCK
     }
 
-    /// Adds the products of one panel of columns, in blocks of filters.
-    fn rows<'a, D: Digits + Sync + Send, X: Columns<D> + Send>(
-        &self,
-        w: &'a PackedMatrix<'a>,
-        x: X,
-        mut y: ArrayViewMut2<'_, f32>,
-    ) where
-        for<'b> Product<'b, D, X>: Task,
+    /// Adds the products of one panel of columns, in blocks of filters, or of columns where there
+    /// are few filters.
+    fn add_panel<'a, X: Columns>(&self, w: &'a PackedMatrix<'a>, x: X, mut y: ArrayViewMut2<'_, f32>, parallel: bool)
+    where
+        for<'b> Product<'b, X>: Task,
     {
-        let work = w.filters().saturating_mul(w.filter_len()).saturating_mul(y.ncols());
-        let threads = if work < SMALL { 1 } else { rayon::current_num_threads() };
-        let each = w.filters().div_ceil(threads).max(1);
-        let in_cache = (CODES / w.encoding().bytes(w.filter_len()).max(1)).max(BLOCK);
-        let block = if y.ncols() == 1 { each } else { each.min(in_cache) };
-        let run = |(i, y): (usize, ArrayViewMut2<'_, f32>)| {
-            self.isa.run(Product { w, first: i * block, x, y, digits: PhantomData::<D> });
-        };
-        if threads == 1 {
-            y.axis_chunks_iter_mut(Axis(0), block).enumerate().for_each(run);
+        let (filters, columns) = y.dim();
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let (axis, block) = if filters < BLOCK * threads && columns >= BLOCK * threads {
+            (1, columns.div_ceil(threads).next_multiple_of(BLOCK))
         } else {
-            y.axis_chunks_iter_mut(Axis(0), block).into_par_iter().enumerate().for_each(run);
-        }
+            let each = filters.div_ceil(threads).max(1);
+            let in_cache = (CODES / w.encoding().bytes(w.filter_len()).max(1)).max(BLOCK);
+            (0, if columns == 1 { each } else { each.min(in_cache) })
+        };
+        let add = |(i, y): (usize, ArrayViewMut2<'_, f32>)| {
+            let mut first = [0; 2];
+            first[axis] = i * block;
+            self.isa.run(Product { w, x, first, y });
+        };
+        let blocks = y.axis_chunks_iter_mut(Axis(axis), block);
+        if parallel { blocks.into_par_iter().enumerate().for_each(add) } else { blocks.enumerate().for_each(add) }
     }
 }
 
-impl Workspace {
-    /// Columns in 8 bits.
-    fn pack8<D: Digits + Send + Sync>(&mut self, isa: Isa, x: ArrayView2<'_, f32>) -> Columns8<'_> {
-        let (n, columns) = x.dim();
-        let chunks = n.div_ceil(D::PER_CHUNK);
-        let per_column = chunks * D::PER_BYTE;
-        let lines = room(&mut self.lines8, columns * per_column, Line8([0; _]));
-        let quantized = room(&mut self.columns8, columns, Quantized::default());
-        let sums = room(&mut self.sums, columns * chunks, [0; _]);
-        let pack = |(((lines, columns), sums), x): (((&mut [_], &mut [_]), &mut [_]), _)| {
-            isa.run(Pack8 { x, lines, columns, sums, digits: PhantomData::<D> });
-        };
-        if columns <= BLOCK {
-            pack((((lines, quantized), sums), x));
-        } else {
-            let lines = lines.par_chunks_mut(BLOCK * per_column).zip(quantized.par_chunks_mut(BLOCK));
-            let blocks = x.axis_chunks_iter(Axis(1), BLOCK).into_par_iter();
-            lines.zip(sums.par_chunks_mut(BLOCK * chunks)).zip(blocks).for_each(pack);
-        }
-        Columns8 { lines, columns: quantized, sums }
-    }
-
-    /// What lies under the filter at these outputs, in 8 bits.
-    fn outputs8<D: Digits>(&mut self, scale: f32, outputs: Range<usize>) -> Columns8<'_> {
-        let per_column = self.image.column_len() / CHUNK;
-        let lines = room(&mut self.lines8, outputs.len() * per_column, Line8([0; _]));
-        let columns = room(&mut self.columns8, outputs.len(), Quantized::default());
-        let sums = room(&mut self.sums, outputs.len() * per_column / D::PER_BYTE, [0; _]);
-        self.image.columns8::<D>(outputs.start, scale, lines, columns, sums);
-        Columns8 { lines, columns, sums }
-    }
-
-    /// What lies under the filter at these outputs, in `f32`.
-    fn outputs32(&mut self, outputs: Range<usize>) -> Columns32<'_> {
-        let lines = room(&mut self.lines32, outputs.len() * self.image.column_len() / LANES, Line32([0.0; _]));
-        self.image.columns32(outputs.start, lines);
-        Columns32 { lines }
-    }
-
-    /// Columns in `f32`.
-    fn pack32<D: Digits + Send + Sync>(&mut self, isa: Isa, x: ArrayView2<'_, f32>) -> Columns32<'_> {
-        let (n, columns) = x.dim();
-        let per_column = n.div_ceil(D::PER_CHUNK) * D::PER_LANE;
-        let lines = room(&mut self.lines32, columns * per_column, Line32([0.0; _]));
-        let pack = |(lines, x): (&mut [_], _)| isa.run(Pack32 { x, lines, digits: PhantomData::<D> });
-        if columns <= BLOCK {
-            pack((lines, x));
-        } else {
-            let blocks = x.axis_chunks_iter(Axis(1), BLOCK).into_par_iter();
-            lines.par_chunks_mut(BLOCK * per_column).zip(blocks).for_each(pack);
-        }
-        Columns32 { lines }
-    }
-}
-
-/// The first `len` elements of `memory`, which grows if it has to.
-fn room<T: Clone>(memory: &mut Vec<T>, len: usize, empty: T) -> &mut [T] {
-    if memory.len() < len {
-        memory.resize(len, empty);
-    }
-    &mut memory[..len]
+/// Whether a product is worth more than one thread; `filter_len` weights for each of `outputs`.
+fn is_large(filter_len: usize, outputs: usize) -> bool {
+    filter_len.saturating_mul(outputs) >= SMALL && rayon::current_num_threads() > 1
 }

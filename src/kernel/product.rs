@@ -16,8 +16,8 @@ use crate::vector::Task;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512, Avx512Vnni, AvxVnni};
 
-/// Columns of activations, laid down for the encoding `D`.
-pub(super) trait Columns<D: Digits>: Copy + Sync {
+/// Columns of activations, laid down for one encoding.
+pub(super) trait Columns: Copy + Send + Sync {
     /// What some filters give with the columns from `c` on.
     fn tile<L: Lanes, const R: usize, const C: usize>(
         self,
@@ -31,17 +31,19 @@ pub(super) trait Columns<D: Digits>: Copy + Sync {
 
 /// Columns in 8 bits.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Columns8<'a> {
+pub(super) struct Columns8<'a, D> {
     pub lines: &'a [Line8],
     pub columns: &'a [Quantized],
     /// Their sums per chunk and lane.
     pub sums: &'a [[i32; LANES]],
+    pub digits: PhantomData<D>,
 }
 
 /// Columns in `f32`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Columns32<'a> {
+pub(super) struct Columns32<'a, D> {
     pub lines: &'a [Line32],
+    pub digits: PhantomData<D>,
 }
 
 /// One column of several that are equally long.
@@ -49,7 +51,7 @@ fn column<T>(all: &[T], c: usize, len: usize) -> &[T] {
     &all[c * len..(c + 1) * len]
 }
 
-impl<D: Digits> Columns<D> for Columns8<'_> {
+impl<D: Digits> Columns for Columns8<'_, D> {
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const C: usize>(
         self,
@@ -97,7 +99,7 @@ impl<D: Digits> Columns<D> for Columns8<'_> {
     }
 }
 
-impl<D: Digits> Columns<D> for Columns32<'_> {
+impl<D: Digits> Columns for Columns32<'_, D> {
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const C: usize>(
         self,
@@ -160,17 +162,16 @@ fn one_by_one<const R: usize, const C: usize>(
     y
 }
 
-/// Adds W·X to `y`, for the `filters` of W that `y` has rows for.
-pub(super) struct Product<'a, D, X> {
+/// Adds to `y` the part of W·X that it is.
+pub(super) struct Product<'a, X> {
     pub w: &'a PackedMatrix<'a>,
-    /// The filter of the first row of `y`.
-    pub first: usize,
     pub x: X,
+    /// The filter and the column of the first element of `y`.
+    pub first: [usize; 2],
     pub y: ArrayViewMut2<'a, f32>,
-    pub digits: PhantomData<D>,
 }
 
-impl<D: Digits, X: Columns<D>> Product<'_, D, X> {
+impl<X: Columns> Product<'_, X> {
     /// Tiles of `R` filters × `C` columns, and of `S` filters × one column where there is only one.
     #[inline(always)]
     fn run<L: Lanes, const R: usize, const C: usize, const S: usize>(&mut self, lanes: L) {
@@ -204,7 +205,8 @@ impl<D: Digits, X: Columns<D>> Product<'_, D, X> {
 
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const C: usize>(&mut self, lanes: L, plane: usize, rows: [usize; R], c: usize) {
-        let y = self.x.tile::<L, R, C>(lanes, self.w, plane, rows.map(|row| self.first + row), c);
+        let [filter, column] = self.first;
+        let y = self.x.tile::<L, R, C>(lanes, self.w, plane, rows.map(|row| filter + row), column + c);
         for (row, y) in rows.into_iter().zip(y) {
             for (i, y) in y.into_iter().enumerate() {
                 self.y[[row, c + i]] += y;
@@ -213,12 +215,12 @@ impl<D: Digits, X: Columns<D>> Product<'_, D, X> {
     }
 }
 
-impl<D: Digits> Task for Product<'_, D, Columns8<'_>> {
+impl<D: Digits> Task for Product<'_, Columns8<'_, D>> {
     type Output = ();
 
     #[inline(always)]
     fn portable(mut self) {
-        self.run::<_, 2, 2, 4>(Portable);
+        self.run::<_, 4, 1, 4>(Portable);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
@@ -242,12 +244,12 @@ impl<D: Digits> Task for Product<'_, D, Columns8<'_>> {
     }
 }
 
-impl<D: Digits> Task for Product<'_, D, Columns32<'_>> {
+impl<D: Digits> Task for Product<'_, Columns32<'_, D>> {
     type Output = ();
 
     #[inline(always)]
     fn portable(mut self) {
-        self.run::<_, 2, 2, 4>(Portable);
+        self.run::<_, 4, 1, 4>(Portable);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]

@@ -1,5 +1,10 @@
 //! The report as CSV (RFC 4180), one line per tensor, for spreadsheets. Numbers in full; what was
 //! not measured is an empty field. Not here: totals.
+//!
+//! Names come from files that anybody may have made, and a spreadsheet runs a field as a formula that
+//! begins with `=`, `+`, `-`, `@`, a tab or a line break. Such text gets an apostrophe in front and
+//! quotes around, as OWASP advises ("CSV Injection"); so does text that begins with an apostrophe,
+//! so that whoever wants the name takes one apostrophe away, if there is one. JSON has names as they are.
 
 use super::{Report, TensorReport};
 use crate::container::Spread;
@@ -36,6 +41,38 @@ fn spread(spread: Option<Spread>) -> [String; 3] {
     [spread.map(|s| s.min), spread.map(|s| s.mean), spread.map(|s| s.max)].map(number)
 }
 
+/// Text that no spreadsheet takes for a formula.
 fn quote(text: &str) -> String {
+    // The wide forms are what spreadsheets for Chinese and Japanese take for the others.
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '\'', '＝', '＋', '－', '＠']) {
+        return format!("\"'{}\"", text.replace('"', "\"\""));
+    }
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quote;
+
+    /// A tensor called `=HYPERLINK(…)` was a link as soon as somebody opened the file.
+    #[test]
+    fn no_text_is_a_formula() {
+        for (text, field) in [
+            ("conv1.weight", "conv1.weight"),
+            ("a,b \"c\"", r#""a,b ""c""""#),
+            ("a=b", "a=b"),
+            ("=HYPERLINK(\"x\")", r#""'=HYPERLINK(""x"")""#),
+            ("+1", r#""'+1""#),
+            ("-1", r#""'-1""#),
+            ("@SUM(A1)", r#""'@SUM(A1)""#),
+            ("\t=1", "\"'\t=1\""),
+            ("\r=1", "\"'\r=1\""),
+            ("\n=1", "\"'\n=1\""),
+            ("＝1", "\"'＝1\""),
+            ("'=1", "\"''=1\""),
+            ("", ""),
+        ] {
+            assert_eq!(quote(text), field);
+        }
+    }
 }

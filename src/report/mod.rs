@@ -12,8 +12,9 @@ mod units;
 use serde::Serialize;
 
 pub use self::units::{bytes, count, ratio};
-use crate::container::{Body, Index, Spread, TensorEntry, TernaryEntry};
-use crate::select::{Decision, Plan};
+use crate::container::{Body, Index, Spread, TernaryEntry};
+use crate::dtype::Dtype;
+use crate::select::{Decision, Plan, became};
 use crate::source::Checkpoint;
 
 /// A whole file.
@@ -109,7 +110,9 @@ impl Report {
         let (mut error, mut norm, mut zeros, mut codes) = (0.0, 0.0, 0, 0);
         let mut tensors = Vec::with_capacity(index.tensors.len());
         for entry in &index.tensors {
-            let mut tensor = TensorReport::unmeasured(entry);
+            let (shape, source_bytes) = (entry.shape.clone(), entry.source_bytes());
+            let bytes = entry.sections().map(|(_, section)| section.length).sum();
+            let mut tensor = TensorReport::unmeasured(&entry.name, entry.dtype, shape, source_bytes, bytes);
             totals.add(&tensor, entry.elements());
             match entry.body() {
                 Body::Dense(dense) => {
@@ -118,12 +121,7 @@ impl Report {
                 }
                 Body::Ternary(ternary) => {
                     tensor.measure(ternary);
-                    totals.add_ternary(
-                        entry.elements(),
-                        entry.source_bytes(),
-                        ternary.codes.length,
-                        ternary.scales.length,
-                    );
+                    totals.add_ternary(entry.elements(), source_bytes, ternary.codes.length, ternary.scales.length);
                     let stats = &ternary.stats;
                     error += stats.squared_error;
                     norm += stats.squared_norm;
@@ -161,21 +159,10 @@ impl Report {
             }
             let bytes = sections.iter().sum();
             totals.file_bytes += sections.iter().map(|n| n.next_multiple_of(crate::container::ALIGNMENT)).sum::<u64>();
-            let report = TensorReport {
-                name: tensor.name.to_owned(),
-                shape: tensor.shape.iter().map(|&d| d as u64).collect(),
-                dtype: tensor.dtype.to_string(),
-                became: planned.decision.to_string(),
-                reason: planned.reason.clone(),
-                sparsity: None,
-                delta: None,
-                alpha: None,
-                relative_squared_error: None,
-                entropy: None,
-                source_bytes,
-                bytes,
-                ratio: share(source_bytes, bytes),
-            };
+            let shape = tensor.shape.iter().map(|&d| d as u64).collect();
+            let mut report = TensorReport::unmeasured(tensor.name, tensor.dtype, shape, source_bytes, bytes);
+            report.became = planned.decision.to_string();
+            report.reason.clone_from(&planned.reason);
             totals.add(&report, elements);
             tensors.push(report);
         }
@@ -198,7 +185,8 @@ impl Report {
         json::render(self)
     }
 
-    /// As CSV with a header line: one line per tensor, numbers in full.
+    /// As CSV with a header line: one line per tensor, numbers in full. Text that a spreadsheet would
+    /// take for a formula, or that begins with an apostrophe, has one more apostrophe in front.
     pub fn to_csv(&self) -> String {
         csv::render(self)
     }
@@ -217,13 +205,12 @@ impl Report {
 }
 
 impl TensorReport {
-    fn unmeasured(entry: &TensorEntry) -> Self {
-        let source_bytes = entry.source_bytes();
-        let bytes = entry.sections().map(|(_, section)| section.length).sum();
+    /// Dense, for no reason yet.
+    fn unmeasured(name: &str, dtype: Dtype, shape: Vec<u64>, source_bytes: u64, bytes: u64) -> Self {
         Self {
-            name: entry.name.clone(),
-            shape: entry.shape.clone(),
-            dtype: entry.dtype.to_string(),
+            name: name.to_owned(),
+            shape,
+            dtype: dtype.to_string(),
             became: "dense".to_owned(),
             reason: String::new(),
             sparsity: None,
@@ -240,13 +227,8 @@ impl TensorReport {
     fn measure(&mut self, ternary: &TernaryEntry) {
         let stats = &ternary.stats;
         let codes = stats.negative + stats.zeros + stats.positive;
-        self.became = format!("{} {} {}", ternary.encoding.name(), ternary.method.name, ternary.granularity);
-        if ternary.planes != 1 {
-            self.became += &format!(" planes {}", ternary.planes);
-        }
-        if ternary.axis != 0 {
-            self.became += &format!(" axis {}", ternary.axis);
-        }
+        let TernaryEntry { encoding, method, granularity, planes, axis, .. } = ternary;
+        self.became = became(*encoding, &method.name, *granularity, *planes, *axis);
         self.sparsity = Some(share(stats.zeros, codes));
         self.delta = stats.delta;
         self.alpha = Some(stats.alpha);

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::TensorView;
 use crate::dtype::{Dtype, is_float};
 use crate::float8;
@@ -29,13 +31,17 @@ impl<'a> FilterView<'a> {
         if !is_float(tensor.dtype) || axis >= tensor.shape.len() {
             return None;
         }
-        Some(Self {
-            dtype: tensor.dtype,
-            data: tensor.data,
-            outer: tensor.shape[..axis].iter().product(),
-            filters: tensor.shape[axis],
-            inner: tensor.shape[axis + 1..].iter().product(),
-        })
+        let (outer, filters) = (tensor.shape[..axis].iter().product(), tensor.shape[axis]);
+        let inner: usize = tensor.shape[axis + 1..].iter().product();
+        // A single filter lies in one run, whatever stands before its axis.
+        let (outer, inner) = if filters == 1 { (1, outer * inner) } else { (outer, inner) };
+        Some(Self { dtype: tensor.dtype, data: tensor.data, outer, filters, inner })
+    }
+
+    /// Of decoded weights, filter axis first: `filters` rows of `filter_len`.
+    pub(crate) fn of_rows<W: Element>(weights: &'a [W], filters: usize) -> Self {
+        let inner = weights.len() / filters;
+        Self { dtype: W::DTYPE, data: bytemuck::cast_slice(weights), outer: 1, filters, inner }
     }
 
     /// How many filters.
@@ -58,6 +64,11 @@ impl<'a> FilterView<'a> {
         self.outer == 1
     }
 
+    /// Bytes of a filter that are neighbours in the file.
+    pub(crate) fn run_bytes(&self) -> usize {
+        self.inner * self.dtype.bitsize() / 8
+    }
+
     /// Weights `range` of the tensor with its filter axis first, flattened: weight j of filter i is
     /// number i·n + j. Borrowed from the file where type and alignment allow, else decoded into `scratch`.
     pub(crate) fn read<'s, W: Element>(&self, range: Range<usize>, isa: Isa, scratch: &'s mut Vec<W>) -> &'s [W]
@@ -74,25 +85,86 @@ impl<'a> FilterView<'a> {
             isa.run(Decode { dtype: self.dtype, bytes, out: scratch });
             return scratch;
         }
-        scratch.resize(range.len(), W::default());
         let n = self.filter_len();
-        // For every run behind the axis, the pieces of all wanted filters are neighbours in the file.
         let filters = range.start / n..range.end.div_ceil(n);
-        for o in 0..self.outer {
-            for f in filters.clone() {
-                let run = (f * n + o * self.inner).max(range.start)..(f * n + (o + 1) * self.inner).min(range.end);
-                if run.is_empty() {
-                    continue;
-                }
-                let skipped = run.start - (f * n + o * self.inner);
-                let from = (o * self.filters + f) * self.inner + skipped;
-                let bytes = &self.data[from * size..(from + run.len()) * size];
-                let out = &mut scratch[run.start - range.start..run.end - range.start];
-                isa.run(Decode { dtype: self.dtype, bytes, out });
-            }
+        if n <= range.len() && self.run_bytes() < SHORT {
+            scratch.resize(filters.len() * n, W::default());
+            tiles(scratch, self.outer, self.inner, filters.len())
+                .into_iter()
+                .for_each(|tile| self.gather(filters.clone(), isa, tile));
+            return &scratch[range.start - filters.start * n..range.end - filters.start * n];
+        }
+        scratch.resize(range.len(), W::default());
+        // Run by run; of a part of a filter only the runs that it touches.
+        let mut at = range.start;
+        while at < range.end {
+            let (f, j) = (at / n, at % n);
+            let (o, skipped) = (j / self.inner, j % self.inner);
+            let run = at..(at + self.inner - skipped).min(range.end);
+            let from = (o * self.filters + f) * self.inner + skipped;
+            let bytes = &self.data[from * size..(from + run.len()) * size];
+            let out = &mut scratch[run.start - range.start..run.end - range.start];
+            isa.run(Decode { dtype: self.dtype, bytes, out });
+            at = run.end;
         }
         scratch
     }
+
+    /// Whole filters of a tensor where they do not lie in one run, on all threads of the pool.
+    pub(crate) fn read_filters<W: Element>(&self, filters: Range<usize>, isa: Isa, weights: &mut [W]) {
+        tiles(weights, self.outer, self.inner, filters.len())
+            .into_par_iter()
+            .for_each(|tile| self.gather(filters.clone(), isa, tile));
+    }
+
+    /// Decodes what lies together in the file, row by row, and then hands it out to the filters:
+    /// both sides go through memory in order, and the rows between them stay in the cache.
+    fn gather<W: Element>(&self, filters: Range<usize>, isa: Isa, tile: Tile<'_, W>) {
+        let (size, inner, width) = (self.dtype.bitsize() / 8, self.inner, filters.len() * self.inner);
+        let count = tile.filters[0].len() / inner;
+        // [outer indices][filters][inner]
+        let mut rows = vec![W::default(); count * width];
+        for (row, out) in rows.chunks_exact_mut(width).enumerate() {
+            let from = ((tile.first + row) * self.filters + filters.start) * inner;
+            let bytes = &self.data[from * size..(from + width) * size];
+            match W::borrow(self.dtype, bytes) {
+                Some(weights) => out.copy_from_slice(weights),
+                None => isa.run(Decode { dtype: self.dtype, bytes, out }),
+            }
+        }
+        for (i, out) in tile.filters.into_iter().enumerate() {
+            let rows = rows.chunks_exact(width);
+            if inner == 1 {
+                out.iter_mut().zip(rows).for_each(|(w, row)| *w = row[i]);
+            } else {
+                let runs = out.chunks_exact_mut(inner).zip(rows);
+                runs.for_each(|(run, row)| run.copy_from_slice(&row[i * inner..(i + 1) * inner]));
+            }
+        }
+    }
+}
+
+/// Where runs are shorter than so many bytes, a few lines of the cache, filters are read together.
+const SHORT: usize = 256;
+
+/// The weights of all wanted filters for some indices before the axis, from `first`.
+struct Tile<'s, W> {
+    first: usize,
+    filters: Vec<&'s mut [W]>,
+}
+
+/// `weights`, whole filters of `outer` runs of `inner`, in tiles whose rows fit into a cache.
+fn tiles<W>(weights: &mut [W], outer: usize, inner: usize, filters: usize) -> Vec<Tile<'_, W>> {
+    const ROWS: usize = 4096;
+    let rows = (ROWS / (filters * inner)).max(1);
+    let mut tiles: Vec<_> =
+        (0..outer).step_by(rows).map(|first| Tile { first, filters: Vec::with_capacity(filters) }).collect();
+    for filter in weights.chunks_exact_mut(outer * inner) {
+        for (tile, part) in tiles.iter_mut().zip(filter.chunks_mut(rows * inner)) {
+            tile.filters.push(part);
+        }
+    }
+    tiles
 }
 
 /// A weight type that checkpoints decode to.
@@ -190,7 +262,8 @@ mod tests {
     fn halves_decode_exactly() {
         let bits: Vec<u16> = (0..=u16::MAX).chain(0..13).collect();
         let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
-        let exact: [(Dtype, fn(u16) -> f32); 2] = [
+        type Exact = fn(u16) -> f32;
+        let exact: [(Dtype, Exact); 2] = [
             (Dtype::F16, |bits| half::f16::from_bits(bits).to_f32()),
             (Dtype::BF16, |bits| half::bf16::from_bits(bits).to_f32()),
         ];

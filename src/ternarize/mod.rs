@@ -27,6 +27,9 @@ use crate::{Error, Result};
 ///
 /// The code of a weight follows from Δ alone: +1 above Δ, −1 below −Δ, 0 otherwise (|w| = Δ is
 /// zero; TWN, arXiv 1605.04711, eq. 3). A method that has no zeros returns [`Threshold::Sign`].
+///
+/// Once a run is cancelled, sums over its long units are cut short and need not fit together; what
+/// a method makes of them is thrown away, as long as it ends.
 pub trait Ternarizer: fmt::Debug + Send + Sync {
     /// The method's name, as stored in the container.
     fn name(&self) -> &'static str;

@@ -112,7 +112,8 @@ fn streamed(weights: &Unit<'_>, mut bracket: Bracket, max: f64) -> f64 {
         let over = weights.above(bracket.hi);
         let under = if bracket.lo > 0.0 { weights.above(bracket.lo) } else { all };
         (bracket.above, bracket.above_sum) = (over.count, over.sum);
-        let between = under.count - over.count;
+        // Cancelled meanwhile, the counts need not fit together.
+        let between = under.count.saturating_sub(over.count);
         if between <= MANY || between > before / 8 * 7 {
             let mut best = Best::default();
             best.search(weights, bracket, between);
@@ -168,9 +169,10 @@ impl Best {
             return;
         }
         let upper = weights.above(middle);
-        self.search(weights, Bracket { lo: middle, ..bracket }, upper.count - bracket.above);
+        // Cancelled meanwhile, the counts need not fit together.
+        self.search(weights, Bracket { lo: middle, ..bracket }, upper.count.saturating_sub(bracket.above));
         let lower = Bracket { hi: middle, above: upper.count, above_sum: upper.sum, ..bracket };
-        self.search(weights, lower, bracket.above + between - upper.count);
+        self.search(weights, lower, (bracket.above + between).saturating_sub(upper.count));
     }
 }
 

@@ -26,7 +26,11 @@ pub(super) enum Data<'a> {
 pub(crate) trait LongWeights: std::fmt::Debug + Sync {
     /// How many weights.
     fn len(&self) -> usize;
-    /// Calls `visit` with weights `BLOCK·i ..` up to the next block or the end.
+    /// Calls `visit` with the weights, or with parts of them one after another where they are brought
+    /// into memory for it; every part but the last one consists of whole blocks.
+    fn parts(&self, visit: &mut dyn FnMut(&dyn LongWeights));
+    /// Calls `visit` with weights `BLOCK·i ..` up to the next block or the end; or not at all, once
+    /// the run is cancelled and no sum counts any more.
     fn block(&self, i: usize, visit: &mut dyn FnMut(Slice<'_>));
 }
 
@@ -135,14 +139,14 @@ impl<'a> Unit<'a> {
             Data::F32(weights) => whole(Slice::F32(weights)),
             Data::F64(weights) => whole(Slice::F64(weights)),
             Data::Long(weights) => {
-                let blocks: Vec<T> = (0..weights.len().div_ceil(BLOCK))
-                    .into_par_iter()
-                    .map(|i| {
+                let mut blocks: Vec<T> = Vec::new();
+                weights.parts(&mut |part| {
+                    blocks.par_extend((0..part.len().div_ceil(BLOCK)).into_par_iter().map(|i| {
                         let mut result = T::default();
-                        weights.block(i, &mut |slice| result = of(slice));
+                        part.block(i, &mut |slice| result = of(slice));
                         result
-                    })
-                    .collect();
+                    }));
+                });
                 let mut blocks = blocks.into_iter();
                 let first = blocks.next().unwrap_or_default();
                 blocks.fold(first, then)

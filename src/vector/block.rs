@@ -3,9 +3,9 @@
 //! (lane = index mod 16, f64, one tree), so all of them give the same bits.
 //! Not here: thresholds and scales ([`crate::ternarize`]), bit orders ([`crate::pack`]).
 
-#[cfg(target_arch = "x86_64")]
-use super::Avx512;
 use super::Task;
+#[cfg(target_arch = "x86_64")]
+use super::{Avx2, Avx512};
 
 /// Weights per block. A sum over more weights adds the blocks' sums in order. A multiple of the
 /// 16 lanes and of the weights per byte of every encoding (4, 5, 8).
@@ -312,7 +312,7 @@ pub(crate) struct Partition<'a, W> {
 }
 
 /// What [`Partition`] found: how many it kept and their sum, and the same for those above.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Parts {
     pub kept: usize,
     pub kept_sum: f64,
@@ -341,6 +341,19 @@ impl<W: Weight> Task for Partition<'_, W> {
         }
         let above = above.into_iter().map(u64::from).sum();
         Parts { kept: at, kept_sum: tree(kept_sum), above, above_sum: tree(above_sum) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx2(self, proof: Avx2) -> Parts {
+        let (lo, hi) = (self.lo.to_f64() as f32, self.hi.to_f64() as f32);
+        if W::as_f32(self.weights).is_none() {
+            return self.portable();
+        }
+        match (W::as_f32(self.weights), W::as_f32_mut(self.kept)) {
+            (Some(weights), Some(kept)) => proof.partition(weights, lo, hi, kept),
+            _ => unreachable!("both are slices of one type"),
+        }
     }
 
     #[cfg(target_arch = "x86_64")]

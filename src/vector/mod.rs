@@ -4,6 +4,8 @@
 //! vectorises once per set.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod block;
 #[cfg(target_arch = "x86_64")]

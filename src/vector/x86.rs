@@ -3,7 +3,7 @@
 use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
 
 use super::block::{Above, Moments, Parts};
-use super::{Task, avx512};
+use super::{Task, avx2, avx512};
 
 /// Proof that AVX2, F16C, BMI2 and POPCNT are there.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,12 @@ impl Avx2 {
     pub(crate) fn decode_f16(self, halves: &[[u8; 2]], out: &mut [f32]) {
         // SAFETY: as in `run`.
         unsafe { decode_f16(halves, out) }
+    }
+
+    #[inline]
+    pub(super) fn partition(self, weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> Parts {
+        // SAFETY: as in `run`.
+        unsafe { avx2::partition(weights, lo, hi, kept) }
     }
 }
 

@@ -35,7 +35,8 @@ impl Lanes for Portable {
     const PARTS: usize = 4;
     type Bytes = [u8; BYTES];
     type Ints = [i32; SUMS];
-    type Partial = [i32; SUMS];
+    /// Sums of single products, 8 · 3 · 127 < 2¹⁵ at the most.
+    type Partial = [i16; BYTES];
     type Floats = [f32; SUMS];
     /// Bits to flip, bits to keep.
     type Choice = ([u32; SUMS], [u32; SUMS]);
@@ -94,21 +95,23 @@ impl Lanes for Portable {
         part_of(lanes, part)
     }
     #[inline(always)]
-    fn start(self, sums: Self::Ints) -> Self::Partial {
+    fn start(self, _sums: Self::Ints) -> Self::Partial {
+        [0; BYTES]
+    }
+    #[inline(always)]
+    fn dot(self, partial: Self::Partial, digits: Self::Bytes, x: Self::Bytes) -> Self::Partial {
+        let mut sums = partial;
+        for i in 0..BYTES {
+            sums[i] += i16::from(digits[i]) * i16::from(x[i] as i8);
+        }
         sums
     }
     #[inline(always)]
-    fn dot(self, mut partial: Self::Partial, digits: Self::Bytes, x: Self::Bytes) -> Self::Partial {
-        for (lane, sum) in partial.iter_mut().enumerate() {
-            for i in 4 * lane..4 * lane + 4 {
-                *sum += i32::from(i16::from(digits[i]) * i16::from(x[i] as i8));
-            }
+    fn finish(self, mut sums: Self::Ints, partial: Self::Partial) -> Self::Ints {
+        for (sum, products) in sums.iter_mut().zip(partial.as_chunks::<4>().0) {
+            *sum += products.iter().map(|&product| i32::from(product)).sum::<i32>();
         }
-        partial
-    }
-    #[inline(always)]
-    fn finish(self, _sums: Self::Ints, partial: Self::Partial) -> Self::Ints {
-        partial
+        sums
     }
     #[inline(always)]
     fn total(self, sums: Self::Ints) -> i32 {

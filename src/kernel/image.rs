@@ -1,0 +1,137 @@
+//! What lies under a filter, at each of its places on an image: laid down as columns straight from
+//! a copy of the image with its padding. Not here: the walk's geometry ([`super::conv`]), products.
+
+use ndarray::ArrayView3;
+
+use super::activations::{Quantized, Quantizer, magnitude};
+use super::digits::{Digits, place8, place32};
+use super::lanes::{CHUNK, LANES, Line8, Line32};
+use super::{Arithmetic, Conv2d};
+use crate::pack::Encoding;
+
+/// An image with its padding: `[channels][height][width]`, and behind it so many zeros that what
+/// fills up a column finds a zero wherever the filter stands.
+#[derive(Debug, Default)]
+pub(super) struct Image {
+    rounded: Vec<i8>,
+    exact: Vec<f32>,
+    /// For every place of a column's lines, where it lies from the filter's corner.
+    places: Vec<u32>,
+    /// Where the filter's corner stands, for every output.
+    corners: Vec<u32>,
+    /// What `places` and `corners` are for.
+    walk: Option<(Conv2d, [usize; 3], Encoding, Arithmetic)>,
+}
+
+impl Image {
+    /// Finds out where the weights of a filter of `channels` lie in an image of `[channels, height,
+    /// width]`. `None` when the filter does not fit or the image has 2³¹ places or more.
+    pub fn walk<D: Digits>(&mut self, geometry: &Conv2d, image: [usize; 3], arithmetic: Arithmetic) -> Option<()> {
+        let walk = Some((*geometry, image, D::ENCODING, arithmetic));
+        if self.walk == walk {
+            return Some(());
+        }
+        self.walk = None;
+        let [channels, height, width] = image;
+        let [output_height, output_width] = geometry.output([height, width])?;
+        let padded = padded(image, geometry.padding);
+        let size = channels.checked_mul(padded[0])?.checked_mul(padded[1]).filter(|&size| size < 1 << 31)?;
+        let place = match arithmetic {
+            Arithmetic::Int8 => place8::<D>,
+            Arithmetic::ExactF32 => place32::<D>,
+        };
+        let [kernel_height, kernel_width] = geometry.kernel;
+        let n = channels * kernel_height * kernel_width;
+        self.places.clear();
+        self.places.resize(n.next_multiple_of(D::PER_CHUNK), size as u32);
+        for j in 0..n {
+            let (channel, y, x) =
+                (j / (kernel_height * kernel_width), j / kernel_width % kernel_height, j % kernel_width);
+            let row = channel * padded[0] + y * geometry.dilation[0];
+            self.places[place(j)] = (row * padded[1] + x * geometry.dilation[1]) as u32;
+        }
+        self.corners.clear();
+        for y in 0..output_height {
+            let row = y * geometry.stride[0] * padded[1];
+            self.corners.extend((0..output_width).map(|x| (row + x * geometry.stride[1]) as u32));
+        }
+        self.walk = walk;
+        Some(())
+    }
+
+    /// Copies an image, for int8 rounded with one scale for all of it, which is returned.
+    pub fn copy(&mut self, image: ArrayView3<'_, f32>, padding: [usize; 2], arithmetic: Arithmetic) -> f32 {
+        let behind = self.corners.last().map_or(0, |&corner| corner as usize + 1);
+        match arithmetic {
+            Arithmetic::Int8 => {
+                let quantizer = Quantizer::new(image.iter().fold(0, |max, &x| max.max(magnitude(x))));
+                copy(image, padding, behind, &mut self.rounded, |x| quantizer.round(x));
+                quantizer.scale
+            }
+            Arithmetic::ExactF32 => {
+                copy(image, padding, behind, &mut self.exact, |x| x);
+                1.0
+            }
+        }
+    }
+
+    /// Activations per column, with the zeros that fill it up.
+    pub fn column_len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Lays down what lies under the filter at one output, as [`super::activations::Pack8`] does.
+    pub fn column8<D: Digits>(
+        &self,
+        output: usize,
+        scale: f32,
+        lines: &mut [Line8],
+        sums: &mut [[i32; LANES]],
+    ) -> Quantized {
+        let corner = self.corners[output];
+        for (line, places) in lines.iter_mut().zip(self.places.as_chunks::<CHUNK>().0) {
+            line.0 = places.map(|place| self.rounded[(corner + place) as usize]);
+        }
+        for (sums, lines) in sums.iter_mut().zip(lines.chunks(D::PER_BYTE)) {
+            *sums = [0; LANES];
+            for line in lines {
+                for (sum, bytes) in sums.iter_mut().zip(line.0.as_chunks::<4>().0) {
+                    *sum += bytes.iter().map(|&q| i32::from(q)).sum::<i32>();
+                }
+            }
+        }
+        Quantized { scale, sum: sums.as_flattened().iter().map(|&sum| i64::from(sum)).sum() }
+    }
+
+    /// The same as [`super::activations::Pack32`] does.
+    pub fn column32(&self, output: usize, lines: &mut [Line32]) {
+        let corner = self.corners[output];
+        for (line, places) in lines.iter_mut().zip(self.places.as_chunks::<LANES>().0) {
+            line.0 = places.map(|place| self.exact[(corner + place) as usize]);
+        }
+    }
+}
+
+/// `[height, width]` with the padding.
+fn padded([_, height, width]: [usize; 3], padding: [usize; 2]) -> [usize; 2] {
+    [height + 2 * padding[0], width + 2 * padding[1]]
+}
+
+fn copy<T: Copy + Default>(
+    image: ArrayView3<'_, f32>,
+    padding: [usize; 2],
+    behind: usize,
+    to: &mut Vec<T>,
+    convert: impl Fn(f32) -> T,
+) {
+    let (channels, height, width) = image.dim();
+    let padded = padded([channels, height, width], padding);
+    to.clear();
+    to.resize(channels * padded[0] * padded[1] + behind, T::default());
+    for (channel, image) in image.outer_iter().enumerate() {
+        for (y, row) in image.rows().into_iter().enumerate() {
+            let start = (channel * padded[0] + padding[0] + y) * padded[1] + padding[1];
+            to[start..start + width].iter_mut().zip(row).for_each(|(to, &x)| *to = convert(x));
+        }
+    }
+}

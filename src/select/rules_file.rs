@@ -1,0 +1,108 @@
+//! Rules as TOML; what is wrong is said with its line. Not here: what rules mean ([`super`]).
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
+
+use super::{Override, Pattern, Rules, Settings, ternarize};
+use crate::Error;
+
+/// What is wrong, and where: bytes of the text.
+struct Wrong {
+    at: Range<usize>,
+    what: String,
+}
+
+impl Wrong {
+    fn at(at: Range<usize>, what: impl ToString) -> Self {
+        Self { at, what: what.to_string() }
+    }
+
+    /// Of TOML itself, or of a value within `at` that does not fit.
+    fn toml(error: &toml::de::Error, at: Range<usize>) -> Self {
+        Self { at: error.span().unwrap_or(at), what: super::one_line(error) }
+    }
+}
+
+type Result<T> = std::result::Result<T, Wrong>;
+
+/// Settings, `include`, `exclude`, `keep-first-last`, and `[[override]]` tables.
+///
+/// # Errors
+/// The line, and what is wrong there.
+pub(super) fn parse(text: &str) -> std::result::Result<Rules, String> {
+    rules(text).map_err(|Wrong { at, what }| {
+        let line = 1 + text.bytes().take(at.start).filter(|&byte| byte == b'\n').count();
+        format!("line {line}: {what}")
+    })
+}
+
+fn rules(text: &str) -> Result<Rules> {
+    let table = DeTable::parse(text).map_err(|e| Wrong::toml(&e, 0..0))?;
+    let (whole, mut table) = (table.span(), table.into_inner());
+    let mut rules = Rules {
+        include: patterns(&mut table, "include")?,
+        exclude: patterns(&mut table, "exclude")?,
+        keep_first_last: take(&mut table, "keep-first-last")?.is_some_and(Spanned::into_inner),
+        ..Rules::default()
+    };
+    if let Some(overrides) = table.remove("override") {
+        let at = overrides.span();
+        let DeValue::Array(overrides) = overrides.into_inner() else {
+            return Err(Wrong::at(at, "overrides are tables, each under [[override]]"));
+        };
+        for table in overrides {
+            rules.overrides.push(one_override(table)?);
+        }
+    }
+    if let Some((key, _)) = table.get_key_value("keep") {
+        return Err(Wrong::at(key.span(), "`keep` belongs into an [[override]]; see include and exclude"));
+    }
+    rules.settings = settings(table, whole)?;
+    Ok(rules)
+}
+
+fn one_override(table: Spanned<DeValue<'_>>) -> Result<Override> {
+    let at = table.span();
+    let DeValue::Table(mut table) = table.into_inner() else {
+        return Err(Wrong::at(at, "overrides are tables, each under [[override]]"));
+    };
+    let pattern = take::<String>(&mut table, "match")?;
+    let pattern = pattern.ok_or_else(|| Wrong::at(at.clone(), "an [[override]] needs `match = \"glob\"`"))?;
+    Ok(Override { pattern: checked(pattern)?, settings: settings(table, at)? })
+}
+
+fn take<T: DeserializeOwned>(table: &mut DeTable<'_>, key: &str) -> Result<Option<Spanned<T>>> {
+    let Some(value) = table.remove(key) else {
+        return Ok(None);
+    };
+    let at = value.span();
+    Spanned::deserialize(ValueDeserializer::from(value)).map(Some).map_err(|e| Wrong::toml(&e, at))
+}
+
+fn patterns(table: &mut DeTable<'_>, key: &str) -> Result<Vec<String>> {
+    let patterns = take::<Vec<Spanned<String>>>(table, key)?;
+    patterns.into_iter().flat_map(Spanned::into_inner).map(checked).collect()
+}
+
+/// A glob that compiles.
+fn checked(pattern: Spanned<String>) -> Result<String> {
+    let at = pattern.span();
+    let text = pattern.into_inner();
+    Pattern::new(&text).map_err(|e| Wrong::at(at, e))?;
+    Ok(text)
+}
+
+fn settings(table: DeTable<'_>, at: Range<usize>) -> Result<Settings> {
+    let line_of = |key: &str| table.get(key).map(Spanned::span);
+    let method_at = line_of("factor").or_else(|| line_of("method")).unwrap_or_else(|| at.clone());
+    let table = Deserializer::from(Spanned::new(at.clone(), table));
+    let settings = Settings::deserialize(table).map_err(|e| Wrong::toml(&e, at))?;
+    if let Some(method) = &settings.method {
+        ternarize::method(method, settings.factor).map_err(|e: Error| Wrong::at(method_at, e))?;
+    }
+    Ok(settings)
+}
