@@ -1,19 +1,21 @@
 //! Products of packed weights against the memory's own speed and against `f32`, as one table.
 //!
-//! `cargo bench --bench products` (a few minutes; `-- SECONDS` for each line, 0.3 by default)
+//! `cargo bench --bench products` (some minutes; `-- SECONDS` for each line, 0.3 by default)
 //!
 //! From memory: the weights rotate among copies of 512 MiB together, so that no cache holds them.
-//! "read" sums the same bytes, several streams at a time. Activations are laid down, and rounded,
-//! within the time.
+//! "reading" is the best of several plain ways to read the same bytes. Activations are laid down,
+//! and rounded, within the time. `f32` is `ndarray`'s `dot` and `general_mat_mul` (`matrixmultiply`),
+//! filters split among the threads.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, Axis};
-use rayon::prelude::ParallelSlice;
-use twn_pack::kernel::{Arithmetic, Kernel, PackedMatrix, Workspace};
+use ndarray::{Array2, Array4, ArrayView2, Axis, s};
+use rayon::prelude::{ParallelSlice, ParallelSliceMut};
+use twn_pack::kernel::{Arithmetic, Conv2d, Kernel, PackedMatrix, Workspace};
+use twn_pack::net::dense;
 use twn_pack::{Encoding, Granularity, Isa};
 
 /// More than any cache.
@@ -21,41 +23,103 @@ const MEMORY: usize = 512 << 20;
 
 fn main() {
     let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(0.3);
-    let codes: Vec<u8> = random().map(valid).take(MEMORY).collect();
+    let mut codes = vec![0; MEMORY];
+    codes.par_chunks_mut(1 << 20).for_each(|codes| {
+        let random = random(codes.as_ptr() as u64);
+        codes.iter_mut().zip(random).for_each(|(code, byte)| *code = valid(byte));
+    });
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| table(threads, &codes, seconds));
     }
 }
 
+/// One line of the table.
+struct Line {
+    weights: String,
+    columns: usize,
+    what: &'static str,
+    set: &'static str,
+    /// Weights × columns per second.
+    rate: f64,
+    /// Bytes of weights per second, of what plain reading gives.
+    of_reading: Option<f64>,
+    f32_rate: f64,
+}
+
+impl Line {
+    fn print(self) {
+        let share = self.of_reading.map_or(String::new(), |share| format!("{share:.2}"));
+        println!(
+            "{:<14} {:>7} {:<14} {:<10} {:>9.1} {:>10} {:>11.2}",
+            self.weights,
+            self.columns,
+            self.what,
+            self.set,
+            self.rate / 1e9,
+            share,
+            self.rate / self.f32_rate
+        );
+    }
+}
+
 fn table(threads: usize, codes: &[u8], seconds: f64) {
-    let read = codes.len() as f64 / time(seconds, || read(threads, codes));
-    println!("\n{threads} thread(s): plain reading {:.1} GB/s\n", read / 1e9);
+    let ways = [(1, false), (4, false), (4, true), (8, false), (8, true)];
+    let read = ways.map(|(streams, ahead)| {
+        let time = time(seconds, || read(threads, codes, streams, ahead));
+        codes.len() as f64 / time
+    });
+    let read = read.into_iter().fold(0.0, f64::max);
+    println!("\n{threads} thread(s): plain reading {:.1} GB/s; G is 10⁹ weights × columns per second\n", read / 1e9);
     println!(
-        "{:<12} {:>7} {:<10} {:<10} {:>16} {:>14} {:>12}",
-        "weights", "columns", "arithmetic", "set", "G weights·col/s", "of reading", "against f32"
+        "{:<14} {:>7} {:<14} {:<10} {:>9} {:>10} {:>11}",
+        "weights", "columns", "arithmetic", "set", "G", "of reading", "against f32"
     );
     for (filters, n) in [(4096, 4096), (11008, 4096), (8192, 28672)] {
-        let f32_of = |columns| dense(filters, n, columns, seconds);
         for columns in [1, 8, 32, 512] {
-            let dense = f32_of(columns);
-            line(filters, n, columns, "f32", "", dense, None, dense);
+            let weights = format!("{filters}×{n}");
+            let f32_rate = dense_matrix(filters, n, columns, seconds);
+            let line = |what, set, rate, of_reading| {
+                Line { weights: weights.clone(), columns, what, set, rate, of_reading, f32_rate }.print();
+            };
+            line("f32", "", f32_rate, None);
             for arithmetic in [Arithmetic::Int8, Arithmetic::ExactF32] {
-                let rate = packed(codes, filters, n, columns, Kernel::new(arithmetic).unwrap(), seconds);
-                let share = (columns == 1).then_some(rate / 4.0 / read);
-                line(filters, n, columns, name(arithmetic), "", rate, share, dense);
+                let layout = Layout { encoding: Encoding::T2, group: None, filters, n };
+                let rate = layout.rate(codes, columns, Kernel::new(arithmetic).unwrap(), seconds);
+                line(name(arithmetic), "", rate, (columns == 1).then_some(rate / 4.0 / read));
             }
         }
     }
-    let in_cache = &codes[..256 * 4096 / 4];
+    in_cache(codes, seconds);
+    for batch in [1, 32] {
+        convolution(codes, batch, seconds);
+    }
+}
+
+/// Every instruction set, encoding and group, on weights that stay in the cache.
+fn in_cache(codes: &[u8], seconds: f64) {
+    let (filters, n) = (256, 4096);
+    let weights = format!("{filters}×{n}");
     for columns in [1, 512] {
-        let dense = dense(256, 4096, columns, seconds);
-        line(256, 4096, columns, "f32", "", dense, None, dense);
+        let f32_rate = dense_matrix(filters, n, columns, seconds);
+        let line = |what, set, rate| {
+            Line { weights: weights.clone(), columns, what, set, rate, of_reading: None, f32_rate }.print()
+        };
+        line("f32", "", f32_rate);
         for arithmetic in [Arithmetic::Int8, Arithmetic::ExactF32] {
             for isa in Isa::all() {
-                let rate = packed(in_cache, 256, 4096, columns, Kernel::with_isa(arithmetic, isa), seconds);
-                line(256, 4096, columns, name(arithmetic), isa.name(), rate, None, dense);
+                let layout = Layout { encoding: Encoding::T2, group: None, filters, n };
+                let kernel = Kernel::with_isa(arithmetic, isa);
+                line(name(arithmetic), isa.name(), layout.rate(codes, columns, kernel, seconds));
             }
+        }
+        for (what, encoding, group) in [
+            ("int8 t5", Encoding::T5, None),
+            ("int8 b1", Encoding::B1, None),
+            ("int8 group:64", Encoding::T2, Some(64)),
+        ] {
+            let layout = Layout { encoding, group, filters, n };
+            line(what, "", layout.rate(codes, columns, Kernel::new(Arithmetic::Int8).unwrap(), seconds));
         }
     }
 }
@@ -67,80 +131,146 @@ fn name(arithmetic: Arithmetic) -> &'static str {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the columns of a table")]
-fn line(filters: usize, n: usize, columns: usize, what: &str, isa: &str, rate: f64, share: Option<f64>, dense: f64) {
-    let share = share.map_or(String::new(), |share| format!("{share:.2}"));
-    let shape = format!("{filters}x{n}");
-    let (rate, against) = (rate / 1e9, rate / dense);
-    println!("{shape:<12} {columns:>7} {what:<10} {isa:<10} {rate:>16.1} {share:>14} {against:>12.2}");
+/// How a matrix is packed.
+#[derive(Clone, Copy)]
+struct Layout {
+    encoding: Encoding,
+    group: Option<u64>,
+    filters: usize,
+    n: usize,
 }
 
-/// Weights × columns per second of packed matrices that rotate through `codes`.
-fn packed(codes: &[u8], filters: usize, n: usize, columns: usize, kernel: Kernel, seconds: f64) -> f64 {
-    let scales = vec![0.02; filters];
-    let matrices: Vec<PackedMatrix<'_>> = codes
-        .chunks_exact(filters * n / 4)
-        .map(|codes| {
-            PackedMatrix::from_parts(Encoding::T2, [1, filters, n], Granularity::Filter, codes, &scales[..]).unwrap()
-        })
-        .collect();
-    let x = activations(n, columns);
-    let mut y = Array2::zeros((filters, columns));
-    let mut workspace = Workspace::default();
-    let mut next = (0..matrices.len()).cycle();
-    let took = time(seconds, || {
-        kernel.matrix(&matrices[next.next().unwrap()], x.view(), y.view_mut(), &mut workspace).unwrap();
-        black_box(&y);
-    });
-    (filters * n * columns) as f64 / took
+impl Layout {
+    /// Weights × columns per second of matrices that rotate through `codes`.
+    fn rate(self, codes: &[u8], columns: usize, kernel: Kernel, seconds: f64) -> f64 {
+        let Self { encoding, group, filters, n } = self;
+        let granularity = group.map_or(Granularity::Filter, Granularity::Group);
+        let scales = vec![0.02; granularity.scales(filters as u64, n as u64) as usize];
+        let bytes = filters * encoding.bytes(n);
+        // Small ones stay in the cache.
+        let copies = if bytes < 1 << 20 { 1 } else { codes.len() / bytes };
+        let matrices: Vec<PackedMatrix<'_>> = codes
+            .chunks_exact(bytes)
+            .take(copies)
+            .map(|codes| PackedMatrix::from_parts(encoding, [1, filters, n], granularity, codes, &scales[..]).unwrap())
+            .collect();
+        let x = activations(n, columns);
+        let mut y = Array2::zeros((filters, columns));
+        let mut workspace = Workspace::default();
+        let mut next = matrices.iter().cycle();
+        let took = time(seconds, || {
+            kernel.matrix(next.next().unwrap(), x.view(), y.view_mut(), &mut workspace).unwrap();
+            black_box(&y);
+        });
+        (filters * n * columns) as f64 / took
+    }
 }
 
-/// The same of `ndarray` (`matrixmultiply`) on as many threads as the pool has.
-fn dense(filters: usize, n: usize, columns: usize, seconds: f64) -> f64 {
+/// The same in `f32`.
+fn dense_matrix(filters: usize, n: usize, columns: usize, seconds: f64) -> f64 {
     let copies = if filters * n < 1 << 21 { 1 } else { (MEMORY / (filters * n * 4)).max(1) };
     let w: Vec<Array2<f32>> = (0..copies).map(|_| activations(filters, n)).collect();
     let x = activations(n, columns);
     let mut y = Array2::zeros((filters, columns));
-    let mut next = (0..copies).cycle();
+    let mut next = w.iter().cycle();
     let took = time(seconds, || {
-        let w = &w[next.next().unwrap()];
         let rows = filters.div_ceil(rayon::current_num_threads());
-        y.axis_chunks_iter_mut(Axis(0), rows)
-            .into_par_iter()
-            .zip(w.axis_chunks_iter(Axis(0), rows).into_par_iter())
-            .for_each(|(mut y, w): (_, ArrayView2<'_, f32>)| {
-                if columns == 1 {
-                    y.column_mut(0).assign(&w.dot(&x.column(0)));
-                } else {
-                    general_mat_mul(1.0, &w, &x, 0.0, &mut y);
-                }
-            });
+        let w = next.next().unwrap().axis_chunks_iter(Axis(0), rows).into_par_iter();
+        let y_rows = y.axis_chunks_iter_mut(Axis(0), rows).into_par_iter();
+        y_rows.zip(w).for_each(|(mut y, w): (_, ArrayView2<'_, f32>)| {
+            if columns == 1 {
+                y.column_mut(0).assign(&w.dot(&x.column(0)));
+            } else {
+                general_mat_mul(1.0, &w, &x, 0.0, &mut y);
+            }
+        });
         black_box(&y);
     });
     (filters * n * columns) as f64 / took
 }
 
-/// Reads every byte, eight streams per thread.
-fn read(threads: usize, codes: &[u8]) {
+/// 256 filters of 3×3 over 256 channels of 16×16, against im2col and a matrix product in `f32`.
+fn convolution(codes: &[u8], batch: usize, seconds: f64) {
+    let (filters, n, geometry) = (256, 256 * 9, Conv2d { padding: [1, 1], ..Conv2d::new([3, 3]) });
+    let x = activations(batch * 256, 256).into_shape_with_order((batch, 256, 16, 16)).unwrap();
+    let mut y = Array4::zeros((batch, filters, 16, 16));
+    let work = (filters * n * batch * 256) as f64;
+    let w = activations(filters, n);
+    let mut columns = vec![Vec::new(); 2];
+    let f32_rate = work
+        / time(seconds, || {
+            let half = filters / 2;
+            if batch > 1 || rayon::current_num_threads() == 1 {
+                let y = y.view_mut();
+                dense::conv2d(w.view(), None, &geometry, x.view(), y, &mut columns[0]).unwrap();
+            } else {
+                // One image: each thread takes half of the filters.
+                let (y0, y1) = y.view_mut().split_at(Axis(1), half);
+                let (c0, c1) = columns.split_at_mut(1);
+                let conv = |rows, y, columns: &mut Vec<f32>| {
+                    dense::conv2d(w.slice(s![rows, ..]), None, &geometry, x.view(), y, columns).unwrap();
+                };
+                rayon::join(|| conv(0..half, y0, &mut c0[0]), || conv(half..filters, y1, &mut c1[0]));
+            }
+            black_box(&y);
+        });
+    let line = |what, rate| {
+        let weights = format!("conv 3×3 ×{batch}");
+        Line { weights, columns: 256 * batch, what, set: "", rate, of_reading: None, f32_rate }.print();
+    };
+    line("f32", f32_rate);
+    let scales = vec![0.02; filters];
+    let w = PackedMatrix::from_parts(
+        Encoding::T2,
+        [1, filters, n],
+        Granularity::Filter,
+        &codes[..filters * n / 4],
+        &scales[..],
+    );
+    let (w, mut workspace) = (w.unwrap(), Workspace::default());
+    for arithmetic in [Arithmetic::Int8, Arithmetic::ExactF32] {
+        let kernel = Kernel::new(arithmetic).unwrap();
+        let took = time(seconds, || {
+            kernel.conv2d(&w, None, &geometry, x.view(), y.view_mut(), &mut workspace).unwrap();
+            black_box(&y);
+        });
+        line(name(arithmetic), work / took);
+    }
+}
+
+/// Reads every byte, so many streams per thread, asking for what comes or not.
+fn read(threads: usize, codes: &[u8], streams: usize, ahead: bool) {
     let sum: u64 = codes
         .par_chunks(codes.len() / threads)
         .map(|codes| {
-            let words: &[u64] = bytemuck::cast_slice(codes);
-            let (streams, _) = words.as_chunks::<8>();
-            let quarter = streams.len() / 8;
-            let streams: [&[[u64; 8]]; 8] = std::array::from_fn(|s| &streams[s * quarter..(s + 1) * quarter]);
-            let mut sums = [[0u64; 8]; 8];
-            for i in 0..quarter {
-                for (sums, stream) in sums.iter_mut().zip(&streams) {
-                    for (sum, word) in sums.iter_mut().zip(stream[i]) {
-                        *sum ^= word;
+            let (lines, _) = bytemuck::cast_slice::<u8, u64>(codes).as_chunks::<8>();
+            let each = lines.len() / streams;
+            let mut sums = [[0; 8]; 8];
+            for i in 0..each {
+                for (s, sums) in sums.iter_mut().enumerate().take(streams) {
+                    let line = &lines[s * each + i];
+                    if ahead {
+                        prefetch(line);
                     }
+                    sums.iter_mut().zip(line).for_each(|(sum, word)| *sum ^= word);
                 }
             }
             sums.as_flattened().iter().fold(0, |all, sum| all ^ sum)
         })
         .sum();
     black_box(sum);
+}
+
+/// Asks for the line a KiB further on.
+fn prefetch(line: &[u64; 8]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(128).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// The median time of one call, after one to warm up.
@@ -157,18 +287,18 @@ fn time(seconds: f64, mut run: impl FnMut()) -> f64 {
 }
 
 fn activations(rows: usize, columns: usize) -> Array2<f32> {
-    let mut random = random();
+    let mut random = random(1);
     Array2::from_shape_simple_fn((rows, columns), || f32::from(random.next().unwrap()) / 128.0 - 1.0)
 }
 
-/// Invalid codes become zeros.
+/// Codes of 3 become 1.
 fn valid(byte: u8) -> u8 {
     let both = byte & byte >> 1 & 0x55;
     byte & !(both << 1)
 }
 
-fn random() -> impl Iterator<Item = u8> {
-    let mut state = 1u64;
+fn random(seed: u64) -> impl Iterator<Item = u8> {
+    let mut state = seed;
     std::iter::repeat_with(move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8

@@ -48,6 +48,24 @@ pub enum Error {
         /// What is wrong with its weights.
         problem: WeightsProblem,
     },
+    /// A tensor of this file is not what a network needs.
+    #[error("{}: tensor `{tensor}`: {problem}", path.display())]
+    Network {
+        /// The `.twn` file or checkpoint.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong with it.
+        problem: NetworkProblem,
+    },
+    /// A data set is not what it claims to be.
+    #[error("{}: {problem}", path.display())]
+    Data {
+        /// Its file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: DataProblem,
+    },
     /// What was asked for makes no sense: a rule, a setting, a combination.
     #[error("{0}")]
     Request(String),
@@ -88,9 +106,12 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Io { .. } => Fault::Io,
-            Self::Checkpoint { .. } | Self::Container { .. } | Self::Weights { .. } | Self::InputChanged { .. } => {
-                Fault::Input
-            }
+            Self::Checkpoint { .. }
+            | Self::Container { .. }
+            | Self::Weights { .. }
+            | Self::Network { .. }
+            | Self::Data { .. }
+            | Self::InputChanged { .. } => Fault::Input,
             Self::Request(_) | Self::OutputExists { .. } => Fault::Request,
             Self::Cancelled => Fault::Cancelled,
         }
@@ -410,5 +431,115 @@ pub enum WeightsProblem {
         what: &'static str,
         /// Its value.
         found: f64,
+    },
+}
+
+/// Why a tensor does not fit into a network.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum NetworkProblem {
+    /// No tensor of that name.
+    #[error("is missing, expected one of shape {expected:?}; is this a file of that network, with the same names?")]
+    Missing {
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// Another shape.
+    #[error("shape {found:?}, expected {expected:?}; is this a file of that network?")]
+    Shape {
+        /// The shape it should have.
+        expected: Vec<usize>,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// No floating-point type.
+    #[error("dtype {found}, expected a floating-point type (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)")]
+    Dtype {
+        /// Its type.
+        found: Dtype,
+    },
+    /// Packed along an axis that is not the layer's outputs.
+    #[error(
+        "packed with filters along axis {found}, expected axis 0, the layer's outputs; pack it with --axis 0, or run it with --float"
+    )]
+    FilterAxis {
+        /// The filter axis.
+        found: usize,
+    },
+    /// Its codes do not unpack.
+    #[error("{0}; pack it again")]
+    Codes(String),
+}
+
+/// What can be wrong with a data set.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum DataProblem {
+    /// None of the usual file names is there.
+    #[error("no {what} here, expected one of {names}; download the data set into this directory")]
+    NotFound {
+        /// "test images", "training labels".
+        what: String,
+        /// The names that were looked for.
+        names: String,
+    },
+    /// Another magic number.
+    #[error("magic number {found:#010x}, expected {expected:#010x}, {what} in IDX format; is this another file?")]
+    Magic {
+        /// The number of that kind of file.
+        expected: u32,
+        /// The number in the file.
+        found: u32,
+        /// "images" or "labels".
+        what: &'static str,
+    },
+    /// The file ends too soon.
+    #[error("ends after {found} bytes, expected {expected}: {what}; was the download cut off?")]
+    TooShort {
+        /// Bytes that the header promises, with the header.
+        expected: u64,
+        /// Bytes there.
+        found: u64,
+        /// What they are made of.
+        what: String,
+    },
+    /// The file goes on where its header says that it ends.
+    #[error("goes on after {expected} bytes, expected to end there: {what}; download it again")]
+    TooLong {
+        /// Bytes that the header promises, with the header.
+        expected: u64,
+        /// What they are made of.
+        what: String,
+    },
+    /// Dimensions that no data set has.
+    #[error("{what} in the header, expected at least 1 of each and at most {limit} bytes in all; download it again")]
+    Size {
+        /// The dimensions.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The gzip stream is damaged.
+    #[error("gzip: {0}; download it again")]
+    Gzip(String),
+    /// Not as many labels as images.
+    #[error("{labels} labels, expected {images}, one per image of {}; take both from one data set", file.display())]
+    Count {
+        /// How many labels.
+        labels: usize,
+        /// How many images.
+        images: usize,
+        /// Where the images are.
+        file: PathBuf,
+    },
+    /// A label that the network has no output for.
+    #[error("label {found} of image {image}, expected 0 to {}: the network has {classes} outputs", classes - 1)]
+    Label {
+        /// The label.
+        found: u8,
+        /// Which image, from 0.
+        image: usize,
+        /// How many outputs there are. At least 1.
+        classes: usize,
     },
 }

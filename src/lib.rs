@@ -7,6 +7,7 @@
 //!  shards,     tensor,    Δ, α          bytes     publishes atomically  one exporter per
 //!  dtypes      axis,                                                    output format
 //!              method                             container::reader ──► verify, unpack, your exporter
+//!                                                                   └──► kernel ──► net ◄── data
 //! ```
 //!
 //! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
@@ -36,6 +37,8 @@
 mod atomic_file;
 pub mod container;
 pub mod convert;
+#[cfg(feature = "eval")]
+pub mod data;
 mod dtype;
 pub mod error;
 mod float8;
@@ -43,6 +46,8 @@ pub mod kernel;
 pub mod limits;
 mod mapped;
 pub mod memory;
+#[cfg(feature = "eval")]
+pub mod net;
 pub mod pack;
 pub mod report;
 pub mod select;

@@ -12,3 +12,7 @@ pub const NAME_BYTES: usize = 4096;
 pub const RANK: usize = 16;
 /// Planes of a ternary tensor.
 pub const PLANES: usize = 16;
+/// Bytes of images or labels in an IDX file, unpacked.
+pub const IDX_BYTES: u64 = 1 << 32;
+/// Values that a layer of a network takes or gives per image, or that a convolution gathers for it.
+pub const LAYER_VALUES: usize = 1 << 26;

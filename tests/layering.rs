@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 20] = [
+const MODULES: [(&str, &[&str]); 22] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -25,12 +25,14 @@ const MODULES: [(&str, &[&str]); 20] = [
     ("container", &["ternarize", "pack", "atomic_file"]),
     // A treatment names a method, an encoding and a granularity; see `select_only_names`.
     ("select", &["source", "ternarize", "pack", "container"]),
-    ("kernel", &["pack", "container"]),
     ("report", &["source", "select", "container"]),
     ("convert", &["source", "select", "ternarize", "pack", "container", "report"]),
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "pack", "container"]),
     ("unpack", &["container", "atomic_file"]),
+    ("kernel", &["pack", "container"]),
+    ("data", &[]),
+    ("net", &["source", "container", "kernel", "data", "atomic_file"]),
     // The command line is a user of the library like any other: it says `twn_pack::`.
     ("cli", &[]),
 ];

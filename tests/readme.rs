@@ -47,6 +47,11 @@ fn examples_print_what_the_readme_shows() {
     std::fs::create_dir(directory.path().join("fixtures")).unwrap();
     let network = "fixtures/lenet5-mnist.safetensors";
     std::fs::copy(fixtures.join("lenet5-mnist.safetensors"), directory.path().join(network)).unwrap();
+    std::fs::create_dir(directory.path().join("fixtures/mnist64")).unwrap();
+    for name in common::names(&fixtures.join("mnist64")) {
+        let images = Path::new("mnist64").join(name);
+        std::fs::copy(fixtures.join(&images), directory.path().join("fixtures").join(&images)).unwrap();
+    }
     std::fs::write(directory.path().join("rules.toml"), blocks("toml")[0]).unwrap();
     let mut run = 0;
     for block in blocks("console") {
@@ -63,7 +68,7 @@ fn examples_print_what_the_readme_shows() {
             run += 1;
         }
     }
-    assert_eq!(run, 7, "commands in README.md");
+    assert_eq!(run, 9, "commands in README.md");
 }
 
 #[test]
@@ -71,7 +76,7 @@ fn options_and_exit_codes_are_those_of_the_program() {
     let (help, _) = common::expect(0, &["--help"]);
     for option in README.split('`').filter(|span| span.starts_with("--")) {
         let option = option.split_whitespace().next().unwrap();
-        let known = ["", "inspect", "verify", "unpack"].iter().any(|command| {
+        let known = ["", "inspect", "verify", "unpack", "eval"].iter().any(|command| {
             let arguments: Vec<&str> = [*command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
             common::expect(0, &arguments).0.contains(option)
         });

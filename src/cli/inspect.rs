@@ -1,9 +1,7 @@
 //! `twn-pack inspect`: the report of a `.twn` file, or of what packing a checkpoint would give.
 
 use std::cmp::Ordering;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use globset::Glob;
@@ -13,7 +11,7 @@ use twn_pack::{Checkpoint, Container, Error, Report, convert};
 use super::exit::Exit;
 use super::progress::Display;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, naming_input, print};
+use super::{ColorWhen, Session, is_container, naming_input, print};
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -107,19 +105,6 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
     } else {
         print(report.to_table(args.color.on_stdout()))
     }
-}
-
-/// By its first bytes; a file called .twn stays one even where they are damaged.
-fn is_container(path: &Path) -> Result<bool, Error> {
-    // A directory is a checkpoint; to look into a pipe would wait for ever, and opening it as a
-    // checkpoint says what is wrong with it.
-    if !path.is_file() {
-        return Ok(false);
-    }
-    let mut magic = [0; 4];
-    let io = |source| Error::Io { path: path.to_path_buf(), action: "open", source };
-    let read = File::open(path).map_err(io)?.read(&mut magic).map_err(io)?;
-    Ok(read == 4 && magic == *b"\x89TWN" || path.extension().is_some_and(|extension| extension == "twn"))
 }
 
 impl InspectArgs {

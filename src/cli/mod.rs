@@ -1,6 +1,7 @@
 //! The command line: parse → run → exit code. One file per subcommand. Not here: any work on
 //! tensors; that is the library's.
 
+mod eval;
 mod exit;
 mod inspect;
 mod pack;
@@ -9,7 +10,8 @@ mod rules;
 mod unpack;
 mod verify;
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use twn_pack::Error;
 
 use self::exit::Exit;
 
@@ -54,7 +57,6 @@ struct Global {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "parsed once")]
 enum Command {
     /// Show what a .twn file holds and what it cost, or what packing a checkpoint would give
     Inspect(inspect::InspectArgs),
@@ -62,6 +64,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Turn a .twn file back into .safetensors
     Unpack(unpack::UnpackArgs),
+    /// Run a network over a data set: accuracy, images per second, memory
+    Eval(eval::EvalArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -122,6 +126,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Inspect(args)) => inspect::run(args, &session),
         Some(Command::Verify(args)) => verify::run(args, &session),
         Some(Command::Unpack(args)) => unpack::run(args, &session),
+        Some(Command::Eval(args)) => eval::run(args, &session),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "twn-pack", &mut script);
@@ -140,6 +145,19 @@ fn naming_input(error: twn_pack::Error, input: &Path) -> anyhow::Error {
     let weights = matches!(error, twn_pack::Error::Weights { .. });
     let error = anyhow::Error::from(error);
     if weights { error.context(input.display().to_string()) } else { error }
+}
+
+/// By its first bytes; a file called .twn stays one even where they are damaged.
+fn is_container(path: &Path) -> Result<bool, Error> {
+    // A directory is a checkpoint; to look into a pipe would wait for ever, and opening it as a
+    // checkpoint says what is wrong with it.
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let mut magic = [0; 4];
+    let io = |source| Error::Io { path: path.to_path_buf(), action: "open", source };
+    let read = File::open(path).map_err(io)?.read(&mut magic).map_err(io)?;
+    Ok(read == 4 && magic == *b"\x89TWN" || path.extension().is_some_and(|extension| extension == "twn"))
 }
 
 /// Results go to stdout.

@@ -26,13 +26,26 @@ pub(super) enum Display {
     Nothing,
 }
 
+/// The bar's text for weights, counted in bytes.
+const BYTES: &str = "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg:.40}";
+/// The same for images.
+const IMAGES: &str = "{wide_bar} {human_pos}/{human_len} images  {per_sec}  {eta} left";
+
 impl Display {
     pub fn new(global: &Global) -> Self {
+        Self::with(global, BYTES)
+    }
+
+    /// To count images, not bytes.
+    pub fn of_images(global: &Global) -> Self {
+        Self::with(global, IMAGES)
+    }
+
+    fn with(global: &Global, template: &str) -> Self {
         match global.progress {
             Mode::Json => Self::Json(Mutex::new(None)),
             Mode::Auto if !global.quiet && io::stderr().is_terminal() => {
                 let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-                let template = "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg:.40}";
                 bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
                 Self::Bar(bar)
             }
@@ -41,21 +54,27 @@ impl Display {
     }
 
     pub fn show(&self, progress: Progress<'_>) {
+        self.advance(progress.done, progress.total, Some(progress.tensor));
+    }
+
+    /// `what` is being worked on; without it nothing is said of that.
+    pub fn advance(&self, done: u64, total: u64, what: Option<&str>) {
         match self {
             Self::Bar(bar) => {
-                bar.set_length(progress.total);
-                bar.set_position(progress.done);
-                bar.set_message(printable(progress.tensor));
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.set_message(printable(what.unwrap_or_default()));
             }
             Self::Json(last) => {
                 let Ok(mut last) = last.lock() else { return };
-                if progress.done < progress.total && last.is_some_and(|last| last.elapsed() < INTERVAL) {
+                if done < total && last.is_some_and(|last| last.elapsed() < INTERVAL) {
                     return;
                 }
                 *last = Some(Instant::now());
-                let line = serde_json::json!({
-                    "done": progress.done, "total": progress.total, "tensor": progress.tensor
-                });
+                let line = match what {
+                    Some(tensor) => serde_json::json!({ "done": done, "total": total, "tensor": tensor }),
+                    None => serde_json::json!({ "done": done, "total": total }),
+                };
                 let _ = writeln!(io::stderr(), "{line}");
             }
             Self::Nothing => {}

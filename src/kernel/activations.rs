@@ -94,8 +94,8 @@ impl<D: Digits> Pack8<'_, D> {
                 let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
                 for (k, line) in lines.iter_mut().enumerate() {
                     let weight = D::weight(k);
-                    for (byte, q) in line.0.iter_mut().enumerate() {
-                        *q = rounded[byte * D::PER_BYTE + weight];
+                    for (q, rounded) in line.0.iter_mut().zip(rounded.chunks_exact(D::PER_BYTE)) {
+                        *q = rounded[weight];
                     }
                 }
                 let sums: [i32; LANES] = std::array::from_fn(|lane| {
@@ -133,8 +133,8 @@ impl<D: Digits> Pack8<'_, D> {
                 let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
                 for (k, line) in lines.iter_mut().enumerate() {
                     let weight = D::weight(k);
-                    for (byte, q) in line.0.iter_mut().enumerate() {
-                        *q = rounded[byte * D::PER_BYTE + weight][c];
+                    for (q, rows) in line.0.iter_mut().zip(rounded.chunks_exact(D::PER_BYTE)) {
+                        *q = rows[weight][c];
                     }
                 }
             }

@@ -62,7 +62,9 @@ impl Kernel {
     ) -> Result<()> {
         let (batch, channels, height, width) = x.dim();
         let groups = geometry.groups;
-        let per_group = channels.checked_div(groups).filter(|_| channels % groups == 0 && w.filters() % groups == 0);
+        let per_group = channels
+            .checked_div(groups)
+            .filter(|_| channels.is_multiple_of(groups) && w.filters().is_multiple_of(groups));
         let (Some(per_group), Some([output_height, output_width])) = (per_group, geometry.output([height, width]))
         else {
             return Err(Error::Request(format!(

@@ -15,7 +15,7 @@
 //! Not here: the layout of x ([`super::activations`]), instruction sets ([`super::lanes`]).
 
 use super::digits::Digits;
-use super::int8::{split, spread, tree};
+use super::int8::{EMPTY, map, split, spread, tree};
 use super::lanes::{CHUNK, LANES, Lanes, Line32};
 
 /// Scales within a filter: (the filters' scales, how many lanes share one).
@@ -38,9 +38,9 @@ pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
         for i in 0..whole + usize::from(tails.is_some()) {
             let codes = match &tails {
                 Some(tails) if i == whole => tails.each_ref(),
-                _ => chunks.map(|chunks| &chunks[i]),
+                _ => map(chunks, &EMPTY, |chunks| &chunks[i]),
             };
-            let x = x.map(|x| &x[i * D::PER_LANE..(i + 1) * D::PER_LANE]);
+            let x = map(x, &[][..], |x| &x[i * D::PER_LANE..(i + 1) * D::PER_LANE]);
             match groups {
                 None => sums = chunk::<L, D, R, C>(lanes, codes, x, part, sums),
                 Some((scales, lanes_per_scale)) => {
@@ -60,7 +60,7 @@ pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
             }
         }
     }
-    y.map(|y| y.map(|lanes| tree(lanes.0)))
+    map(y, [0.0; C], |y| map(y, 0.0, |lanes| tree(lanes.0)))
 }
 
 /// One part of one chunk.

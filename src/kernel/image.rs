@@ -15,6 +15,8 @@ use crate::pack::Encoding;
 pub(super) struct Image {
     rounded: Vec<i8>,
     exact: Vec<f32>,
+    /// Weights of a filter.
+    weights: usize,
     /// For every place of a column's lines, where it lies from the filter's corner.
     places: Vec<u32>,
     /// Where the filter's corner stands, for every output.
@@ -42,6 +44,7 @@ impl Image {
         };
         let [kernel_height, kernel_width] = geometry.kernel;
         let n = channels * kernel_height * kernel_width;
+        self.weights = n;
         self.places.clear();
         self.places.resize(n.next_multiple_of(D::PER_CHUNK), size as u32);
         for j in 0..n {
@@ -89,8 +92,14 @@ impl Image {
         sums: &mut [[i32; LANES]],
     ) -> Quantized {
         let corner = self.corners[output];
-        for (line, places) in lines.iter_mut().zip(self.places.as_chunks::<CHUNK>().0) {
-            line.0 = places.map(|place| self.rounded[(corner + place) as usize]);
+        let places = self.places.as_chunks::<CHUNK>().0;
+        for (i, (line, places)) in lines.iter_mut().zip(places).enumerate() {
+            // Bytes that hold weights; those behind them stay empty.
+            let used = self.weights.saturating_sub(i / D::PER_BYTE * D::PER_CHUNK).div_ceil(D::PER_BYTE).min(CHUNK);
+            for (to, &place) in line.0[..used].iter_mut().zip(places) {
+                *to = self.rounded[(corner + place) as usize];
+            }
+            line.0[used..].fill(0);
         }
         for (sums, lines) in sums.iter_mut().zip(lines.chunks(D::PER_BYTE)) {
             *sums = [0; LANES];
@@ -104,10 +113,15 @@ impl Image {
     }
 
     /// The same as [`super::activations::Pack32`] does.
-    pub fn column32(&self, output: usize, lines: &mut [Line32]) {
+    pub fn column32<D: Digits>(&self, output: usize, lines: &mut [Line32]) {
         let corner = self.corners[output];
-        for (line, places) in lines.iter_mut().zip(self.places.as_chunks::<LANES>().0) {
-            line.0 = places.map(|place| self.exact[(corner + place) as usize]);
+        let places = self.places.as_chunks::<LANES>().0;
+        for (i, (line, places)) in lines.iter_mut().zip(places).enumerate() {
+            let used = self.weights.saturating_sub(i / D::PER_LANE * D::PER_CHUNK).div_ceil(D::PER_LANE).min(LANES);
+            for (to, &place) in line.0[..used].iter_mut().zip(places) {
+                *to = self.exact[(corner + place) as usize];
+            }
+            line.0[used..].fill(0.0);
         }
     }
 }

@@ -34,14 +34,14 @@ pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
         let to = (from + SEGMENT).min(whole);
         let part = segment::<L, D, R, C>(
             lanes,
-            chunks.map(|chunks| &chunks[from..to]),
-            x.map(|x| &x[from * D::PER_BYTE..to * D::PER_BYTE]),
+            map(chunks, &[][..], |chunks| &chunks[from..to]),
+            map(x, &[][..], |x| &x[from * D::PER_BYTE..to * D::PER_BYTE]),
         );
         add(&mut totals, part);
         from = to;
     }
     if let Some(tails) = tails {
-        let last = x.map(|x| &x[whole * D::PER_BYTE..]);
+        let last = map(x, &[][..], |x| &x[whole * D::PER_BYTE..]);
         add(&mut totals, segment::<L, D, R, C>(lanes, each(&tails), last));
     }
     totals
@@ -54,12 +54,12 @@ fn segment<L: Lanes, D: Digits, const R: usize, const C: usize>(
     x: [&[Line8]; C],
 ) -> [[i32; C]; R] {
     let chunks = codes[0].len();
-    let codes = codes.map(|codes| &codes[..chunks]);
-    let x = x.map(|x| &x[..chunks * D::PER_BYTE]);
+    let codes = map(codes, &[][..], |codes| &codes[..chunks]);
+    let x = map(x, &[][..], |x| &x[..chunks * D::PER_BYTE]);
     let mut sums = [[lanes.ints(&[0; LANES], 0); C]; R];
     for i in 0..chunks {
         for part in 0..L::PARTS {
-            sums = chunk::<L, D, R, C>(lanes, codes.map(|codes| &codes[i]), x, i, part, sums);
+            sums = chunk::<L, D, R, C>(lanes, map(codes, &EMPTY, |codes| &codes[i]), x, i, part, sums);
         }
     }
     let mut totals = [[0; C]; R];
@@ -131,7 +131,7 @@ pub(super) fn grouped_tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
         for i in 0..whole + usize::from(tails.is_some()) {
             let codes = match &tails {
                 Some(tails) if i == whole => tails.each_ref(),
-                _ => chunks.map(|chunks| &chunks[i]),
+                _ => map(chunks, &EMPTY, |chunks| &chunks[i]),
             };
             let ints = chunk::<L, D, R, C>(lanes, codes, x, i, part, [[none; C]; R]);
             for r in 0..R {
@@ -149,7 +149,18 @@ pub(super) fn grouped_tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
             }
         }
     }
-    y.map(|y| y.map(|lanes| tree(lanes.0)))
+    map(y, [0.0; C], |y| map(y, 0.0, |lanes| tree(lanes.0)))
+}
+
+/// No weights.
+pub(super) const EMPTY: [u8; CHUNK] = [0; CHUNK];
+
+/// `array::map`, which the compiler does not always see through.
+#[inline(always)]
+pub(super) fn map<T: Copy, U: Copy, const N: usize>(from: [T; N], empty: U, f: impl Fn(T) -> U) -> [U; N] {
+    let mut to = [empty; N];
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = f(from));
+    to
 }
 
 /// The scale of every lane of chunk `i`.
@@ -177,19 +188,19 @@ pub(super) fn spread(scales: &[f32], lanes_per_scale: usize, i: usize) -> Line32
 pub(super) fn split<const R: usize>(codes: [&[u8]; R]) -> ([&[[u8; CHUNK]]; R], Option<[[u8; CHUNK]; R]>) {
     let rest = codes[0].len() % CHUNK;
     let tails = (rest > 0).then(|| {
-        codes.map(|codes| {
+        map(codes, EMPTY, |codes| {
             let mut tail = [0; CHUNK];
             tail[..rest].copy_from_slice(&codes[codes.len() - rest..]);
             tail
         })
     });
-    (codes.map(|codes| codes.as_chunks().0), tails)
+    (map(codes, &[][..], |codes| codes.as_chunks().0), tails)
 }
 
 /// One chunk of each, as a slice.
 #[inline(always)]
 pub(super) fn each<const R: usize>(tails: &[[u8; CHUNK]; R]) -> [&[[u8; CHUNK]]; R] {
-    tails.each_ref().map(std::slice::from_ref)
+    map(tails.each_ref(), &[][..], std::slice::from_ref)
 }
 
 #[inline(always)]

@@ -120,6 +120,7 @@ impl<'a> PackedMatrix<'a> {
     ///
     /// # Panics
     /// When there is no such plane or filter.
+    #[inline]
     pub fn codes(&self, plane: usize, filter: usize) -> &[u8] {
         assert!(plane < self.planes && filter < self.filters(), "plane {plane}, filter {filter}");
         let bytes = self.encoding.bytes(self.filter_len);
@@ -130,6 +131,7 @@ impl<'a> PackedMatrix<'a> {
     ///
     /// # Panics
     /// When there is no such plane or filter.
+    #[inline]
     pub fn scales(&self, plane: usize, filter: usize) -> &[f32] {
         assert!(plane < self.planes && filter < self.filters(), "plane {plane}, filter {filter}");
         let per_filter = match self.granularity {

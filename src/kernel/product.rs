@@ -8,6 +8,7 @@ use ndarray::ArrayViewMut2;
 
 use super::activations::Quantized;
 use super::digits::{Digits, place8, place32};
+use super::int8::map;
 use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32, Portable};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Ymm, Zmm};
@@ -46,7 +47,16 @@ pub(super) struct Columns32<'a, D> {
     pub digits: PhantomData<D>,
 }
 
+/// 0, 1, 2 …
+#[inline(always)]
+fn count<const N: usize>() -> [usize; N] {
+    let mut count = [0; N];
+    count.iter_mut().enumerate().for_each(|(i, n)| *n = i);
+    count
+}
+
 /// One column of several that are equally long.
+#[inline]
 fn column<T>(all: &[T], c: usize, len: usize) -> &[T] {
     &all[c * len..(c + 1) * len]
 }
@@ -62,8 +72,8 @@ impl<D: Digits> Columns for Columns8<'_, D> {
         c: usize,
     ) -> [[f32; C]; R] {
         let chunks = w.filter_len().div_ceil(D::PER_CHUNK);
-        let codes = filters.map(|filter| w.codes(plane, filter));
-        let x: [&[Line8]; C] = std::array::from_fn(|i| column(self.lines, c + i, chunks * D::PER_BYTE));
+        let codes = map(filters, &[][..], |filter| w.codes(plane, filter));
+        let x = map(count(), &[][..], |i| column(self.lines, c + i, chunks * D::PER_BYTE));
         let mut y = match w.group() {
             None => {
                 let sums = int8::tile::<L, D, R, C>(lanes, codes, x);
@@ -77,12 +87,12 @@ impl<D: Digits> Columns for Columns8<'_, D> {
                 y
             }
             Some(size) if size % D::PER_LANE == 0 => {
-                let scales = filters.map(|filter| w.scales(plane, filter));
-                let sums = std::array::from_fn(|i| column(self.sums, c + i, chunks));
+                let scales = map(filters, &[][..], |filter| w.scales(plane, filter));
+                let sums = map(count(), &[][..], |i| column(self.sums, c + i, chunks));
                 int8::grouped_tile::<L, D, R, C>(lanes, codes, scales, size / D::PER_LANE, x, sums)
             }
             Some(size) => {
-                let scales = filters.map(|filter| w.scales(plane, filter));
+                let scales = map(filters, &[][..], |filter| w.scales(plane, filter));
                 one_by_one(codes, scales, size, w.filter_len(), |codes, weights, i: usize| {
                     let term = |j| {
                         i64::from(sign::<D>(codes, j))
@@ -110,9 +120,9 @@ impl<D: Digits> Columns for Columns32<'_, D> {
         c: usize,
     ) -> [[f32; C]; R] {
         let chunks = w.filter_len().div_ceil(D::PER_CHUNK);
-        let codes = filters.map(|filter| w.codes(plane, filter));
-        let scales = filters.map(|filter| w.scales(plane, filter));
-        let x: [&[Line32]; C] = std::array::from_fn(|i| column(self.lines, c + i, chunks * D::PER_LANE));
+        let codes = map(filters, &[][..], |filter| w.codes(plane, filter));
+        let scales = map(filters, &[][..], |filter| w.scales(plane, filter));
+        let x = map(count(), &[][..], |i| column(self.lines, c + i, chunks * D::PER_LANE));
         match w.group() {
             None => {
                 let mut y = exact::tile::<L, D, R, C>(lanes, codes, None, x);
@@ -196,7 +206,7 @@ impl<X: Columns> Product<'_, X> {
         let tiles = self.y.nrows() / R;
         let (step, apart) = if C == 1 { (1, tiles) } else { (R, 1) };
         for i in 0..tiles {
-            self.tile::<L, R, C>(lanes, plane, std::array::from_fn(|r| i * step + r * apart), c);
+            self.tile::<L, R, C>(lanes, plane, map(count(), 0, |r| i * step + r * apart), c);
         }
         for row in tiles * R..self.y.nrows() {
             self.tile::<L, 1, C>(lanes, plane, [row], c);
@@ -206,7 +216,7 @@ impl<X: Columns> Product<'_, X> {
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const C: usize>(&mut self, lanes: L, plane: usize, rows: [usize; R], c: usize) {
         let [filter, column] = self.first;
-        let y = self.x.tile::<L, R, C>(lanes, self.w, plane, rows.map(|row| filter + row), column + c);
+        let y = self.x.tile::<L, R, C>(lanes, self.w, plane, map(rows, 0, |row| filter + row), column + c);
         for (row, y) in rows.into_iter().zip(y) {
             for (i, y) in y.into_iter().enumerate() {
                 self.y[[row, c + i]] += y;

@@ -112,7 +112,7 @@ impl Workspace {
         let per_column = self.image.column_len() / LANES;
         let lines = room(&mut self.lines32, outputs.len() * per_column, Line32([0.0; _]));
         let image = &self.image;
-        let lay = |(lines, output): (&mut [_], _)| image.column32(output, lines);
+        let lay = |(lines, output): (&mut [_], _)| image.column32::<D>(output, lines);
         if parallel {
             lines.par_chunks_mut(per_column).zip(outputs).with_min_len(BLOCK).for_each(lay);
         } else {

@@ -1,0 +1,52 @@
+//! Max pooling. Padding never wins: a window sees only what is there. Not here: other pooling.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::kernel::Conv2d;
+
+/// The largest value of each window, NaN where there is one. `x` is `[images × channels][height][width]`
+/// of the size `input`, `y` the same of the size `output`; padding is at most half of the kernel.
+pub(super) fn max_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
+    let planes = y.par_chunks_mut(output[0] * output[1]).zip(x.par_chunks(input[0] * input[1]));
+    planes.for_each(|(y, x)| {
+        for (oy, y) in y.chunks_mut(output[1]).enumerate() {
+            let rows = inside(geometry, 0, oy, input);
+            for (ox, y) in y.iter_mut().enumerate() {
+                let columns = inside(geometry, 1, ox, input);
+                let values = rows.clone().flat_map(|iy| &x[iy * input[1]..][columns.clone()]);
+                *y = values.fold(f32::NEG_INFINITY, |max, &x| if x > max || x.is_nan() { x } else { max });
+            }
+        }
+    });
+}
+
+/// What a window sees of the input along one axis.
+fn inside(geometry: &Conv2d, axis: usize, output: usize, input: [usize; 2]) -> Range<usize> {
+    let (from, padding) = (output * geometry.stride[axis], geometry.padding[axis]);
+    from.saturating_sub(padding)..(from + geometry.kernel[axis] - padding).min(input[axis])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_end_at_the_edges_and_nan_stays() {
+        let x = [-1.0, -5.0, -2.0, -4.0, -3.0, -9.0, -8.0, -7.0, -6.0];
+        let pool = |geometry: Conv2d, x: &[f32]| {
+            let output = geometry.output([3, 3]).unwrap();
+            let mut y = vec![0.0; output[0] * output[1]];
+            max_pool(&geometry, x, [3, 3], &mut y, output);
+            y
+        };
+        let two = Conv2d { stride: [2, 2], ..Conv2d::new([2, 2]) };
+        assert_eq!(pool(two, &x), [-1.0], "what is left over is not seen");
+        assert_eq!(pool(Conv2d { padding: [1, 1], ..two }, &x), [-1.0, -2.0, -4.0, -3.0]);
+        assert_eq!(pool(Conv2d::new([1, 3]), &x), [-1.0, -3.0, -6.0]);
+        let mut x = x;
+        x[3] = f32::NAN;
+        assert!(pool(Conv2d::new([2, 2]), &x)[..].iter().map(|y| y.is_nan()).eq([true, false, true, false]));
+    }
+}

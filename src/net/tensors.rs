@@ -1,0 +1,122 @@
+//! The tensors of a network, by name, from a packed or a float file. Not here: what layers do with them.
+
+use std::path::Path;
+
+use ndarray::Array2;
+
+use crate::container::{Container, DenseTensor, Tensor, TernaryTensor};
+use crate::error::NetworkProblem;
+use crate::source::{Checkpoint, FilterView, TensorView};
+use crate::{Error, Isa, Result};
+
+/// Where a network's tensors come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A `.twn` file.
+    Container(Container),
+    /// A `.safetensors` file, or several.
+    Checkpoint(Checkpoint),
+}
+
+/// The weights of a convolution or a linear layer: a row per output.
+#[derive(Debug)]
+pub enum Weights<'a> {
+    /// As they lie in the file; never unpacked.
+    Packed(Box<TernaryTensor<'a>>),
+    /// Outputs × weights per output.
+    Dense(Array2<f32>),
+}
+
+/// Looks for tensors in one file.
+pub(super) struct Tensors<'a> {
+    source: &'a Source,
+    /// Dequantize ternary weights.
+    float: bool,
+    isa: Isa,
+}
+
+impl Source {
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Container(container) => container.path(),
+            Self::Checkpoint(checkpoint) => checkpoint.path(),
+        }
+    }
+}
+
+impl<'a> Tensors<'a> {
+    pub fn new(source: &'a Source, float: bool) -> Result<Self> {
+        Ok(Self { source, float, isa: Isa::detect()? })
+    }
+
+    /// The weights of a layer, of that shape with the outputs first.
+    pub fn weights(&self, name: &str, shape: &[usize]) -> Result<Weights<'a>> {
+        match self.find(name, shape)? {
+            Tensor::Ternary(tensor) if !self.float => {
+                if tensor.axis != 0 {
+                    return Err(self.error(name)(NetworkProblem::FilterAxis { found: tensor.axis }));
+                }
+                Ok(Weights::Packed(Box::new(tensor)))
+            }
+            tensor => {
+                let values = self.decode(name, &tensor)?;
+                // The shape is the one asked for, so the rows are.
+                let columns = shape[1..].iter().product();
+                let matrix = Array2::from_shape_vec((shape[0], columns), values);
+                matrix.map(Weights::Dense).map_err(|e| self.error(name)(NetworkProblem::Codes(e.to_string())))
+            }
+        }
+    }
+
+    /// One `f32` per channel.
+    pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
+        let tensor = self.find(name, &[length])?;
+        self.decode(name, &tensor)
+    }
+
+    /// The tensor of that name and shape, its checksums checked.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
+        let tensor = match self.source {
+            Source::Container(container) => {
+                let entry = container.index().tensors.iter().find(|entry| entry.name == name);
+                entry.map(|entry| container.check_sections(entry).map(|()| container.tensor(entry))).transpose()?
+            }
+            Source::Checkpoint(checkpoint) => checkpoint.by_name(name).map(|view| {
+                Tensor::Dense(DenseTensor { dtype: view.dtype, shape: view.shape.to_vec(), data: view.data })
+            }),
+        };
+        let expected = shape.to_vec();
+        let found = match &tensor {
+            None => return Err(self.error(name)(NetworkProblem::Missing { expected })),
+            Some(Tensor::Dense(tensor)) => &tensor.shape,
+            Some(Tensor::Ternary(tensor)) => &tensor.shape,
+        };
+        match tensor {
+            Some(tensor) if found == shape => Ok(tensor),
+            _ => Err(self.error(name)(NetworkProblem::Shape { expected, found: found.clone() })),
+        }
+    }
+
+    /// All its values in C order; F64 is rounded to `f32`.
+    fn decode(&self, name: &str, tensor: &Tensor<'_>) -> Result<Vec<f32>> {
+        match tensor {
+            Tensor::Ternary(tensor) => {
+                let array = tensor.to_array().map_err(|e| self.error(name)(NetworkProblem::Codes(e)))?;
+                Ok(array.into_raw_vec_and_offset().0)
+            }
+            Tensor::Dense(dense) => {
+                let view = TensorView { name, dtype: dense.dtype, shape: &dense.shape, data: dense.data };
+                let view = FilterView::new(view, 0)
+                    .ok_or_else(|| self.error(name)(NetworkProblem::Dtype { found: dense.dtype }))?;
+                let mut scratch = Vec::new();
+                Ok(view.read(0..view.filters() * view.filter_len(), self.isa, &mut scratch).to_vec())
+            }
+        }
+    }
+
+    fn error(&self, tensor: &str) -> impl Fn(NetworkProblem) -> Error {
+        let (path, tensor) = (self.source.path().to_path_buf(), tensor.to_owned());
+        move |problem| Error::Network { path: path.clone(), tensor: tensor.clone(), problem }
+    }
+}

@@ -1,0 +1,177 @@
+//! `twn-pack eval` as users and scripts meet it.
+
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{expect, names};
+use serde_json::Value;
+
+const NET: [&str; 2] = ["--net", "lenet5"];
+
+struct World {
+    directory: tempfile::TempDir,
+    checkpoint: String,
+    data: String,
+    twn: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let directory = tempfile::tempdir().unwrap();
+        let twn = path(&directory.path().join("lenet5.twn"));
+        let checkpoint = path(&fixtures.join("lenet5-mnist.safetensors"));
+        expect(0, &[&checkpoint, "-o", &twn, "-q"]);
+        Self { checkpoint, data: path(&fixtures.join("mnist64")), twn, directory }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn eval(&self, code: i32, file: &str, more: &[&str]) -> (String, String) {
+        expect(code, &[&["eval", file, "--data", &self.data], &NET[..], more].concat())
+    }
+
+    fn json(&self, file: &str, more: &[&str]) -> Value {
+        let (stdout, stderr) = self.eval(0, file, &[more, &["--json"]].concat());
+        assert_eq!(stderr, "");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    fn predictions(&self, file: &str, more: &[&str]) -> Vec<String> {
+        let path = self.path("predictions.txt");
+        self.eval(0, file, &[more, &["--predictions", &path, "--force", "-q"]].concat());
+        std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn it_says_how_good_how_fast_and_how_large() {
+    let world = World::new();
+    let (stdout, stderr) = world.eval(0, &world.checkpoint, &[]);
+    assert_eq!(stderr, "");
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(lines[0], format!("{}: lenet5, 0 of 4 weight layers packed", world.checkpoint));
+    assert_eq!(lines[1..3], ["accuracy    100.00 %  64 of 64", "arithmetic  float"]);
+    assert!(lines[3].starts_with("speed       ") && lines[3].ends_with(" s, batches of 100, 2 threads"), "{stdout}");
+    assert!(lines[4].starts_with("memory      ") && lines[4].ends_with(" at most"), "{stdout}");
+    assert_eq!((lines.len(), cfg!(target_os = "linux")), (5, !lines[4].contains("- resident")));
+
+    let (stdout, _) = world.eval(0, &world.twn, &["--limit", "10", "--arithmetic", "int8", "--batch", "4"]);
+    assert!(stdout.contains("4 of 4 weight layers packed") && stdout.contains(" of 10\n"), "{stdout}");
+    assert!(stdout.contains("arithmetic  int8, ") && stdout.contains("batches of 4"), "{stdout}");
+    assert_eq!(world.eval(0, &world.checkpoint, &["-q"]), Default::default());
+}
+
+#[test]
+fn json_agrees_with_the_predictions() {
+    let world = World::new();
+    let labels = world.predictions(&world.checkpoint, &[]);
+    assert_eq!((labels.len(), &labels[..5]), (64, &["7", "2", "1", "0", "4"].map(str::to_owned)[..]));
+    for (more, arithmetic) in
+        [(&["--float"][..], "float"), (&[], "exact"), (&["--arithmetic", "int8", "--batch", "7"], "int8")]
+    {
+        let json = world.json(&world.twn, more);
+        // The float network is right on all 64, so its predictions are the labels.
+        let correct = world.predictions(&world.twn, more).iter().zip(&labels).filter(|(a, b)| a == b).count();
+        assert_eq!(json["correct"], correct);
+        assert_eq!(json["accuracy"], correct as f64 / 64.0);
+        assert_eq!(json["arithmetic"], arithmetic);
+        assert_eq!(json["instruction_set"].is_null(), arithmetic == "float");
+        assert_eq!(json["packed_layers"], if arithmetic == "float" { 0 } else { 4 });
+        assert_eq!((&json["images"], &json["threads"]), (&64.into(), &2.into()));
+        assert!(json["images_per_second"].as_f64().unwrap() > 0.0 && json["seconds"].as_f64().unwrap() > 0.0);
+        if cfg!(target_os = "linux") {
+            let [resident, peak] = ["resident_bytes", "peak_resident_bytes"].map(|key| json[key].as_u64().unwrap());
+            assert!(1 << 20 < resident && resident <= peak && peak < 1 << 32, "{resident}, {peak}");
+        }
+    }
+    assert_eq!(world.predictions(&world.twn, &[]), world.predictions(&world.twn, &["--float"]));
+}
+
+#[test]
+fn a_network_of_ones_own_is_a_file() {
+    let world = World::new();
+    let net = world.path("net.toml");
+    let text = twn_pack::net::NETWORKS[0].1;
+    std::fs::write(&net, text).unwrap();
+    let arguments = ["eval", &world.checkpoint, "--data", &world.data, "--net", &net];
+    assert!(expect(0, &arguments).0.contains("64 of 64"));
+    std::fs::write(&net, text.replace("kernel = 2", "kernel = 2, size = 2")).unwrap();
+    let (_, stderr) = expect(2, &arguments);
+    assert!(stderr.contains("net.toml: ") && stderr.contains("line 6") && stderr.contains("`size`"), "{stderr}");
+    std::fs::write(&net, text.replace("fc2.bias", "fc3.bias")).unwrap();
+    let (_, stderr) = expect(3, &arguments);
+    assert!(stderr.contains("lenet5-mnist.safetensors: tensor `fc3.bias`: is missing"), "{stderr}");
+    std::fs::write(&net, text.replace("outputs = 10", "outputs = 9")).unwrap();
+    let (_, stderr) = expect(3, &arguments);
+    assert!(stderr.contains("tensor `fc2.weight`: shape [10, 512], expected [9, 512]"), "{stderr}");
+}
+
+#[test]
+fn requests_that_make_no_sense_and_files_that_are_wrong() {
+    let world = World::new();
+    for (code, file, more, says) in [
+        (2, &world.twn, &["--float", "--arithmetic", "int8"][..], "cannot be used with"),
+        (2, &world.checkpoint, &["--arithmetic", "int8"], "--arithmetic int8 is for packed layers, and "),
+        (2, &world.twn, &["--batch", "0"], "0 is not in"),
+        (2, &world.twn, &["--limit", "0"], "0 is not in"),
+        (2, &world.twn, &["--arithmetic", "int4"], "int4"),
+        (3, &world.checkpoint, &["--split", "train"], "no training images here, expected one of train-images-idx3"),
+        (4, &world.path("missing.twn"), &[], "missing.twn"),
+    ] {
+        let (stdout, stderr) = world.eval(code, file, more);
+        assert!(stdout.is_empty() && stderr.contains(says), "{more:?}: {stderr}");
+    }
+    // Outputs are there whole, or not at all, and nothing is replaced unasked.
+    let path = world.path("kept.txt");
+    std::fs::write(&path, "kept").unwrap();
+    let (_, stderr) = world.eval(2, &world.checkpoint, &["--predictions", &path]);
+    assert!(stderr.contains("kept.txt: exists already") && stderr.contains("--force"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
+    world.eval(4, &world.checkpoint, &["--predictions", &world.path("no/such/directory.txt")]);
+    assert_eq!(names(world.directory.path()), ["kept.txt", "lenet5.twn"]);
+}
+
+/// Many black images, so that there is time to interrupt.
+#[cfg(unix)]
+#[test]
+fn progress_is_told_and_an_interruption_leaves_nothing() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+
+    let world = World::new();
+    let data = world.directory.path().join("many");
+    std::fs::create_dir(&data).unwrap();
+    let count = 60_000u32;
+    let header = |numbers: &[u32]| numbers.iter().flat_map(|n| n.to_be_bytes()).collect::<Vec<u8>>();
+    let images = [header(&[0x803, count, 28, 28]), vec![0; 784 * count as usize]].concat();
+    std::fs::write(data.join("t10k-images-idx3-ubyte"), images).unwrap();
+    let labels = [header(&[0x801, count]), vec![0; count as usize]].concat();
+    std::fs::write(data.join("t10k-labels-idx1-ubyte"), labels).unwrap();
+    let data = data.to_str().unwrap();
+    let predictions = world.path("predictions.txt");
+    let mut child = Command::new(common::BINARY)
+        .args(["eval", &world.checkpoint, "--net", "lenet5", "--data", data, "--progress", "json", "-j", "1"])
+        .args(["--predictions", &predictions])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut first = String::new();
+    stderr.read_line(&mut first).unwrap();
+    let line: Value = serde_json::from_str(&first).unwrap();
+    assert_eq!((&line["done"], &line["total"]), (&100.into(), &count.into()));
+    Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(rest.contains("interrupted"), "{rest}");
+    assert_eq!(names(world.directory.path()), ["lenet5.twn", "many"]);
+}
