@@ -159,8 +159,11 @@ fn every_geometry() {
 /// The view that a layout takes of memory.
 type View = fn(&mut Array4<f32>) -> ArrayViewMut4<'_, f32>;
 
-/// How an image may lie: the memory's shape for a view's, and the view.
-const LAYOUTS: [(&str, fn([usize; 4]) -> [usize; 4], View); 5] = [
+/// The memory's shape for a view's.
+type Shape = fn([usize; 4]) -> [usize; 4];
+
+/// How an image may lie.
+const LAYOUTS: [(&str, Shape, View); 5] = [
     ("channels last", |[b, c, h, w]| [b, h, w, c], |memory| memory.view_mut().permuted_axes([0, 3, 1, 2])),
     ("every second column", |[b, c, h, w]| [b, c, h, 2 * w], |memory| every(memory, 3, 2)),
     ("rows reversed", |shape| shape, |memory| every(memory, 2, -1)),
@@ -236,7 +239,7 @@ fn what_is_not_a_number_stays_under_its_filters() {
                 });
                 if (*image, *group) != (1, 1) {
                     let before = before.slice(s![*image, filters, .., ..]);
-                    assert_eq!(bits(&found), bits(&before), "{path}: {bad} went over to image {image}, group {group}");
+                    assert_eq!(bits(&found), bits(before), "{path}: {bad} went over to image {image}, group {group}");
                 }
             }
         }

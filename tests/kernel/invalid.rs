@@ -13,8 +13,8 @@ use crate::{BOTH, bits, gaussian, kernels, product};
 fn byte(random: &mut Random, encoding: Encoding) -> u8 {
     let byte = random.bits() as u8;
     match encoding {
-        T2 if byte % 3 == 0 => 0xff,
-        T5 if byte % 3 == 0 => 243 + byte % 13,
+        T2 if byte.is_multiple_of(3) => 0xff,
+        T5 if byte.is_multiple_of(3) => 243 + byte % 13,
         _ => byte,
     }
 }

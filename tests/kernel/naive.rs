@@ -198,22 +198,22 @@ impl Expected {
                 if size == 0.0 {
                     continue;
                 }
-                for c in 0..columns {
+                for (c, &largest) in largest.iter().enumerate() {
                     let i = j * columns + c;
-                    let rounding = size * (int8_unit * largest[c] + 127.0 * LEAST);
+                    let rounding = size * (int8_unit * largest + 127.0 * LEAST);
                     this.exact_error[[row, c]] += exact_unit * size * x[i].abs();
                     this.rounded_error[[row, c]] += rounding + sum.abs() * near[i];
                 }
             }
             let least = LEAST * (w.planes * (n + 32)) as f64;
-            for c in 0..columns {
+            for (c, &largest) in largest.iter().enumerate() {
                 // A vector that is not finite has no scale, whatever the weights are.
-                if w.planes > 0 && !largest[c].is_finite() {
+                if w.planes > 0 && !largest.is_finite() {
                     this.rounded[[row, c]] = f64::NAN;
                 }
                 this.exact_error[[row, c]] += least;
                 this.rounded_error[[row, c]] += least;
-                this.int8_error[[row, c]] = weights * largest[c] / 254.0;
+                this.int8_error[[row, c]] = weights * largest / 254.0;
             }
         }
         this
