@@ -166,10 +166,10 @@ impl Kernel {
             let outputs = first + i * panel..first + i * panel + y.ncols();
             match self.arithmetic {
                 Arithmetic::Int8 => {
-                    self.add_panel(w, workspace.outputs8::<D>(scale, outputs, parallel), y, parallel);
+                    self.add_panel(w, workspace.outputs8::<D>(self.isa, scale, outputs, parallel), y, parallel);
                 }
                 Arithmetic::ExactF32 => {
-                    self.add_panel(w, workspace.outputs32::<D>(outputs, parallel), y, parallel);
+                    self.add_panel(w, workspace.outputs32::<D>(self.isa, outputs, parallel), y, parallel);
                 }
             }
         }

@@ -29,7 +29,7 @@ pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
     groups: Groups<'_, R>,
     x: [&[Line32]; C],
 ) -> [[f32; C]; R] {
-    let (chunks, tails) = split(codes);
+    let (chunks, tails) = split(lanes, codes);
     let whole = chunks[0].len();
     let zero = lanes.floats(&Line32([0.0; LANES]), 0);
     let mut y = [[Line32([0.0; LANES]); C]; R];

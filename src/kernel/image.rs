@@ -1,6 +1,8 @@
 //! What lies under a filter, at each of its places on an image: laid down as columns straight from
 //! a copy of the image with its padding. Not here: the walk's geometry ([`super::conv`]), products.
 
+use std::marker::PhantomData;
+
 use ndarray::ArrayView3;
 
 use super::activations::{Quantized, Quantizer, magnitude};
@@ -8,6 +10,7 @@ use super::digits::{Digits, place8, place32};
 use super::lanes::{CHUNK, LANES, Line8, Line32};
 use super::{Arithmetic, Conv2d};
 use crate::pack::Encoding;
+use crate::vector::Task;
 
 /// An image with its padding: `[channels][height][width]`, and behind it so many zeros that what
 /// fills up a column finds a zero wherever the filter stands.
@@ -82,44 +85,71 @@ impl Image {
     pub fn column_len(&self) -> usize {
         self.places.len()
     }
+}
 
-    /// Lays down what lies under the filter at one output, as [`super::activations::Pack8`] does.
-    pub fn column8<D: Digits>(
-        &self,
-        output: usize,
-        scale: f32,
-        lines: &mut [Line8],
-        sums: &mut [[i32; LANES]],
-    ) -> Quantized {
-        let corner = self.corners[output];
-        let places = self.places.as_chunks::<CHUNK>().0;
-        for (i, (line, places)) in lines.iter_mut().zip(places).enumerate() {
+/// Lays down what lies under the filter at one output, as [`super::activations::Pack8`] does.
+pub(super) struct Column8<'a, D> {
+    pub image: &'a Image,
+    pub output: usize,
+    pub scale: f32,
+    pub lines: &'a mut [Line8],
+    pub column: &'a mut Quantized,
+    pub sums: &'a mut [[i32; LANES]],
+    pub digits: PhantomData<D>,
+}
+
+impl<D: Digits> Task for Column8<'_, D> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        let from = &self.image.rounded[self.image.corners[self.output] as usize..];
+        let places = self.image.places.as_chunks::<CHUNK>().0;
+        for (i, (line, places)) in self.lines.iter_mut().zip(places).enumerate() {
             // Bytes that hold weights; those behind them stay empty.
-            let used = self.weights.saturating_sub(i / D::PER_BYTE * D::PER_CHUNK).div_ceil(D::PER_BYTE).min(CHUNK);
+            let left = self.image.weights.saturating_sub(i / D::PER_BYTE * D::PER_CHUNK);
+            let used = left.div_ceil(D::PER_BYTE).min(CHUNK);
             for (to, &place) in line.0[..used].iter_mut().zip(places) {
-                *to = self.rounded[(corner + place) as usize];
+                *to = from[place as usize];
             }
             line.0[used..].fill(0);
         }
-        for (sums, lines) in sums.iter_mut().zip(lines.chunks(D::PER_BYTE)) {
-            *sums = [0; LANES];
+        let mut total = 0;
+        for (sums, lines) in self.sums.iter_mut().zip(self.lines.chunks_exact(D::PER_BYTE)) {
+            let mut bytes = [0; CHUNK];
             for line in lines {
-                for (sum, bytes) in sums.iter_mut().zip(line.0.as_chunks::<4>().0) {
-                    *sum += bytes.iter().map(|&q| i32::from(q)).sum::<i32>();
-                }
+                bytes.iter_mut().zip(&line.0).for_each(|(sum, &q)| *sum += i16::from(q));
             }
+            for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *sum = bytes.iter().map(|&q| i32::from(q)).sum();
+            }
+            total += i64::from(sums.iter().sum::<i32>());
         }
-        Quantized { scale, sum: sums.as_flattened().iter().map(|&sum| i64::from(sum)).sum() }
+        *self.column = Quantized { scale: self.scale, sum: total };
     }
+}
 
-    /// The same as [`super::activations::Pack32`] does.
-    pub fn column32<D: Digits>(&self, output: usize, lines: &mut [Line32]) {
-        let corner = self.corners[output];
-        let places = self.places.as_chunks::<LANES>().0;
-        for (i, (line, places)) in lines.iter_mut().zip(places).enumerate() {
-            let used = self.weights.saturating_sub(i / D::PER_LANE * D::PER_CHUNK).div_ceil(D::PER_LANE).min(LANES);
+/// The same as [`super::activations::Pack32`] does.
+pub(super) struct Column32<'a, D> {
+    pub image: &'a Image,
+    pub output: usize,
+    pub lines: &'a mut [Line32],
+    pub digits: PhantomData<D>,
+}
+
+impl<D: Digits> Task for Column32<'_, D> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        let from = &self.image.exact[self.image.corners[self.output] as usize..];
+        let places = self.image.places.as_chunks::<LANES>().0;
+        for (i, (line, places)) in self.lines.iter_mut().zip(places).enumerate() {
+            // Lanes that hold weights; those behind them stay empty.
+            let left = self.image.weights.saturating_sub(i / D::PER_LANE * D::PER_CHUNK);
+            let used = left.div_ceil(D::PER_LANE).min(LANES);
             for (to, &place) in line.0[..used].iter_mut().zip(places) {
-                *to = self.exact[(corner + place) as usize];
+                *to = from[place as usize];
             }
             line.0[used..].fill(0.0);
         }

@@ -26,7 +26,7 @@ pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
     codes: [&[u8]; R],
     x: [&[Line8]; C],
 ) -> [[i64; C]; R] {
-    let (chunks, tails) = split(codes);
+    let (chunks, tails) = split(lanes, codes);
     let whole = chunks[0].len();
     let mut totals = [[0; C]; R];
     let mut from = 0;
@@ -121,7 +121,7 @@ pub(super) fn grouped_tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
     x: [&[Line8]; C],
     x_sums: [&[[i32; LANES]]; C],
 ) -> [[f32; C]; R] {
-    let (chunks, tails) = split(codes);
+    let (chunks, tails) = split(lanes, codes);
     let whole = chunks[0].len();
     let zero = lanes.floats(&Line32([0.0; LANES]), 0);
     let none = lanes.ints(&[0; LANES], 0);
@@ -185,15 +185,12 @@ pub(super) fn spread(scales: &[f32], lanes_per_scale: usize, i: usize) -> Line32
 /// The chunks of every filter, and the rest of each filled up with zeros.
 #[expect(clippy::type_complexity, reason = "two arrays, each used once")]
 #[inline(always)]
-pub(super) fn split<const R: usize>(codes: [&[u8]; R]) -> ([&[[u8; CHUNK]]; R], Option<[[u8; CHUNK]; R]>) {
-    let rest = codes[0].len() % CHUNK;
-    let tails = (rest > 0).then(|| {
-        map(codes, EMPTY, |codes| {
-            let mut tail = [0; CHUNK];
-            tail[..rest].copy_from_slice(&codes[codes.len() - rest..]);
-            tail
-        })
-    });
+pub(super) fn split<L: Lanes, const R: usize>(
+    lanes: L,
+    codes: [&[u8]; R],
+) -> ([&[[u8; CHUNK]]; R], Option<[[u8; CHUNK]; R]>) {
+    let whole = codes[0].len() / CHUNK * CHUNK;
+    let tails = (whole < codes[0].len()).then(|| map(codes, EMPTY, |codes| lanes.fill_up(&codes[whole..])));
     (map(codes, &[][..], |codes| codes.as_chunks().0), tails)
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::activations::{BLOCK, Pack8, Pack32, Quantized};
 use super::digits::Digits;
-use super::image::Image;
+use super::image::{Column8, Column32, Image};
 use super::lanes::{CHUNK, LANES, Line8, Line32};
 use super::product::{Columns8, Columns32};
 use crate::Isa;
@@ -89,12 +89,18 @@ impl Workspace {
     }
 
     /// What lies under the filter at these outputs, in 8 bits.
-    pub(super) fn outputs8<D: Digits>(&mut self, scale: f32, outputs: Range<usize>, parallel: bool) -> Columns8<'_, D> {
+    pub(super) fn outputs8<D: Digits>(
+        &mut self,
+        isa: Isa,
+        scale: f32,
+        outputs: Range<usize>,
+        parallel: bool,
+    ) -> Columns8<'_, D> {
         let image = &self.image;
         let per_column = image.column_len();
         let (lines, columns, sums) = self.columns8.room::<D>(per_column, outputs.len());
         let lay = |(((lines, column), sums), output): (((&mut [_], &mut _), &mut [_]), _)| {
-            *column = image.column8::<D>(output, scale, lines, sums);
+            isa.run(Column8 { image, output, scale, lines, column, sums, digits: PhantomData::<D> });
         };
         let (lines_each, sums_each) = (per_column / CHUNK, per_column / D::PER_CHUNK);
         if parallel {
@@ -108,11 +114,13 @@ impl Workspace {
     }
 
     /// What lies under the filter at these outputs, in `f32`.
-    pub(super) fn outputs32<D: Digits>(&mut self, outputs: Range<usize>, parallel: bool) -> Columns32<'_, D> {
+    pub(super) fn outputs32<D: Digits>(&mut self, isa: Isa, outputs: Range<usize>, parallel: bool) -> Columns32<'_, D> {
         let per_column = self.image.column_len() / LANES;
         let lines = room(&mut self.lines32, outputs.len() * per_column, Line32([0.0; _]));
         let image = &self.image;
-        let lay = |(lines, output): (&mut [_], _)| image.column32::<D>(output, lines);
+        let lay = |(lines, output): (&mut [_], _)| {
+            isa.run(Column32 { image, output, lines, digits: PhantomData::<D> });
+        };
         if parallel {
             lines.par_chunks_mut(per_column).zip(outputs).with_min_len(BLOCK).for_each(lay);
         } else {

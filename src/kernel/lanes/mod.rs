@@ -49,6 +49,13 @@ pub(super) trait Lanes: Copy {
 
     fn load(self, chunk: &[u8; CHUNK], part: usize) -> Self::Bytes;
     fn load8(self, line: &Line8, part: usize) -> Self::Bytes;
+    /// The rest of a filter, less than a chunk, and zeros.
+    #[inline(always)]
+    fn fill_up(self, rest: &[u8]) -> [u8; CHUNK] {
+        let mut chunk = [0; CHUNK];
+        chunk[..rest.len()].copy_from_slice(rest);
+        chunk
+    }
     /// Asks for what lies a little further on in the same run of memory.
     fn prefetch(self, _chunk: &[u8; CHUNK]) {}
 

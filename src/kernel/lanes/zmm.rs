@@ -27,7 +27,7 @@ impl Zmm<true> {
 macro_rules! there {
     ($e:expr) => {{
         // SAFETY: `self` was made from the proof that the machine has these instructions, and every
-        // pointer here is that of an array as long as the register.
+        // pointer here is that of an array as long as the register, or what is used of it is masked.
         unsafe { $e }
     }};
 }
@@ -49,6 +49,15 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
     #[inline(always)]
     fn load8(self, line: &Line8, _part: usize) -> __m512i {
         there!(_mm512_load_si512(line.0.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn fill_up(self, rest: &[u8]) -> [u8; CHUNK] {
+        assert!(rest.len() < CHUNK, "less than a chunk");
+        let mut chunk = [0; CHUNK];
+        // Only the bytes in the mask are read, and those lie inside `rest`.
+        let bytes = there!(_mm512_maskz_loadu_epi8((1 << rest.len()) - 1, rest.as_ptr().cast()));
+        there!(_mm512_storeu_si512(chunk.as_mut_ptr().cast(), bytes));
+        chunk
     }
     #[inline(always)]
     fn prefetch(self, chunk: &[u8; CHUNK]) {
