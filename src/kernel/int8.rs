@@ -57,15 +57,26 @@ fn segment<L: Lanes, D: Digits, const R: usize, const C: usize>(
     let codes = map(codes, &[][..], |codes| &codes[..chunks]);
     let x = map(x, &[][..], |x| &x[..chunks * D::PER_BYTE]);
     let mut sums = [[lanes.ints(&[0; LANES], 0); C]; R];
-    for i in 0..chunks {
-        for part in 0..L::PARTS {
-            sums = chunk::<L, D, R, C>(lanes, map(codes, &EMPTY, |codes| &codes[i]), x, i, part, sums);
-        }
+    // Every addition waits for the one before it. Where a tile has few sums, it takes two steps at a
+    // time and adds them apart.
+    let (steps, mut apart) = (chunks * L::PARTS, sums);
+    let mut done = 0;
+    while C == 1 && done + 2 <= steps {
+        let (i, next) = (done / L::PARTS, (done + 1) / L::PARTS);
+        sums = chunk::<L, D, R, C>(lanes, map(codes, &EMPTY, |codes| &codes[i]), x, i, done % L::PARTS, sums);
+        let codes = map(codes, &EMPTY, |codes| &codes[next]);
+        apart = chunk::<L, D, R, C>(lanes, codes, x, next, (done + 1) % L::PARTS, apart);
+        done += 2;
+    }
+    for step in done..steps {
+        let i = step / L::PARTS;
+        let codes = map(codes, &EMPTY, |codes| &codes[i]);
+        sums = chunk::<L, D, R, C>(lanes, codes, x, i, step % L::PARTS, sums);
     }
     let mut totals = [[0; C]; R];
     for r in 0..R {
         for c in 0..C {
-            totals[r][c] = lanes.total(sums[r][c]);
+            totals[r][c] = lanes.total(sums[r][c]) + if C == 1 { lanes.total(apart[r][c]) } else { 0 };
         }
     }
     totals
