@@ -58,7 +58,7 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
     }
     #[inline(always)]
     fn prefetch(self, chunk: &[u8; CHUNK]) {
-        there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(1024).cast()));
+        there!(_mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(2048).cast()));
     }
     #[inline(always)]
     fn splat8(self, byte: u8) -> __m256i {
