@@ -78,6 +78,7 @@ fn chunk<L: Lanes, D: Digits, const R: usize, const C: usize>(
         state[r] = D::start(lanes, lanes.load(codes[r], part));
     }
     let per_word = D::PER_LANE / D::WORDS;
+    let none = sums[0][0];
     for i in 0..D::WORDS {
         let mut words = state;
         for r in 0..R {
@@ -85,14 +86,12 @@ fn chunk<L: Lanes, D: Digits, const R: usize, const C: usize>(
         }
         for q in 0..per_word {
             let (plus, zero) = D::bits(q);
-            let mut choices = [lanes.choose(words[0], plus, zero); R];
-            for r in 1..R {
-                choices[r] = lanes.choose(words[r], plus, zero);
-            }
-            for c in 0..C {
-                let x = lanes.floats(&x[c][i * per_word + q], part);
-                for r in 0..R {
-                    sums[r][c] = lanes.add(sums[r][c], choices[r], x);
+            let x = map(x, none, |x| lanes.floats(&x[i * per_word + q], part));
+            let minus_x = map(x, none, |x| lanes.negate(x));
+            for r in 0..R {
+                let choice = lanes.choose(words[r], plus, zero);
+                for c in 0..C {
+                    sums[r][c] = lanes.add(sums[r][c], choice, x[c], minus_x[c]);
                 }
             }
         }

@@ -89,5 +89,7 @@ pub(super) trait Lanes: Copy {
     /// By 32-bit words: added where a bit of `plus` is set, else subtracted; left out where a bit
     /// of `zero` is set.
     fn choose(self, words: Self::Bytes, plus: u32, zero: u32) -> Self::Choice;
-    fn add(self, sum: Self::Floats, choice: Self::Choice, x: Self::Floats) -> Self::Floats;
+    fn negate(self, x: Self::Floats) -> Self::Floats;
+    /// Adds what was chosen of x and −x to `sum`.
+    fn add(self, sum: Self::Floats, choice: Self::Choice, x: Self::Floats, minus_x: Self::Floats) -> Self::Floats;
 }

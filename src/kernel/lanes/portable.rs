@@ -149,7 +149,17 @@ impl Lanes for Portable {
         (flip, keep)
     }
     #[inline(always)]
-    fn add(self, mut sum: Self::Floats, (flip, keep): Self::Choice, x: Self::Floats) -> Self::Floats {
+    fn negate(self, x: Self::Floats) -> Self::Floats {
+        x.map(|x| -x)
+    }
+    #[inline(always)]
+    fn add(
+        self,
+        mut sum: Self::Floats,
+        (flip, keep): Self::Choice,
+        x: Self::Floats,
+        _minus_x: Self::Floats,
+    ) -> Self::Floats {
         for lane in 0..SUMS {
             sum[lane] += f32::from_bits((x[lane].to_bits() ^ flip[lane]) & keep[lane]);
         }

@@ -158,7 +158,11 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
         })
     }
     #[inline(always)]
-    fn add(self, sum: __m256, (flip, keep): Self::Choice, x: __m256) -> __m256 {
+    fn negate(self, x: __m256) -> __m256 {
+        there!(_mm256_xor_ps(x, _mm256_set1_ps(-0.0)))
+    }
+    #[inline(always)]
+    fn add(self, sum: __m256, (flip, keep): Self::Choice, x: __m256, _minus_x: __m256) -> __m256 {
         there!({
             let x = _mm256_and_si256(_mm256_xor_si256(_mm256_castps_si256(x), flip), keep);
             _mm256_add_ps(sum, _mm256_castsi256_ps(x))

@@ -156,11 +156,11 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
         })
     }
     #[inline(always)]
-    fn add(self, sum: __m512, (minus, keep): Self::Choice, x: __m512) -> __m512 {
-        there!({
-            let x = _mm512_castps_si512(x);
-            let x = _mm512_mask_xor_epi32(x, minus, x, _mm512_set1_epi32(i32::MIN));
-            _mm512_mask_add_ps(sum, keep, sum, _mm512_castsi512_ps(x))
-        })
+    fn negate(self, x: __m512) -> __m512 {
+        there!(_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MIN))))
+    }
+    #[inline(always)]
+    fn add(self, sum: __m512, (minus, keep): Self::Choice, x: __m512, minus_x: __m512) -> __m512 {
+        there!(_mm512_mask_add_ps(sum, keep, sum, _mm512_mask_blend_ps(minus, x, minus_x)))
     }
 }
