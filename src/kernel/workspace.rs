@@ -14,8 +14,9 @@ use super::lanes::{CHUNK, LANES, Line8, Line32};
 use super::product::{Columns8, Columns32};
 use crate::Isa;
 
-/// Memory that products need besides their operands: a few MiB at the most. It grows to what is
-/// asked of it and is used again, so that a second product of the same shapes allocates nothing.
+/// Memory that products need besides their operands: a few MiB, or what 16 columns take if that is
+/// more, and for convolutions a copy of an image per thread. It grows to what is asked of it and is
+/// used again, so that a second product of the same shapes allocates nothing.
 #[derive(Debug, Default)]
 pub struct Workspace {
     columns8: Memory8,
