@@ -16,3 +16,5 @@ pub const PLANES: usize = 16;
 pub const IDX_BYTES: u64 = 1 << 32;
 /// Values that a layer of a network takes or gives per image, or that a convolution gathers for it.
 pub const LAYER_VALUES: usize = 1 << 26;
+/// Bytes of a network's description.
+pub const NETWORK_BYTES: u64 = 1 << 20;

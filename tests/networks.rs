@@ -338,6 +338,8 @@ fn descriptions_that_make_no_sense_say_why() {
         (conv("kernel = 3, padding = 4000000000000000000"), "gathers more than"),
         (conv("kernel = 1, padding = 100000"), "gathers more than 67108864 values per image"),
         (conv("kernel = 1, padding = 9223372036854775807"), "padding"),
+        // Few outputs of an image that is mostly padding.
+        (conv("kernel = 1, stride = 40000, padding = 16000"), "layer 1 (conv2d): with its padding: "),
         (pool("kernel = 2, padding = 2"), "padding = [2, 2], expected at most half of the kernel"),
         (pool("kernel = 9"), "layer 1 (max_pool): kernel = [9, 9], stride = [9, 9]"),
         (pool("kernel = 2, stride = 0"), "stride = [0, 0]"),
@@ -497,4 +499,17 @@ fn accuracy_on_all_of_mnist() {
     let differ = int8.predictions.iter().zip(&floats.predictions).filter(|(a, b)| a != b).count();
     println!("int8: {} right, {differ} predictions differ", int8.correct);
     assert!(differ <= 20, "{differ}");
+}
+
+/// A pipe would be waited for, and a device read for ever.
+#[cfg(unix)]
+#[test]
+fn descriptions_are_regular_files_of_some_size() {
+    let error = Description::open("/dev/zero").unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("not a regular file"), "{error}");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("long.toml");
+    std::fs::write(&path, " ".repeat((1 << 20) + 1)).unwrap();
+    let error = Description::open(path.to_str().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("expected at most 1048576 bytes"), "{error}");
 }

@@ -84,7 +84,7 @@ impl Kernel {
             }
             None => y.fill(0.0),
         }
-        if w.filter_len() == 0 {
+        if w.filter_len() == 0 || w.planes() == 0 || y.is_empty() {
             return Ok(());
         }
         match w.encoding() {
@@ -130,7 +130,10 @@ impl Kernel {
         let (filters, channels) = (w.filters() / geometry.groups, x.dim().0 / geometry.groups);
         let (height, width) = (x.dim().1, x.dim().2);
         if workspace.image.walk::<D>(geometry, [channels, height, width], self.arithmetic).is_none() {
-            return Err(Error::Request(format!("an image of {channels} × {height} × {width} is too large")));
+            return Err(Error::Request(format!(
+                "an image of {channels} × {height} × {width} with a padding of {:?} is too large: at most 2³¹ numbers",
+                geometry.padding
+            )));
         }
         let images = x.axis_chunks_iter(Axis(0), channels.max(1));
         for ((group, x), mut y) in images.enumerate().zip(y.axis_chunks_iter_mut(Axis(0), filters.max(1))) {

@@ -33,7 +33,10 @@ pub fn conv2d(
     if groups == 0 || channels % groups != 0 || filters % groups != 0 {
         return refused(format!("{groups} groups of {channels} channels and {filters} filters"));
     }
-    let column = channels / groups * geometry.kernel[0] * geometry.kernel[1];
+    let column = geometry.kernel.iter().try_fold(channels / groups, |column, &k| column.checked_mul(k));
+    let Some(column) = column else {
+        return refused(format!("{geometry:?} has too many weights"));
+    };
     if w.ncols() != column || bias.is_some_and(|bias| bias.len() != filters) {
         let given = bias.map_or("none".to_owned(), |bias| bias.len().to_string());
         return refused(format!("{column} weights and 1 bias per filter, given {} and {given} in all", w.ncols()));

@@ -16,12 +16,14 @@
 //! ]
 //! ```
 
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use crate::kernel::Conv2d;
-use crate::limits::LAYER_VALUES;
+use crate::limits::{LAYER_VALUES, NETWORK_BYTES};
+use crate::mapped::open_regular;
 use crate::{Error, Result};
 
 /// The networks that are built in: name and description.
@@ -185,8 +187,12 @@ impl Description {
             )));
         }
         let path = Path::new(network);
-        let text = std::fs::read(path).map_err(Error::io(path, "read the network in"))?;
-        let text = String::from_utf8(text).map_err(|e| Error::Request(format!("{network}: {e}")))?;
+        let mut text = String::new();
+        let mut file = open_regular(path)?.take(NETWORK_BYTES + 1);
+        file.read_to_string(&mut text).map_err(Error::io(path, "read the network in"))?;
+        if text.len() as u64 > NETWORK_BYTES {
+            return Err(Error::Request(format!("{network}: expected at most {NETWORK_BYTES} bytes, found more")));
+        }
         Self::parse(network, &text)
     }
 
@@ -266,6 +272,8 @@ impl Layer {
                 size([channels / groups, geometry.kernel[0], geometry.kernel[1]])
                     .and_then(|column| size([column, h, w]))
                     .map_err(|_| format!("gathers more than {LAYER_VALUES} values per image"))?;
+                let padded = |i: usize| input[i + 1].saturating_add(geometry.padding[i].saturating_mul(2));
+                size([channels, padded(0), padded(1)]).map_err(|message| format!("with its padding: {message}"))?;
                 [convolution.filters, h, w]
             }
             Self::MaxPool(pool) => {

@@ -2,7 +2,8 @@
 
 use ndarray::Array2;
 use twn_pack::Granularity::{self, Filter, Group, Tensor};
-use twn_pack::kernel::{PackedMatrix, Workspace, reference};
+use twn_pack::kernel::{Arithmetic, Kernel, PackedMatrix, Workspace, reference};
+use twn_pack::{Encoding, Isa};
 
 use crate::common::Random;
 use crate::naive::{ENCODINGS, Expected, Weights};
@@ -164,4 +165,18 @@ fn the_reference_of_the_crate_is_the_naive_sum() {
     let invalid = PackedMatrix::from_parts(ENCODINGS[0], [1, 1, 4], Filter, &codes, vec![1.0]).unwrap();
     let error = reference::matrix(&invalid, Array2::zeros((4, 1)).view()).unwrap_err();
     assert!(error.contains("code"), "{error}");
+}
+
+/// Nothing to compute: whatever the other dimension claims.
+#[test]
+fn products_of_nothing_do_nothing() {
+    for shape in [[1, 0, 1 << 62], [0, 3, 1 << 62]] {
+        let filters = shape[1];
+        let scales = vec![0.0; if shape[0] == 0 { 0 } else { filters }];
+        let w = PackedMatrix::from_parts(Encoding::T2, shape, Granularity::Filter, &[], scales).unwrap();
+        for arithmetic in [Arithmetic::ExactF32, Arithmetic::Int8] {
+            let kernel = Kernel::with_isa(arithmetic, Isa::PORTABLE);
+            kernel.matrix_slices(&w, &[], 0, &mut [], &mut Workspace::default()).unwrap();
+        }
+    }
 }
