@@ -271,12 +271,16 @@ fn an_input_that_changes_during_the_run_gives_no_broken_output() {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("out.twn");
     let (mut noticed, mut random) = ([0, 0], Random(8));
-    for round in 0..16 {
+    for round in 0..64 {
+        if round >= 16 && noticed.iter().all(|&n| n > 0) {
+            break;
+        }
         let input = input(directory.path(), 48);
         let length = std::fs::metadata(&input).unwrap().len();
         let mut child = pack(&input, &output, &["--force"]).spawn().unwrap();
         if wait_for_partial(directory.path(), &mut child) {
-            std::thread::sleep(Duration::from_micros(random.below(30_000)));
+            // Early and late, for machines of any speed.
+            std::thread::sleep(Duration::from_micros(random.below(30_000 >> (round / 2 % 4 * 2))));
         }
         let file = std::fs::OpenOptions::new().write(true).open(&input).unwrap();
         if round % 2 == 0 {
