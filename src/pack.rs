@@ -33,11 +33,10 @@ static TRITS: [[u8; 8]; 256] = {
     let mut table = [[0; 8]; 256];
     let mut byte = 0;
     while byte < 256 {
-        let mut rest = if byte > 242 { 242 } else { byte };
+        let valid = if byte > 242 { 242 } else { byte as u8 };
         let mut i = 0;
         while i < 5 {
-            table[byte][i] = (rest % 3) as u8;
-            rest /= 3;
+            table[byte][i] = Encoding::T5.code(valid, i);
             i += 1;
         }
         byte += 1;
@@ -56,11 +55,20 @@ impl Encoding {
     }
 
     /// Weights per byte.
-    pub fn weights_per_byte(self) -> usize {
+    pub const fn weights_per_byte(self) -> usize {
         match self {
             Self::T2 => 4,
             Self::T5 => 5,
             Self::B1 => 8,
+        }
+    }
+
+    /// The code of weight `i` of a byte, which is not looked at: an invalid one gives some number up to 3.
+    pub(crate) const fn code(self, byte: u8, i: usize) -> u8 {
+        match self {
+            Self::T2 => byte >> (2 * i) & 3,
+            Self::T5 => byte / POW3[i] % 3,
+            Self::B1 => (byte >> i & 1) * 2,
         }
     }
 
@@ -93,11 +101,7 @@ impl Encoding {
         let spread = |byte: u8, out: &mut [u8]| {
             let trits = &TRITS[usize::from(byte)];
             for (i, code) in out.iter_mut().enumerate() {
-                *code = match self {
-                    Self::T2 => byte >> (2 * i) & 3,
-                    Self::T5 => trits[i],
-                    Self::B1 => (byte >> i & 1) * 2,
-                };
+                *code = if self == Self::T5 { trits[i] } else { self.code(byte, i) };
             }
         };
         let mut whole = codes.chunks_exact_mut(group);

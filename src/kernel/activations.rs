@@ -167,7 +167,6 @@ impl<D: Digits> Task for Pack32<'_, D> {
     fn portable(self) {
         let (n, columns) = self.x.dim();
         let chunks = n.div_ceil(D::PER_CHUNK);
-        let per_word = D::PER_LANE / D::WORDS;
         if is_tall(self.x) {
             let mut padded = [0.0; LONGEST];
             for (c, column) in self.x.columns().into_iter().enumerate() {
@@ -176,7 +175,7 @@ impl<D: Digits> Task for Pack32<'_, D> {
                     padded[x.len()..].fill(0.0);
                     let lines = &mut self.lines[(c * chunks + i) * D::PER_LANE..][..D::PER_LANE];
                     for (step, line) in lines.iter_mut().enumerate() {
-                        let weight = D::weight_of_word(step / per_word, step % per_word);
+                        let weight = D::weight_of_step(step);
                         for (lane, to) in line.0.iter_mut().enumerate() {
                             *to = padded[lane * D::PER_LANE + weight];
                         }
@@ -187,7 +186,7 @@ impl<D: Digits> Task for Pack32<'_, D> {
         }
         for i in 0..chunks {
             for step in 0..D::PER_LANE {
-                let weight = D::weight_of_word(step / per_word, step % per_word);
+                let weight = D::weight_of_step(step);
                 let mut rows = [[0.0; BLOCK]; LANES];
                 for (lane, to) in rows.iter_mut().enumerate() {
                     *to = row(self.x, i * D::PER_CHUNK + lane * D::PER_LANE + weight);

@@ -10,7 +10,7 @@ pub(super) trait Digits: Copy + Send + Sync {
     /// Its name.
     const ENCODING: Encoding;
     /// Weights per byte of codes: 4, 5 or 8.
-    const PER_BYTE: usize;
+    const PER_BYTE: usize = Self::ENCODING.weights_per_byte();
     /// Weights per lane (4 bytes of codes), the smallest run that has one scale.
     const PER_LANE: usize = 4 * Self::PER_BYTE;
     /// Weights per chunk.
@@ -30,15 +30,18 @@ pub(super) trait Digits: Copy + Send + Sync {
         k
     }
 
-    /// The same for weight `j` of one byte.
-    fn code(byte: u8, j: usize) -> u8;
-
     /// Word number `i` (0..`WORDS`) of every lane; to be called for each in turn.
     fn word<L: Lanes>(lanes: L, state: &mut L::Bytes, i: usize) -> L::Bytes;
     /// The bits of a word that tell weight number `q` of it: set for +1, set for 0.
     fn bits(q: usize) -> (u32, u32);
     /// Which weight of its lane the q-th of the i-th word is.
     fn weight_of_word(i: usize, q: usize) -> usize;
+    /// The same, with the weights of all words counted through.
+    #[inline(always)]
+    fn weight_of_step(step: usize) -> usize {
+        let per_word = Self::PER_LANE / Self::WORDS;
+        Self::weight_of_word(step / per_word, step % per_word)
+    }
 }
 
 /// Where the activation of weight `j` lies in 8 bits: chunk by chunk, digit by digit, byte by byte.
@@ -51,8 +54,7 @@ pub(super) fn place8<D: Digits>(j: usize) -> usize {
 /// Where the activation of weight `j` lies in `f32`: chunk by chunk, word by word, lane by lane.
 pub(super) fn place32<D: Digits>(j: usize) -> usize {
     let (chunk, lane, within) = (j / D::PER_CHUNK, j % D::PER_CHUNK / D::PER_LANE, j % D::PER_LANE);
-    let per_word = D::PER_LANE / D::WORDS;
-    let step = (0..D::PER_LANE).position(|s| D::weight_of_word(s / per_word, s % per_word) == within);
+    let step = (0..D::PER_LANE).position(|step| D::weight_of_step(step) == within);
     (chunk * D::PER_LANE + step.unwrap_or_default()) * LANES + lane
 }
 
@@ -62,7 +64,6 @@ pub(super) struct T2;
 
 impl Digits for T2 {
     const ENCODING: Encoding = Encoding::T2;
-    const PER_BYTE: usize = 4;
     const WORDS: usize = 1;
 
     #[inline(always)]
@@ -71,9 +72,6 @@ impl Digits for T2 {
         // What a 16-bit shift brings in from the next byte stays above the two bits that are used.
         *state = lanes.shr16::<2>(*state);
         digit
-    }
-    fn code(byte: u8, j: usize) -> u8 {
-        byte >> (2 * j) & 3
     }
     #[inline(always)]
     fn word<L: Lanes>(_lanes: L, state: &mut L::Bytes, _i: usize) -> L::Bytes {
@@ -95,7 +93,6 @@ pub(super) struct T5;
 
 impl Digits for T5 {
     const ENCODING: Encoding = Encoding::T5;
-    const PER_BYTE: usize = 5;
     const WORDS: usize = 5;
 
     #[inline(always)]
@@ -119,9 +116,6 @@ impl Digits for T5 {
     fn weight(k: usize) -> usize {
         4 - k
     }
-    fn code(byte: u8, j: usize) -> u8 {
-        byte / [1, 3, 9, 27, 81][j] % 3
-    }
     #[inline(always)]
     fn word<L: Lanes>(lanes: L, state: &mut L::Bytes, i: usize) -> L::Bytes {
         Self::next(lanes, state, i)
@@ -141,7 +135,6 @@ pub(super) struct B1;
 
 impl Digits for B1 {
     const ENCODING: Encoding = Encoding::B1;
-    const PER_BYTE: usize = 8;
     const WORDS: usize = 1;
 
     #[inline(always)]
@@ -152,9 +145,6 @@ impl Digits for B1 {
         let digit = lanes.and(*state, lanes.splat8(2));
         *state = lanes.shr16::<1>(*state);
         digit
-    }
-    fn code(byte: u8, j: usize) -> u8 {
-        (byte >> j & 1) * 2
     }
     #[inline(always)]
     fn word<L: Lanes>(_lanes: L, state: &mut L::Bytes, _i: usize) -> L::Bytes {

@@ -95,8 +95,8 @@ impl<D: Digits> Columns for Columns8<'_, D> {
                 let scales = map(filters, &[][..], |filter| w.scales(plane, filter));
                 one_by_one(codes, scales, size, w.filter_len(), |codes, weights, i: usize| {
                     let term = |j| {
-                        i64::from(sign::<D>(codes, j))
-                            * i64::from(x[i][place8::<D>(j) / CHUNK].0[place8::<D>(j) % CHUNK])
+                        let place = place8::<D>(j);
+                        i64::from(sign::<D>(codes, j)) * i64::from(x[i][place / CHUNK].0[place % CHUNK])
                     };
                     weights.map(term).sum::<i64>() as f32
                 })
@@ -136,7 +136,8 @@ impl<D: Digits> Columns for Columns32<'_, D> {
             }
             Some(size) => one_by_one(codes, scales, size, w.filter_len(), |codes, weights, i: usize| {
                 weights.fold(0.0, |sum, j| {
-                    let x = x[i][place32::<D>(j) / LANES].0[place32::<D>(j) % LANES];
+                    let place = place32::<D>(j);
+                    let x = x[i][place / LANES].0[place % LANES];
                     match sign::<D>(codes, j) {
                         0 => sum,
                         1.. => sum + x,
@@ -150,7 +151,7 @@ impl<D: Digits> Columns for Columns32<'_, D> {
 
 /// t of weight `j`.
 fn sign<D: Digits>(codes: &[u8], j: usize) -> i8 {
-    D::code(codes[j / D::PER_BYTE], j % D::PER_BYTE) as i8 - 1
+    D::ENCODING.code(codes[j / D::PER_BYTE], j % D::PER_BYTE) as i8 - 1
 }
 
 /// Groups that end within a lane: one weight after the other, the same on every machine.
