@@ -30,6 +30,13 @@ impl Conv2d {
         Self { kernel, stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
     }
 
+    /// Weights per filter over so many channels; `None` where the groups do not divide them, or
+    /// there are too many.
+    pub fn filter_len(&self, channels: usize) -> Option<usize> {
+        let per_group = channels.checked_div(self.groups).filter(|_| channels.is_multiple_of(self.groups))?;
+        self.kernel.iter().try_fold(per_group, |n, &k| n.checked_mul(k))
+    }
+
     /// The output's size for an input's, as in PyTorch; `None` where no filter fits, or a stride,
     /// dilation or kernel is 0.
     pub fn output(&self, input: [usize; 2]) -> Option<[usize; 2]> {
@@ -61,20 +68,15 @@ impl Kernel {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let (batch, channels, height, width) = x.dim();
-        let groups = geometry.groups;
-        let per_group = channels
-            .checked_div(groups)
-            .filter(|_| channels.is_multiple_of(groups) && w.filters().is_multiple_of(groups));
-        let (Some(per_group), Some([output_height, output_width])) = (per_group, geometry.output([height, width]))
-        else {
+        let n = geometry.filter_len(channels).filter(|_| w.filters().is_multiple_of(geometry.groups));
+        let (Some(n), Some([output_height, output_width])) = (n, geometry.output([height, width])) else {
             return Err(Error::Request(format!(
                 "{geometry:?} cannot walk with {} filters over {channels} channels of {height} × {width}: groups have \
                  to divide both, and the filter has to fit",
                 w.filters(),
             )));
         };
-        let n = [geometry.kernel[0], geometry.kernel[1]].iter().try_fold(per_group, |n, &k| n.checked_mul(k));
-        w.check("filters of channels per group × kernel", &[w.filter_len()], &[n.unwrap_or(usize::MAX)])?;
+        w.check("filters of channels per group × kernel", &[w.filter_len()], &[n])?;
         let shape = [batch, w.filters(), output_height, output_width];
         w.check("y of batch × filters × output height × output width", y.shape(), &shape)?;
         match bias {
@@ -106,7 +108,7 @@ impl Kernel {
         let threads = rayon::current_num_threads();
         let each = x.dim().0.div_ceil(threads);
         if each < 2 || !is_large(w.filter_len(), y.len()) {
-            let parallel = is_large(w.filter_len(), y.len() / x.dim().0.max(1));
+            let parallel = is_large(w.filter_len(), y.len() / x.dim().0);
             let mut images = x.outer_iter().zip(y.outer_iter_mut());
             return images.try_for_each(|(x, y)| self.convolve_image::<D>(w, geometry, x, y, workspace, parallel));
         }
@@ -135,8 +137,8 @@ impl Kernel {
                 geometry.padding
             )));
         }
-        let images = x.axis_chunks_iter(Axis(0), channels.max(1));
-        for ((group, x), mut y) in images.enumerate().zip(y.axis_chunks_iter_mut(Axis(0), filters.max(1))) {
+        let images = x.axis_chunks_iter(Axis(0), channels);
+        for ((group, x), mut y) in images.enumerate().zip(y.axis_chunks_iter_mut(Axis(0), filters)) {
             let w = w.rows(group * filters..(group + 1) * filters);
             let scale = workspace.image.copy(x, geometry.padding, self.arithmetic);
             let outputs = y.len() / filters;

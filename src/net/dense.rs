@@ -30,12 +30,8 @@ pub fn conv2d(
     let Some(output) = geometry.output([height, width]) else {
         return refused(format!("{geometry:?} does not fit {height} × {width} values"));
     };
-    if groups == 0 || channels % groups != 0 || filters % groups != 0 {
+    let Some(column) = geometry.filter_len(channels).filter(|_| filters.is_multiple_of(groups)) else {
         return refused(format!("{groups} groups of {channels} channels and {filters} filters"));
-    }
-    let column = geometry.kernel.iter().try_fold(channels / groups, |column, &k| column.checked_mul(k));
-    let Some(column) = column else {
-        return refused(format!("{geometry:?} has too many weights"));
     };
     if w.ncols() != column || bias.is_some_and(|bias| bias.len() != filters) {
         let given = bias.map_or("none".to_owned(), |bias| bias.len().to_string());
