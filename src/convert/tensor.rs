@@ -114,8 +114,8 @@ impl<'a> TernaryWork<'a> {
         whole * (PIECE / whole).max(1)
     }
 
-    /// Fits every unit that no piece holds whole, unless windows are to do it; `each` is told how many weights are done, and has
-    /// to stop the work when `cancel` is set: the fit means nothing then.
+    /// Fits every unit that no piece holds whole, unless windows are to do it; `each` is told how many
+    /// weights are done, and has to stop the work when `cancel` is set: the fit means nothing then.
     pub fn prefit<E: From<WeightsProblem>>(
         &mut self,
         isa: Isa,

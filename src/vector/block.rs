@@ -320,6 +320,22 @@ pub(crate) struct Parts {
     pub above_sum: f64,
 }
 
+#[cfg(target_arch = "x86_64")]
+impl<W: Weight> Partition<'_, W> {
+    /// By hand where the weights are `f32`.
+    #[inline(always)]
+    fn in_f32(self, by_hand: impl FnOnce(&[f32], f32, f32, &mut [f32]) -> Parts) -> Parts {
+        let (lo, hi) = (self.lo.to_f64() as f32, self.hi.to_f64() as f32);
+        if W::as_f32(self.weights).is_none() {
+            return self.portable();
+        }
+        match (W::as_f32(self.weights), W::as_f32_mut(self.kept)) {
+            (Some(weights), Some(kept)) => by_hand(weights, lo, hi, kept),
+            _ => unreachable!("both are slices of one type"),
+        }
+    }
+}
+
 impl<W: Weight> Task for Partition<'_, W> {
     type Output = Parts;
 
@@ -346,26 +362,12 @@ impl<W: Weight> Task for Partition<'_, W> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx2(self, proof: Avx2) -> Parts {
-        let (lo, hi) = (self.lo.to_f64() as f32, self.hi.to_f64() as f32);
-        if W::as_f32(self.weights).is_none() {
-            return self.portable();
-        }
-        match (W::as_f32(self.weights), W::as_f32_mut(self.kept)) {
-            (Some(weights), Some(kept)) => proof.partition(weights, lo, hi, kept),
-            _ => unreachable!("both are slices of one type"),
-        }
+        self.in_f32(|weights, lo, hi, kept| proof.partition(weights, lo, hi, kept))
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(self, proof: Avx512) -> Parts {
-        let (lo, hi) = (self.lo.to_f64() as f32, self.hi.to_f64() as f32);
-        if W::as_f32(self.weights).is_none() {
-            return self.portable();
-        }
-        match (W::as_f32(self.weights), W::as_f32_mut(self.kept)) {
-            (Some(weights), Some(kept)) => proof.partition(weights, lo, hi, kept),
-            _ => unreachable!("both are slices of one type"),
-        }
+        self.in_f32(|weights, lo, hi, kept| proof.partition(weights, lo, hi, kept))
     }
 }
