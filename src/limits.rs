@@ -16,5 +16,10 @@ pub const PLANES: usize = 16;
 pub const IDX_BYTES: u64 = 1 << 32;
 /// Values that a layer of a network takes or gives per image, or that a convolution gathers for it.
 pub const LAYER_VALUES: usize = 1 << 26;
+/// Bytes of what stands between the layers in a forward pass, for all its images. One image always fits:
+/// it needs `LAYER_VALUES` in front of a layer, behind it, gathered, and per depth of residual layers.
+pub const FORWARD_BYTES: u64 = 1 << 32;
+/// Residual layers of a network inside each other.
+pub const RESIDUAL_DEPTH: usize = 8;
 /// Bytes of a network's description.
 pub const NETWORK_BYTES: u64 = 1 << 20;

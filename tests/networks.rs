@@ -314,7 +314,8 @@ fn descriptions_that_make_no_sense_say_why() {
     let conv = |more: &str| layer(&format!("{{ conv2d = {{ weight = \"w\", filters = 4, {more} }} }}"));
     let pool = |more: &str| layer(&format!("{{ max_pool = {{ {more} }} }}"));
     for (text, says) in [
-        (String::new(), "missing field `input`"),
+        (String::new(), "missing field `layers`, or a `base` that has some"),
+        ("layers = []".to_owned(), "missing field `input`, or a `base` that has one"),
         ("input = [1, 2]\nlayers = []".to_owned(), "an array of length 3"),
         ("input = [1, 2, 3]\nlayers = []".to_owned(), "layers: expected at least one"),
         ("input = [0, 2, 3]\nlayers = [\"relu\"]".to_owned(), "input: 0 × 2 × 3 values, expected at least 1 of each"),
@@ -358,7 +359,7 @@ fn descriptions_that_make_no_sense_say_why() {
         assert!(found.starts_with("net.toml: ") && found.contains(says), "{text}\n{says}\n{found}");
     }
     let unknown = Description::open("lenet6").unwrap_err().to_string();
-    assert!(unknown.starts_with("unknown network `lenet6`; known are lenet5, or"), "{unknown}");
+    assert!(unknown.starts_with("unknown network `lenet6`; known are lenet5, vgg7, "), "{unknown}");
     assert_eq!(Description::open("no/such.toml").unwrap_err().fault(), Fault::Io);
 }
 

@@ -1,19 +1,35 @@
 //! Networks as data: a TOML file of layers in their order, with the names of their tensors. Not here:
-//! the tensors themselves, or any arithmetic.
+//! the layers ([`super::layers`]), the tensors themselves, or any arithmetic.
 //!
 //! ```toml
 //! input = [1, 28, 28]     # channels, height, width
+//! width = 1               # multiplies the filters and outputs of all layers but the classifier
+//! classes = 10            # of the classifier: the last layer that has weights
 //! layers = [
 //!     # kernel, stride, padding and dilation: one number, or [height, width].
 //!     { conv2d = { weight = "conv1.weight", bias = "conv1.bias", filters = 32, kernel = 5,
 //!                  stride = 1, padding = 0, dilation = 1, groups = 1 } },
 //!     { batch_norm = { weight = "bn1.weight", bias = "bn1.bias",
 //!                      mean = "bn1.running_mean", variance = "bn1.running_var", eps = 1e-5 } },
+//!     { batch_norm = "bn1" },                                     # the same, by PyTorch's names
 //!     { max_pool = { kernel = 2, stride = 2, padding = 0 } },     # stride: as the kernel
+//!     { avg_pool = { kernel = 2, stride = 2, padding = 0 } },     # padding counts, as zeros
 //!     "relu",
+//!     # body(x) + shortcut(x), which have to agree in shape; without shortcut, + x.
+//!     { residual = { body = [{ conv2d = { … } }, "relu", { conv2d = { … } }], shortcut = [] } },
+//!     "global_avg_pool",                                          # to 1 × 1
 //!     "flatten",
 //!     { linear = { weight = "fc.weight", bias = "fc.bias", outputs = 10 } },
 //! ]
+//! ```
+//!
+//! Or a built-in network with something changed, any of the three:
+//!
+//! ```toml
+//! base = "resnet18"
+//! width = 1.5
+//! classes = 100
+//! input = [3, 64, 64]
 //! ```
 
 use std::io::Read;
@@ -21,152 +37,82 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::kernel::Conv2d;
-use crate::limits::{LAYER_VALUES, NETWORK_BYTES};
+use super::layers::{Described, Layer, Residual, Written, maps, size};
+use crate::limits::{LAYER_VALUES, NETWORK_BYTES, RESIDUAL_DEPTH};
 use crate::mapped::open_regular;
 use crate::{Error, Result};
 
 /// The networks that are built in: name and description.
-pub const NETWORKS: [(&str, &str); 1] = [("lenet5", include_str!("networks/lenet5.toml"))];
+pub const NETWORKS: [(&str, &str); 7] = [
+    ("lenet5", include_str!("networks/lenet5.toml")),
+    ("vgg7", include_str!("networks/vgg7.toml")),
+    ("resnet18", include_str!("networks/resnet18.toml")),
+    ("resnet18b", include_str!("networks/resnet18b.toml")),
+    ("resnet34", include_str!("networks/resnet34.toml")),
+    ("resnet50", include_str!("networks/resnet50.toml")),
+    ("resnet18-cifar", include_str!("networks/resnet18-cifar.toml")),
+];
 
 /// A network's layers, checked: each can take what the one before it gives.
 #[derive(Debug, Clone)]
 pub struct Description {
     /// What it is called: a built-in name, or a file's.
     name: String,
+    /// What it is made from.
+    written: Vec<Written>,
+    overrides: Overrides,
     /// Channels, height and width of an image.
     input: [usize; 3],
     layers: Vec<Described>,
 }
 
-/// A layer, and the shape of what it gives for one image: channels × height × width.
-#[derive(Debug, Clone)]
-pub(super) struct Described {
-    pub layer: Layer,
-    pub output: [usize; 3],
+/// What can be said of a network besides its layers; `None` leaves it as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Overrides {
+    /// Channels, height and width of an image.
+    pub input: Option<[usize; 3]>,
+    /// Multiplies the filters of every convolution and the outputs of every linear layer as they are
+    /// written, rounded to the nearest whole number; not those of the classifier. Groups stay.
+    pub width: Option<f64>,
+    /// The outputs of the classifier: the last layer with weights, where that is no part of a residual
+    /// layer.
+    pub classes: Option<usize>,
 }
 
-/// The file as it is written.
+/// The file as it is written. What can be overridden are fields of their own: with `flatten`, errors
+/// would lose their lines.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    input: [usize; 3],
-    layers: Vec<Layer>,
+    base: Option<String>,
+    input: Option<[usize; 3]>,
+    width: Option<f64>,
+    classes: Option<usize>,
+    layers: Option<Vec<Written>>,
 }
 
-/// A layer as it is described; strings are names of tensors.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Layer {
-    Conv2d(Convolution),
-    Linear(Linear),
-    BatchNorm(BatchNorm),
-    MaxPool(MaxPool),
-    Relu,
-    Flatten,
+/// What is wrong, and in which layer: the outermost first.
+struct Misfit {
+    place: Vec<String>,
+    message: String,
 }
 
-/// `weight` is filters × channels per group × kernel height × kernel width, `bias` one per filter.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Convolution {
-    pub weight: String,
-    pub bias: Option<String>,
-    pub filters: usize,
-    kernel: Extent,
-    #[serde(default = "Extent::one")]
-    stride: Extent,
-    #[serde(default)]
-    padding: Extent,
-    #[serde(default = "Extent::one")]
-    dilation: Extent,
-    #[serde(default = "one")]
-    groups: usize,
+/// Puts layers into their places.
+struct Builder {
+    width: f64,
+    classes: Option<usize>,
+    /// Which of the outermost layers has the classes.
+    classifier: Option<usize>,
 }
 
-/// `weight` is outputs × inputs, `bias` one per output.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Linear {
-    pub weight: String,
-    pub bias: Option<String>,
-    pub outputs: usize,
-}
-
-/// One of each tensor's elements per channel.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct BatchNorm {
-    pub weight: String,
-    pub bias: String,
-    pub mean: String,
-    pub variance: String,
-    /// PyTorch's default.
-    #[serde(default = "default_eps")]
-    pub eps: f32,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct MaxPool {
-    kernel: Extent,
-    stride: Option<Extent>,
-    #[serde(default)]
-    padding: Extent,
-}
-
-/// `3`, or `[3, 5]`: height and width.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(from = "Written")]
-struct Extent([usize; 2]);
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a whole number, or [height, width]")]
-enum Written {
-    Both(usize),
-    Each([usize; 2]),
-}
-
-impl From<Written> for Extent {
-    fn from(written: Written) -> Self {
-        match written {
-            Written::Both(n) => Self([n, n]),
-            Written::Each(extent) => Self(extent),
+impl Overrides {
+    /// These, and where they say nothing, what `other` says.
+    fn or(self, other: Self) -> Self {
+        Self {
+            input: self.input.or(other.input),
+            width: self.width.or(other.width),
+            classes: self.classes.or(other.classes),
         }
-    }
-}
-
-impl Extent {
-    fn one() -> Self {
-        Self([1, 1])
-    }
-}
-
-fn one() -> usize {
-    1
-}
-
-fn default_eps() -> f32 {
-    1e-5
-}
-
-impl Convolution {
-    pub fn geometry(&self) -> Conv2d {
-        Conv2d {
-            kernel: self.kernel.0,
-            stride: self.stride.0,
-            padding: self.padding.0,
-            dilation: self.dilation.0,
-            groups: self.groups,
-        }
-    }
-}
-
-impl MaxPool {
-    /// How its window moves, as that of a convolution.
-    pub fn geometry(&self) -> Conv2d {
-        let stride = self.stride.unwrap_or(self.kernel).0;
-        Conv2d { stride, padding: self.padding.0, ..Conv2d::new(self.kernel.0) }
     }
 }
 
@@ -176,14 +122,13 @@ impl Description {
     /// # Errors
     /// An unknown name, a file that cannot be read, or one that describes no network.
     pub fn open(network: &str) -> Result<Self> {
-        if let Some((name, text)) = NETWORKS.iter().find(|(name, _)| *name == network) {
-            return Self::parse(name, text);
+        if let Some(text) = built_in(network) {
+            return Self::parse(network, text);
         }
         if !network.contains(['.', '/', std::path::MAIN_SEPARATOR]) {
-            let known: Vec<&str> = NETWORKS.iter().map(|(name, _)| *name).collect();
+            let known = known();
             return Err(Error::Request(format!(
-                "unknown network `{network}`; known are {}, or the path of a description, NAME.toml",
-                known.join(", ")
+                "unknown network `{network}`; known are {known}, or the path of a description, NAME.toml"
             )));
         }
         let path = Path::new(network);
@@ -201,20 +146,33 @@ impl Description {
     /// # Errors
     /// What is not understood, or a layer that cannot take what the one before it gives.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
-        let refused = |message: &str| Error::Request(format!("{name}: {}", message.trim_end()));
-        let file: File = toml::from_str(text).map_err(|e| refused(&e.to_string()))?;
-        size(file.input).map_err(|message| refused(&format!("input: {message}")))?;
-        let mut shape = file.input;
-        let mut layers = Vec::with_capacity(file.layers.len());
-        for (i, layer) in file.layers.into_iter().enumerate() {
-            let what = format!("layer {} ({})", i + 1, layer.name());
-            shape = layer.output(shape).map_err(|message| refused(&format!("{what}: {message}")))?;
-            layers.push(Described { layer, output: shape });
+        let (written, overrides) = read(text).map_err(|message| refused(name, &message))?;
+        Self::new(name, written, overrides)
+    }
+
+    /// The same layers with something changed; what is `None` stays as it is. A width is always one of
+    /// the layers as they are written: it replaces the one before.
+    ///
+    /// # Errors
+    /// When a layer cannot take what the one before it gives any more.
+    pub fn with(self, overrides: Overrides) -> Result<Self> {
+        Self::new(&self.name, self.written, overrides.or(self.overrides))
+    }
+
+    fn new(name: &str, written: Vec<Written>, overrides: Overrides) -> Result<Self> {
+        let refused = |message: &str| refused(name, message);
+        let input = overrides.input.ok_or_else(|| refused("missing field `input`, or a `base` that has one"))?;
+        size(input).map_err(|message| refused(&format!("input: {message}")))?;
+        if written.is_empty() {
+            return Err(refused("layers: expected at least one"));
         }
-        match (layers.is_empty(), shape) {
-            (true, _) => Err(refused("layers: expected at least one")),
-            (_, [_, 1, 1]) => Ok(Self { name: name.to_owned(), input: file.input, layers }),
-            (_, found) => Err(refused(&format!(
+        let builder = Builder::new(&written, overrides).map_err(|message| refused(&message))?;
+        let layers = builder
+            .layers("layer", &written, input, 0)
+            .map_err(|Misfit { place, message }| refused(&format!("{}: {message}", place.join(", "))))?;
+        match layers.last().map_or(input, |last| last.output) {
+            [_, 1, 1] => Ok(Self { name: name.to_owned(), written, overrides, input, layers }),
+            found => Err(refused(&format!(
                 "the last layer gives {}, expected one number per class; end with a linear layer",
                 maps(found)
             ))),
@@ -236,88 +194,146 @@ impl Description {
         self.layers.last().map_or(0, |described| described.output[0])
     }
 
-    pub(super) fn layers(&self) -> &[Described] {
+    /// What filters and outputs are multiplied by: 1 where nothing says otherwise.
+    pub fn width(&self) -> f64 {
+        self.overrides.width.unwrap_or(1.0)
+    }
+
+    /// The names and shapes of all tensors, in the order of the layers; of a residual layer, those of
+    /// its body come first.
+    pub fn tensors(&self) -> Vec<(&str, Vec<usize>)> {
+        let mut found = Vec::new();
+        self.layers.iter().for_each(|described| described.tensors(&mut found));
+        found
+    }
+
+    /// The layers in their order, at least one.
+    pub(crate) fn layers(&self) -> &[Described] {
         &self.layers
     }
 }
 
-impl Layer {
-    /// Its name in a description.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Conv2d(_) => "conv2d",
-            Self::Linear(_) => "linear",
-            Self::BatchNorm(_) => "batch_norm",
-            Self::MaxPool(_) => "max_pool",
-            Self::Relu => "relu",
-            Self::Flatten => "flatten",
+fn refused(name: &str, message: &str) -> Error {
+    Error::Request(format!("{name}: {}", message.trim_end()))
+}
+
+fn built_in(network: &str) -> Option<&'static str> {
+    NETWORKS.iter().find(|(name, _)| *name == network).map(|(_, text)| *text)
+}
+
+fn known() -> String {
+    NETWORKS.map(|(name, _)| name).join(", ")
+}
+
+/// The layers of a file or of its base, and what is said of them. Only built-in networks are a base,
+/// and none of those goes round in circles.
+fn read(text: &str) -> Result<(Vec<Written>, Overrides), String> {
+    let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
+    let overrides = Overrides { input: file.input, width: file.width, classes: file.classes };
+    match (file.base, file.layers) {
+        (None, Some(layers)) => Ok((layers, overrides)),
+        (None, None) => Err("missing field `layers`, or a `base` that has some".to_owned()),
+        (Some(base), Some(_)) => Err(format!("both `layers` and `base`: {base} has its own; leave one of them out")),
+        (Some(base), None) => {
+            let text =
+                built_in(&base).ok_or_else(|| format!("base: unknown network `{base}`; known are {}", known()))?;
+            let (layers, of_base) = read(text)?;
+            Ok((layers, overrides.or(of_base)))
         }
     }
+}
 
-    /// The shape of what it gives for an image of that shape, or why it cannot take one.
-    fn output(&self, input: [usize; 3]) -> Result<[usize; 3], String> {
-        let [channels, height, width] = input;
-        let output = match self {
-            Self::Conv2d(convolution) => {
-                let geometry = convolution.geometry();
-                let groups = geometry.groups;
-                if groups == 0 || channels % groups != 0 || convolution.filters % groups != 0 {
-                    return Err(format!(
-                        "groups = {groups}, expected a divisor of {channels} channels and of {} filters",
-                        convolution.filters
-                    ));
-                }
-                let [h, w] = window(&geometry, input)?;
-                // What one group gathers: a column of the kernel's size per output.
-                size([channels / groups, geometry.kernel[0], geometry.kernel[1]])
-                    .and_then(|column| size([column, h, w]))
-                    .map_err(|_| format!("gathers more than {LAYER_VALUES} values per image"))?;
-                let padded = |i: usize| input[i + 1].saturating_add(geometry.padding[i].saturating_mul(2));
-                size([channels, padded(0), padded(1)]).map_err(|message| format!("with its padding: {message}"))?;
-                [convolution.filters, h, w]
-            }
-            Self::MaxPool(pool) => {
-                let geometry = pool.geometry();
-                if (0..2).any(|i| geometry.padding[i] > geometry.kernel[i] / 2) {
-                    let half = "expected at most half of the kernel: a window has to see the image";
-                    return Err(format!("padding = {:?}, {half}", geometry.padding));
-                }
-                let [h, w] = window(&geometry, input)?;
-                [channels, h, w]
-            }
-            Self::Linear(_) if [height, width] != [1, 1] => {
-                return Err(format!("takes one row of numbers, found {}; put \"flatten\" before it", maps(input)));
-            }
-            Self::Linear(linear) => [linear.outputs, 1, 1],
-            Self::BatchNorm(norm) if !norm.eps.is_finite() || norm.eps < 0.0 => {
-                return Err(format!("eps = {}, expected a number of at least 0", norm.eps));
-            }
-            Self::Flatten => [channels * height * width, 1, 1],
-            Self::BatchNorm(_) | Self::Relu => input,
-        };
-        size(output)?;
-        Ok(output)
+impl Misfit {
+    /// In a layer that is part of `outer`.
+    fn within(mut self, outer: String) -> Self {
+        self.place.insert(0, outer);
+        self
     }
 }
 
-/// Where a window can stand.
-fn window(geometry: &Conv2d, [_, height, width]: [usize; 3]) -> Result<[usize; 2], String> {
-    geometry.output([height, width]).ok_or_else(|| {
-        let Conv2d { kernel, stride, padding, dilation, .. } = geometry;
-        format!(
-            "kernel = {kernel:?}, stride = {stride:?}, padding = {padding:?}, dilation = {dilation:?} do not fit \
-             {height} × {width} values; expected a kernel that is not larger, and no 0 but in padding"
-        )
-    })
-}
+impl Builder {
+    fn new(layers: &[Written], overrides: Overrides) -> Result<Self, String> {
+        let width = overrides.width.unwrap_or(1.0);
+        if !width.is_finite() || width <= 0.0 {
+            return Err(format!("width = {width}, expected a number over 0"));
+        }
+        let last = layers
+            .iter()
+            .rposition(|Written(layer)| matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual(_)));
+        let classifier = last.filter(|&i| !matches!(layers[i].0, Layer::Residual(_)));
+        if let (Some(classes), None) = (overrides.classes, classifier) {
+            return Err(format!("classes = {classes}: no layer to set them, expected a linear layer at the end"));
+        }
+        Ok(Self { width, classes: overrides.classes, classifier })
+    }
 
-/// How many values; none, or too many, are an error.
-fn size(shape: [usize; 3]) -> Result<usize, String> {
-    let size = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
-    size.filter(|size| (1..=LAYER_VALUES).contains(size))
-        .ok_or_else(|| format!("{}, expected at least 1 of each and at most {LAYER_VALUES} in all", maps(shape)))
-}
+    /// Layers one after the other; errors call each a `part`. `depth` is how many residual layers they
+    /// lie in.
+    fn layers(
+        &self,
+        part: &str,
+        layers: &[Written],
+        input: [usize; 3],
+        depth: usize,
+    ) -> Result<Vec<Described>, Misfit> {
+        let mut shape = input;
+        let mut described = Vec::with_capacity(layers.len());
+        for (i, Written(written)) in layers.iter().enumerate() {
+            let place = || format!("{part} {} ({})", i + 1, written.name());
+            let misfit = |message| Misfit { place: vec![place()], message };
+            let classifier = depth == 0 && self.classifier == Some(i);
+            let layer = match written {
+                Layer::Conv2d(conv) => {
+                    let mut conv = conv.clone();
+                    conv.filters = self.outputs(conv.filters, classifier).map_err(misfit)?;
+                    Layer::Conv2d(conv)
+                }
+                Layer::Linear(linear) => {
+                    let mut linear = linear.clone();
+                    linear.outputs = self.outputs(linear.outputs, classifier).map_err(misfit)?;
+                    Layer::Linear(linear)
+                }
+                Layer::Residual(Residual { body, shortcut }) => {
+                    if depth == RESIDUAL_DEPTH {
+                        return Err(misfit(format!("inside {depth} others, expected at most {RESIDUAL_DEPTH} in all")));
+                    }
+                    if body.is_empty() {
+                        return Err(misfit("body: expected at least one layer".to_owned()));
+                    }
+                    let nested = |part: &str, layers: &[Written]| {
+                        self.layers(part, layers, shape, depth + 1).map_err(|misfit| misfit.within(place()))
+                    };
+                    let body = nested("body", body)?;
+                    Layer::Residual(Residual { body, shortcut: nested("shortcut", shortcut)? })
+                }
+                Layer::BatchNorm(norm) => Layer::BatchNorm(norm.clone()),
+                Layer::MaxPool(pool) => Layer::MaxPool(pool.clone()),
+                Layer::AvgPool(pool) => Layer::AvgPool(pool.clone()),
+                Layer::GlobalAvgPool => Layer::GlobalAvgPool,
+                Layer::Relu => Layer::Relu,
+                Layer::Flatten => Layer::Flatten,
+            };
+            let output = layer.output(shape).map_err(misfit)?;
+            described.push(Described { layer, input: shape, output });
+            shape = output;
+        }
+        Ok(described)
+    }
 
-fn maps([channels, height, width]: [usize; 3]) -> String {
-    format!("{channels} × {height} × {width} values")
+    /// How many filters or outputs a layer has of those that are written.
+    fn outputs(&self, written: usize, classifier: bool) -> Result<usize, String> {
+        if classifier {
+            return Ok(self.classes.unwrap_or(written));
+        }
+        // Without a width nothing is rounded, and what is wrong is said of the shape.
+        if self.width == 1.0 {
+            return Ok(written);
+        }
+        let found = (written as f64 * self.width).round();
+        if !(1.0..=LAYER_VALUES as f64).contains(&found) {
+            let width = self.width;
+            return Err(format!("width = {width} makes {found} of {written} outputs, expected 1 to {LAYER_VALUES}"));
+        }
+        Ok(found as usize)
+    }
 }

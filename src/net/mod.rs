@@ -14,10 +14,11 @@ pub mod dense;
 mod description;
 mod evaluate;
 mod forward;
-mod max_pool;
+mod layers;
+mod pool;
 mod tensors;
 
-pub use self::description::{Description, NETWORKS};
+pub use self::description::{Description, NETWORKS, Overrides};
 pub use self::evaluate::{Evaluation, Options, evaluate};
 pub use self::forward::{Buffers, Network};
-pub use self::tensors::{Source, Weights};
+pub use self::tensors::{Packed, Source, Weights};

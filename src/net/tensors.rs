@@ -6,6 +6,7 @@ use ndarray::Array2;
 
 use crate::container::{Container, DenseTensor, Tensor, TernaryTensor};
 use crate::error::NetworkProblem;
+use crate::kernel::PackedMatrix;
 use crate::source::{Checkpoint, FilterView, TensorView};
 use crate::{Error, Isa, Result};
 
@@ -22,9 +23,16 @@ pub enum Source {
 #[derive(Debug)]
 pub enum Weights<'a> {
     /// As they lie in the file; never unpacked.
-    Packed(Box<TernaryTensor<'a>>),
+    Packed(Packed<'a>),
     /// Outputs × weights per output.
     Dense(Array2<f32>),
+}
+
+/// Codes as they lie in the file, and their scales, decoded once.
+#[derive(Debug)]
+pub struct Packed<'a> {
+    tensor: Box<TernaryTensor<'a>>,
+    scales: Vec<f32>,
 }
 
 /// Looks for tensors in one file.
@@ -45,6 +53,22 @@ impl Source {
     }
 }
 
+impl<'a> Packed<'a> {
+    fn new(tensor: TernaryTensor<'a>) -> Self {
+        Self { scales: tensor.scales().collect(), tensor: Box::new(tensor) }
+    }
+
+    /// What products take; nothing is copied.
+    ///
+    /// # Errors
+    /// None for what was loaded: the container's lengths are checked.
+    pub fn matrix(&self) -> Result<PackedMatrix<'_>> {
+        let TernaryTensor { planes, filters, filter_len, encoding, granularity, .. } = *self.tensor;
+        let shape = [planes, filters, filter_len];
+        PackedMatrix::from_parts(encoding, shape, granularity, self.tensor.packed(), self.scales.as_slice())
+    }
+}
+
 impl<'a> Tensors<'a> {
     pub fn new(source: &'a Source, float: bool) -> Result<Self> {
         Ok(Self { source, float, isa: Isa::detect()? })
@@ -57,7 +81,7 @@ impl<'a> Tensors<'a> {
                 if tensor.axis != 0 {
                     return Err(self.error(name)(NetworkProblem::FilterAxis { found: tensor.axis }));
                 }
-                Ok(Weights::Packed(Box::new(tensor)))
+                Ok(Weights::Packed(Packed::new(tensor)))
             }
             tensor => {
                 let values = self.decode(name, &tensor)?;

@@ -1,4 +1,5 @@
-//! Max pooling. Padding never wins: a window sees only what is there. Not here: other pooling.
+//! Pooling: the largest value of each window, or their mean. Not here: how windows walk
+//! ([`Conv2d`]).
 
 use std::ops::Range;
 
@@ -7,16 +8,37 @@ use rayon::prelude::*;
 use crate::kernel::Conv2d;
 
 /// The largest value of each window, NaN where there is one. `x` is `[images × channels][height][width]`
-/// of the size `input`, `y` the same of the size `output`; padding is at most half of the kernel.
+/// of the size `input`, `y` the same of the size `output`; padding is at most half of the kernel, and
+/// never wins: a window sees only what is there.
 pub(super) fn max_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
+    windows(geometry, x, input, y, output, |rows| {
+        let values = rows.flatten();
+        values.fold(f32::NEG_INFINITY, |max, &x| if x > max || x.is_nan() { x } else { max })
+    });
+}
+
+/// The mean of each window, summed in `f64`; padding counts, as zeros. Shapes are those of [`max_pool`].
+pub(super) fn avg_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
+    let share = 1.0 / (geometry.kernel[0] as f64 * geometry.kernel[1] as f64);
+    windows(geometry, x, input, y, output, |rows| (rows.flatten().map(|&x| f64::from(x)).sum::<f64>() * share) as f32);
+}
+
+/// Each output from the rows of what its window sees.
+fn windows(
+    geometry: &Conv2d,
+    x: &[f32],
+    input: [usize; 2],
+    y: &mut [f32],
+    output: [usize; 2],
+    value: impl Fn(&mut dyn Iterator<Item = &[f32]>) -> f32 + Sync,
+) {
     let planes = y.par_chunks_mut(output[0] * output[1]).zip(x.par_chunks(input[0] * input[1]));
     planes.for_each(|(y, x)| {
         for (oy, y) in y.chunks_mut(output[1]).enumerate() {
             let rows = inside(geometry, 0, oy, input);
             for (ox, y) in y.iter_mut().enumerate() {
                 let columns = inside(geometry, 1, ox, input);
-                let values = rows.clone().flat_map(|iy| &x[iy * input[1]..][columns.clone()]);
-                *y = values.fold(f32::NEG_INFINITY, |max, &x| if x > max || x.is_nan() { x } else { max });
+                *y = value(&mut rows.clone().map(|iy| &x[iy * input[1]..][columns.clone()]));
             }
         }
     });
