@@ -6,10 +6,11 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use twn_pack::data::{DataSet, Split};
 use twn_pack::kernel::{Arithmetic, Kernel};
-use twn_pack::net::{self, Description, Network, Source, Weights};
+use twn_pack::net::{self, Network, Source, Weights};
 use twn_pack::{Checkpoint, Container, Error, Isa, report};
 
 use super::exit::Exit;
+use super::network::NetworkArgs;
 use super::progress::Display;
 use super::{Session, is_container, print, printable};
 
@@ -17,9 +18,8 @@ use super::{Session, is_container, print, printable};
 pub(super) struct EvalArgs {
     /// A .twn file, or a checkpoint (.safetensors), which runs in float
     file: PathBuf,
-    /// The network: lenet5, or a file that describes one
-    #[arg(long, value_name = "NAME|PATH.toml")]
-    net: String,
+    #[command(flatten)]
+    net: NetworkArgs,
     /// Directory of the data set: MNIST's four files or others like them, .gz or not
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -77,8 +77,13 @@ impl ArithmeticName {
 struct Results {
     file: PathBuf,
     net: String,
+    /// What filters and outputs were multiplied by.
+    width: f64,
     images: usize,
     correct: usize,
+    /// Images of which all logits are NaN; they count as wrong.
+    #[serde(skip_serializing_if = "is_zero")]
+    undecided: usize,
     /// A fraction.
     accuracy: f64,
     /// Of the forward passes; reading the data is apart.
@@ -98,7 +103,7 @@ struct Results {
 }
 
 pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
-    let description = Description::open(&args.net)?;
+    let description = args.net.open()?;
     let source = if is_container(&args.file)? {
         Source::Container(Container::open(&args.file)?)
     } else {
@@ -136,8 +141,10 @@ pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
     let (images, seconds) = (found.predictions.len(), found.time.as_secs_f64());
     let results = Results {
         net: description.name().to_owned(),
+        width: description.width(),
         images,
         correct: found.correct,
+        undecided: found.undecided,
         accuracy: found.correct as f64 / images as f64,
         images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
         seconds,
@@ -163,12 +170,17 @@ pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
 impl Results {
     fn text(&self) -> String {
         let layers = format!("{} of {} weight layers packed", self.packed_layers, self.weight_layers);
+        let undecided = match self.undecided {
+            0 => String::new(),
+            images => format!("undecided   {images} of {}: all their logits are NaN; counted as wrong\n", self.images),
+        };
         let isa = self.instruction_set.map(|isa| format!(", {isa}")).unwrap_or_default();
         let bytes = |bytes: Option<u64>| bytes.map_or("-".to_owned(), report::bytes);
         let threads = format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" });
         format!(
             "{file}: {net}, {layers}\n\
              accuracy    {percent:.2} %  {correct} of {images}\n\
+             {undecided}\
              arithmetic  {arithmetic}{isa}\n\
              speed       {speed:.0} images/s  {images} in {seconds:.3} s, batches of {batch}, {threads}\n\
              memory      {resident} resident, {peak} at most\n",
@@ -185,6 +197,10 @@ impl Results {
             peak = bytes(self.peak_resident_bytes),
         )
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A line of Linux's account of this process, in bytes; `None` on other systems.

@@ -4,6 +4,7 @@
 mod eval;
 mod exit;
 mod inspect;
+mod network;
 mod pack;
 mod progress;
 mod rules;

@@ -20,8 +20,8 @@ pub struct Options<'a> {
     pub batch: usize,
     /// Only so many images, from the first.
     pub limit: Option<usize>,
-    /// A file for the predictions: a class number per line, in the order of the images. It appears when
-    /// all are there.
+    /// A file for the predictions: a class number per line, in the order of the images, or `none`. It
+    /// appears when all are there.
     pub predictions: Option<&'a Path>,
     /// Replace that file if it exists.
     pub overwrite: bool,
@@ -40,10 +40,12 @@ impl Default for Options<'_> {
 /// What came out.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
-    /// The class of each image: the first of the largest logits.
-    pub predictions: Vec<usize>,
+    /// The class of each image: the first of the largest logits. `None` where all of them are NaN.
+    pub predictions: Vec<Option<usize>>,
     /// How many of them are the label.
     pub correct: usize,
+    /// How many images have no class.
+    pub undecided: usize,
     /// How long the forward passes took, without reading images or comparing labels.
     pub time: Duration,
 }
@@ -70,7 +72,8 @@ pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options:
     let output = options.predictions.map(|path| AtomicFile::create(path, options.overwrite)).transpose()?;
 
     let (mut pixels, mut buffers) = (Vec::new(), Buffers::default());
-    let mut found = Evaluation { predictions: Vec::with_capacity(count), correct: 0, time: Duration::ZERO };
+    let mut found =
+        Evaluation { predictions: Vec::with_capacity(count), correct: 0, undecided: 0, time: Duration::ZERO };
     for from in (0..count).step_by(options.batch) {
         if options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(Error::Cancelled);
@@ -89,17 +92,20 @@ pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options:
             progress(images.end, count);
         }
     }
-    found.correct = found.predictions.iter().zip(data.labels()).filter(|(p, l)| **p == usize::from(**l)).count();
+    let pairs = found.predictions.iter().zip(data.labels());
+    found.correct = pairs.filter(|(class, label)| **class == Some(usize::from(**label))).count();
+    found.undecided = found.predictions.iter().filter(|class| class.is_none()).count();
     if let Some(file) = output {
-        let text: String = found.predictions.iter().map(|class| format!("{class}\n")).collect();
+        let line = |class: &Option<usize>| class.map_or("none\n".to_owned(), |class| format!("{class}\n"));
+        let text: String = found.predictions.iter().map(line).collect();
         file.write_at(text.as_bytes(), 0)?;
         file.publish()?;
     }
     Ok(found)
 }
 
-/// Where the largest value is, the first of equals.
-fn largest(logits: ArrayView1<'_, f32>) -> usize {
-    let first = (0, f32::NEG_INFINITY);
-    logits.iter().enumerate().fold(first, |best, (i, &x)| if x > best.1 { (i, x) } else { best }).0
+/// Where the largest value is, the first of equals; NaN is none.
+fn largest(logits: ArrayView1<'_, f32>) -> Option<usize> {
+    let values = logits.iter().enumerate().filter(|(_, x)| !x.is_nan());
+    values.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(class, _)| class)
 }

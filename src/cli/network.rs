@@ -1,0 +1,34 @@
+//! Which network: what all commands that have one take. Not here: what they do with it.
+
+use clap::Args;
+use twn_pack::net::{Description, Overrides};
+
+#[derive(Debug, Args)]
+pub(super) struct NetworkArgs {
+    /// The network: lenet5, vgg7, resnet18, resnet18b, resnet34, resnet50, resnet18-cifar, or a file
+    /// that describes one
+    #[arg(long, value_name = "NAME|PATH.toml")]
+    net: String,
+    /// Multiply the filters of all its layers but the last
+    #[arg(long, value_name = "FACTOR")]
+    width: Option<f64>,
+    /// Classes that it tells apart
+    #[arg(long, value_name = "N")]
+    classes: Option<usize>,
+    /// Its images: channels, height and width, as 3x224x224
+    #[arg(long, value_name = "CxHxW", value_parser = shape)]
+    input: Option<[usize; 3]>,
+}
+
+impl NetworkArgs {
+    /// As described, with what was changed.
+    pub fn open(&self) -> twn_pack::Result<Description> {
+        let Self { ref net, width, classes, input } = *self;
+        Description::open(net)?.with(Overrides { input, width, classes })
+    }
+}
+
+fn shape(text: &str) -> Result<[usize; 3], String> {
+    let numbers: Option<Vec<usize>> = text.split('x').map(|number| number.parse().ok()).collect();
+    numbers.and_then(|numbers| numbers.try_into().ok()).ok_or("expected CxHxW, as 3x224x224".to_owned())
+}
