@@ -54,6 +54,8 @@ pub mod select;
 pub mod source;
 mod strict_json;
 pub mod ternarize;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod unpack;
 mod vector;
 pub mod verify;

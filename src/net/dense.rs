@@ -2,12 +2,20 @@
 //! `matrixmultiply`) per image and group. What packed products are compared with, in their numbers
 //! and in speed. Not here: packed weights ([`crate::kernel`]).
 
+use std::ops::AddAssign;
+
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView1, ArrayView2, ArrayView4, ArrayViewMut2, ArrayViewMut4, s};
+use ndarray::{ArrayView1, ArrayView2, ArrayView4, ArrayViewMut2, ArrayViewMut4, LinalgScalar, s};
 use rayon::prelude::*;
 
+use super::im2col::im2col;
 use crate::kernel::Conv2d;
 use crate::{Error, Result};
+
+/// What layers compute with: `f32`, or `f64` where gradients are checked.
+pub trait Number: LinalgScalar + Default + AddAssign + Send + Sync {}
+
+impl<T: LinalgScalar + Default + AddAssign + Send + Sync> Number for T {}
 
 /// A convolution over `x` of batch × channels × height × width; `y` is batch × filters × output
 /// height × output width ([`Conv2d::output`]), in C order. `w` has a row per filter: channels per group ×
@@ -16,13 +24,13 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// When a shape does not fit, or has a 0.
-pub fn conv2d(
-    w: ArrayView2<'_, f32>,
-    bias: Option<&[f32]>,
+pub fn conv2d<T: Number>(
+    w: ArrayView2<'_, T>,
+    bias: Option<&[T]>,
     geometry: &Conv2d,
-    x: ArrayView4<'_, f32>,
-    mut y: ArrayViewMut4<'_, f32>,
-    columns: &mut Vec<f32>,
+    x: ArrayView4<'_, T>,
+    mut y: ArrayViewMut4<'_, T>,
+    columns: &mut Vec<T>,
 ) -> Result<()> {
     let (batch, channels, height, width) = x.dim();
     let (filters, groups) = (w.nrows(), geometry.groups);
@@ -52,7 +60,7 @@ pub fn conv2d(
     // Each thread has its own columns and a run of images.
     let threads = rayon::current_num_threads().min(batch);
     let run = batch.div_ceil(threads);
-    columns.resize(threads * column * outputs, 0.0);
+    columns.resize(threads * column * outputs, T::zero());
     let runs = y.par_chunks_mut(run * image_out).zip(x.par_chunks(run * image_in));
     runs.zip(columns.par_chunks_mut(column * outputs)).for_each(|((y, x), columns)| {
         for (y, x) in y.chunks_mut(image_out).zip(x.chunks(image_in)) {
@@ -69,41 +77,12 @@ pub fn conv2d(
 }
 
 /// y = W·X for X with that many columns, and a bias per row.
-fn product(w: ArrayView2<'_, f32>, (x, columns): (&[f32], usize), bias: Option<&[f32]>, y: &mut [f32]) {
+fn product<T: Number>(w: ArrayView2<'_, T>, (x, columns): (&[T], usize), bias: Option<&[T]>, y: &mut [T]) {
     let shapes = (ArrayView2::from_shape((w.ncols(), columns), x), ArrayViewMut2::from_shape((w.nrows(), columns), y));
     let (Ok(x), Ok(mut y)) = shapes else { unreachable!("lengths follow from the checked shapes") };
-    general_mat_mul(1.0, &w, &x, 0.0, &mut y);
+    general_mat_mul(T::one(), &w, &x, T::zero(), &mut y);
     for (mut row, bias) in y.rows_mut().into_iter().zip(bias.into_iter().flatten()) {
-        row += *bias;
-    }
-}
-
-/// Gathers what each output sees. `x` is `[channels][height][width]`, `columns` is
-/// `[channels][kernel height][kernel width]` × `[output height][output width]`.
-fn im2col(x: &[f32], [height, width]: [usize; 2], geometry: &Conv2d, output: [usize; 2], columns: &mut [f32]) {
-    let Conv2d { kernel, stride, padding, dilation, .. } = *geometry;
-    for (row, columns) in columns.chunks_mut(output[0] * output[1]).enumerate() {
-        let (channel, ky, kx) = (row / (kernel[0] * kernel[1]), row / kernel[1] % kernel[0], row % kernel[1]);
-        let plane = &x[channel * height * width..][..height * width];
-        // Outputs whose input lies inside: padding ≤ o·stride + k·dilation < padding + width.
-        let reach = kx * dilation[1];
-        let to = (padding[1] + width).saturating_sub(reach).div_ceil(stride[1]).min(output[1]);
-        let from = padding[1].saturating_sub(reach).div_ceil(stride[1]).min(to);
-        for (oy, line) in columns.chunks_mut(output[1]).enumerate() {
-            let iy = (oy * stride[0] + ky * dilation[0]).wrapping_sub(padding[0]);
-            if iy >= height || from == to {
-                line.fill(0.0);
-                continue;
-            }
-            let input = &plane[iy * width + (from * stride[1] + reach - padding[1])..(iy + 1) * width];
-            line[..from].fill(0.0);
-            line[to..].fill(0.0);
-            if stride[1] == 1 {
-                line[from..to].copy_from_slice(&input[..to - from]);
-            } else {
-                line[from..to].iter_mut().zip(input.iter().step_by(stride[1])).for_each(|(y, x)| *y = *x);
-            }
-        }
+        row.iter_mut().for_each(|y| *y += *bias);
     }
 }
 

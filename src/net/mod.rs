@@ -14,8 +14,9 @@ pub mod dense;
 mod description;
 mod evaluate;
 mod forward;
-mod layers;
-mod pool;
+pub(crate) mod im2col;
+pub(crate) mod layers;
+pub(crate) mod pool;
 mod tensors;
 
 pub use self::description::{Description, NETWORKS, Overrides};

@@ -10,7 +10,7 @@ use crate::kernel::Conv2d;
 /// The largest value of each window, NaN where there is one. `x` is `[images × channels][height][width]`
 /// of the size `input`, `y` the same of the size `output`; padding is at most half of the kernel, and
 /// never wins: a window sees only what is there.
-pub(super) fn max_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
+pub(crate) fn max_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
     windows(geometry, x, input, y, output, |rows| {
         let values = rows.flatten();
         values.fold(f32::NEG_INFINITY, |max, &x| if x > max || x.is_nan() { x } else { max })
@@ -18,7 +18,7 @@ pub(super) fn max_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut 
 }
 
 /// The mean of each window, summed in `f64`; padding counts, as zeros. Shapes are those of [`max_pool`].
-pub(super) fn avg_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
+pub(crate) fn avg_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
     let share = 1.0 / (geometry.kernel[0] as f64 * geometry.kernel[1] as f64);
     windows(geometry, x, input, y, output, |rows| (rows.flatten().map(|&x| f64::from(x)).sum::<f64>() * share) as f32);
 }
@@ -45,7 +45,7 @@ fn windows(
 }
 
 /// What a window sees of the input along one axis.
-fn inside(geometry: &Conv2d, axis: usize, output: usize, input: [usize; 2]) -> Range<usize> {
+pub(crate) fn inside(geometry: &Conv2d, axis: usize, output: usize, input: [usize; 2]) -> Range<usize> {
     let (from, padding) = (output * geometry.stride[axis], geometry.padding[axis]);
     from.saturating_sub(padding)..(from + geometry.kernel[axis] - padding).min(input[axis])
 }

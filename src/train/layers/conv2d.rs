@@ -1,0 +1,108 @@
+//! Convolution: every image is unrolled (im2col) and multiplied, one group at a time. Not here: how W
+//! becomes ternary.
+//!
+//! ```text
+//!  forward   y  = W·X            W: filters × n, X: n × outputs, the columns under the filter
+//!  backward  dW = Σ dy·Xᵀ        over the images, in a fixed order
+//!            dx = fold(Wᵀ·dy)    each column's derivatives added where its values came from
+//! ```
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{ArrayView4, ArrayViewMut4, s};
+use rayon::prelude::*;
+
+use super::{Bias, Layer, Pass, Tensor, Weights};
+use crate::kernel;
+use crate::net::dense;
+use crate::net::im2col::{col2im, im2col};
+use crate::train::maps::{Maps, PARTS, Real, matrix, matrix_mut};
+
+/// Filters that walk over the images.
+#[derive(Debug)]
+pub struct Conv2d<R: Real> {
+    weights: Weights<R>,
+    bias: Option<Bias<R>>,
+    geometry: kernel::Conv2d,
+    /// Unrolled images, one per piece of the batch.
+    columns: Vec<R>,
+    /// Each piece's dW.
+    gradients: Vec<R>,
+}
+
+impl<R: Real> Conv2d<R> {
+    /// With those weights, which walk in that way.
+    pub fn new(weights: Weights<R>, bias: Option<Bias<R>>, geometry: kernel::Conv2d) -> Self {
+        Self { weights, bias, geometry, columns: Vec::new(), gradients: Vec::new() }
+    }
+}
+
+impl<R: Real> Layer<R> for Conv2d<R> {
+    fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
+        let bias = self.bias.as_ref().map(|bias| &*bias.value);
+        let x = ArrayView4::from_shape(x.shape, &x.values).expect("as many values as the shape says");
+        let y = ArrayViewMut4::from_shape(y.shape, &mut y.values).expect("as many values as the shape says");
+        dense::conv2d(self.weights.used().view(), bias, &self.geometry, x, y, &mut self.columns)
+            .expect("the description was checked");
+    }
+
+    fn backward(&mut self, x: &Maps<R>, _y: &Maps<R>, dy: &Maps<R>, dx: Option<&mut Maps<R>>) {
+        let (gradient, used) = self.weights.gradient_and_used();
+        let (filters, n) = gradient.dim();
+        let groups = self.geometry.groups;
+        let (size, output) = ([x.shape[2], x.shape[3]], [dy.shape[2], dy.shape[3]]);
+        let outputs = dy.map_len();
+        let (image_in, image_out) = (x.image_len(), dy.image_len());
+        let piece = x.images().div_ceil(PARTS);
+        let pieces = x.images().div_ceil(piece);
+        self.columns.resize(pieces * n * outputs, R::zero());
+        self.gradients.clear();
+        self.gradients.resize(pieces * filters * n, R::zero());
+        let work = |((((x, dy), columns), sum), mut dx): ((((&[R], &[R]), &mut [R]), &mut [R]), Option<&mut [R]>)| {
+            for (i, (x, dy)) in x.chunks(image_in).zip(dy.chunks(image_out)).enumerate() {
+                for group in 0..groups {
+                    let rows = group * (filters / groups)..(group + 1) * (filters / groups);
+                    let channels = group * (image_in / groups)..(group + 1) * (image_in / groups);
+                    let dy = matrix(dy, [filters, outputs]);
+                    let dy = dy.slice(s![rows.clone(), ..]);
+                    im2col(&x[channels.clone()], size, &self.geometry, output, columns);
+                    let mut sum = matrix_mut(&mut sum[rows.start * n..rows.end * n], [filters / groups, n]);
+                    general_mat_mul(R::one(), &dy, &matrix(columns, [n, outputs]).t(), R::one(), &mut sum);
+                    let Some(dx) = &mut dx else { continue };
+                    let w = used.slice(s![rows, ..]);
+                    general_mat_mul(R::one(), &w.t(), &dy, R::zero(), &mut matrix_mut(columns, [n, outputs]));
+                    col2im(columns, size, &self.geometry, output, &mut dx[i * image_in..][channels]);
+                }
+            }
+        };
+        let parts = x.values.par_chunks(piece * image_in).zip(dy.values.par_chunks(piece * image_out));
+        let parts = parts.zip(self.columns.par_chunks_mut(n * outputs));
+        let parts = parts.zip(self.gradients.par_chunks_mut(filters * n));
+        match dx {
+            Some(dx) => {
+                parts.zip(dx.values.par_chunks_mut(piece * image_in).map(Some)).for_each(work);
+            }
+            None => parts.zip(rayon::iter::repeat_n((), pieces).map(|()| None)).for_each(work),
+        }
+        let flat = gradient.as_slice_mut().expect("in C order");
+        flat.par_chunks_mut(4096).enumerate().for_each(|(i, to)| {
+            to.fill(R::zero());
+            for part in self.gradients.chunks(filters * n) {
+                to.iter_mut().zip(&part[i * 4096..]).for_each(|(sum, part)| *sum += *part);
+            }
+        });
+        if let Some(bias) = &mut self.bias {
+            bias.gradient.fill(R::zero());
+            for image in dy.values.chunks(image_out) {
+                let maps = bias.gradient.iter_mut().zip(image.chunks(outputs));
+                maps.for_each(|(sum, map)| *sum += map.iter().copied().sum());
+            }
+        }
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(Tensor<'_, R>)) {
+        visit(Tensor::Weights(&mut self.weights));
+        if let Some(Bias { name, value, gradient }) = &mut self.bias {
+            visit(Tensor::Vector { name, value, gradient });
+        }
+    }
+}

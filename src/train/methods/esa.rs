@@ -1,0 +1,102 @@
+//! `esa`: weights are s·tanh θ, and a penalty drives tanh θ to −1, 0 and 1 (sparsity-control TWN,
+//! arXiv 2011.00580). No gradient is estimated. At the end t = round(tanh θ).
+//!
+//! ```text
+//! penalty Σ (a − w²)·w²  for w = tanh θ,   d/dθ = 2w·(a − 2w²)·(1 − w²)
+//! ```
+//!
+//! Its minima are 0 and ±1 with a barrier at √(a/2), so that zeros grow with a (`sparsity_alpha`). The
+//! paper has no scale, since batch norm takes it up; here s = E|w| per filter stays what it is at the
+//! start, so that a trained network goes in as it is, and a layer without batch norm keeps its size.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
+
+use super::Method;
+use crate::select::Settings;
+use crate::train::layers::Pass;
+use crate::train::maps::Real;
+use crate::{Error, Result};
+
+/// Where w/s is cut off at the start, so that tanh still moves.
+const STEEPEST: f64 = 0.97;
+
+/// One layer's scales.
+#[derive(Debug)]
+pub(super) struct Esa<R> {
+    sparsity_alpha: f64,
+    /// s, per filter.
+    scales: Vec<R>,
+}
+
+impl<R: Real> Esa<R> {
+    /// # Errors
+    /// When `sparsity_alpha` is not between 0 and 2.
+    pub fn new(sparsity_alpha: f64) -> Result<Self> {
+        if sparsity_alpha > 0.0 && sparsity_alpha < 2.0 {
+            return Ok(Self { sparsity_alpha, scales: Vec::new() });
+        }
+        Err(Error::Request(format!("sparsity alpha is {sparsity_alpha}; it must lie between 0 and 2, ends excluded")))
+    }
+}
+
+fn tanh<R: Real>(x: R) -> f64 {
+    x.to_f64().tanh()
+}
+
+impl<R: Real> Method<R> for Esa<R> {
+    fn start(&mut self, mut w: ArrayViewMut2<'_, R>) {
+        self.scales.clear();
+        for mut filter in w.rows_mut() {
+            let s = filter.iter().map(|w| w.abs().to_f64()).sum::<f64>() / filter.len() as f64;
+            self.scales.push(R::from_f64(s));
+            let theta = |w: R| if s > 0.0 { (w.to_f64() / s).clamp(-STEEPEST, STEEPEST).atanh() } else { 0.0 };
+            filter.iter_mut().for_each(|w| *w = R::from_f64(theta(*w)));
+        }
+    }
+
+    fn ternarize(&mut self, w: ArrayView2<'_, R>, mut used: ArrayViewMut2<'_, R>, pass: Pass) {
+        let n = w.ncols();
+        let (Some(w), Some(used)) = (w.as_slice(), used.as_slice_mut()) else { return };
+        let filters = used.par_chunks_mut(n).zip(w.par_chunks(n)).zip(&self.scales);
+        filters.for_each(|((used, w), &s)| match pass {
+            Pass::Train => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * R::from_f64(tanh(w))),
+            Pass::Evaluate => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * R::from_f64(tanh(w).round())),
+        });
+    }
+
+    fn backward(&mut self, _w: ArrayView2<'_, R>, used: ArrayView2<'_, R>, mut gradient: ArrayViewMut2<'_, R>) {
+        // d(s·tanh θ)/dθ = s·(1 − tanh² θ)
+        let filters = gradient.rows_mut().into_iter().zip(used.rows()).zip(&self.scales);
+        for ((mut gradient, used), &s) in filters.filter(|(_, s)| **s > R::zero()) {
+            gradient.iter_mut().zip(used).for_each(|(gradient, &used)| {
+                let w = used / s;
+                *gradient *= s * (R::one() - w * w);
+            });
+        }
+    }
+
+    fn remembered(&mut self) -> Option<&mut [R]> {
+        Some(&mut self.scales)
+    }
+
+    fn penalty(&self, w: ArrayView2<'_, R>, strength: f64, mut gradient: ArrayViewMut2<'_, R>) -> f64 {
+        let a = self.sparsity_alpha;
+        let mut penalty = 0.0;
+        for (gradient, &theta) in gradient.iter_mut().zip(&w) {
+            let w = tanh(theta);
+            penalty += (a - w * w) * w * w;
+            *gradient += R::from_f64(strength * 2.0 * w * (a - 2.0 * w * w) * (1.0 - w * w));
+        }
+        penalty
+    }
+
+    fn settings(&self) -> Settings {
+        // Of what is ternary already, the optimum is what it is.
+        Settings { method: Some("optimal".to_owned()), ..Settings::default() }
+    }
+
+    fn saves_used(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,114 @@
+//! What the methods' formulas say, against independent sums and finite differences.
+
+use ndarray::{Array2, array};
+
+use super::tga::truncated;
+use super::*;
+
+fn made(name: &str, request: &Request) -> Box<dyn Method<f64>> {
+    method(name, request).unwrap().unwrap()
+}
+
+fn used(method: &mut dyn Method<f64>, w: &Array2<f64>, pass: Pass) -> Array2<f64> {
+    let mut used = Array2::from_elem(w.dim(), f64::NAN);
+    method.ternarize(w.view(), used.view_mut(), pass);
+    used
+}
+
+#[test]
+fn straight_through_uses_what_the_converter_stores() {
+    let w = array![[0.9, -0.1, 0.5, -0.7], [0.2, 0.3, -0.1, 0.0]];
+    let twn = used(&mut *made("twn", &Request::default()), &w, Pass::Train);
+    // Δ = 0.7·0.55 and 0.7·0.15.
+    let (a, b) = (f64::from((2.1f64 / 3.0) as f32), f64::from(0.25f32));
+    assert_eq!(twn, array![[a, 0.0, a, -a], [b, b, 0.0, 0.0]]);
+    let tensor = Request { granularity: Some(Granularity::Tensor), ..Request::default() };
+    let a = f64::from((2.4f64 / 4.0) as f32);
+    assert_eq!(used(&mut *made("twn", &tensor), &w, Pass::Train), array![[a, 0.0, a, -a], [0.0, a, 0.0, 0.0]]);
+    let b = f64::from(0.15f32);
+    assert_eq!(used(&mut *made("bwn", &Request::default()), &w, Pass::Train).row(1), array![b, b, -b, b]);
+    assert_eq!(used(&mut *made("binaryconnect", &Request::default()), &w, Pass::Train).row(1), array![1.0, 1.0, -1.0, 1.0]);
+}
+
+#[test]
+fn scale_of_a_truncated_gaussian() {
+    // The sum over the density, in steps.
+    let alpha = |mu: f64, sigma: f64, delta: f64| {
+        let (mut sum, mut share) = (0.0, 0.0);
+        for i in -400_000..400_000 {
+            let w = mu + sigma * (f64::from(i) + 0.5) * 2e-5;
+            let density = (-0.5 * ((w - mu) / sigma).powi(2)).exp();
+            if w.abs() > delta {
+                (sum, share) = (sum + w.abs() * density, share + density);
+            }
+        }
+        sum / share
+    };
+    for (mu, sigma, delta) in [(0.0, 1.0, 0.7), (0.3, 0.5, 0.4), (-0.2, 2.0, 0.0), (0.01, 0.05, 0.1)] {
+        let [found, slope] = truncated([mu, sigma], delta);
+        assert!((found - alpha(mu, sigma, delta)).abs() < 1e-4 * sigma, "{mu} {sigma} {delta}: {found}");
+        let ends = [delta + 1e-6, delta - 1e-6].map(|delta| truncated([mu, sigma], delta)[0]);
+        assert!((slope - (ends[0] - ends[1]) / 2e-6).abs() < 1e-6, "{mu} {sigma} {delta}: slope {slope}");
+    }
+}
+
+/// dL/dΔ through the scale, for a loss Σ c·(α·t) whose codes do not change.
+#[test]
+fn tga_learns_its_threshold() {
+    let mut tga = made("tga", &Request::default());
+    let mut w = array![[0.5, -0.4, 0.02, 1.0], [-0.9, 0.01, 0.3, -0.2]];
+    let c = array![[1.0, 2.0, -3.0, 0.5], [-1.0, 4.0, 2.0, 1.5]];
+    tga.start(w.view_mut());
+    assert_eq!(tga.learned().unwrap().0, [0.05]);
+    let mut gradient = c.clone();
+    let now = used(&mut *tga, &w, Pass::Train);
+    tga.backward(w.view(), now.view(), gradient.view_mut());
+    assert_eq!(gradient, c, "straight through");
+    let found = tga.learned().unwrap().1[0];
+    let ends = [1e-6, -1e-6].map(|by| {
+        tga.learned().unwrap().0[0] = 0.05 + by;
+        (&used(&mut *tga, &w, Pass::Train) * &c).sum()
+    });
+    assert!((found - (ends[0] - ends[1]) / 2e-6).abs() < 1e-6, "{found}");
+}
+
+#[test]
+fn esa_goes_from_tanh_to_codes() {
+    let mut esa = made("esa", &Request { sparsity_alpha: 0.5, ..Request::default() });
+    let mut w = array![[0.4, -0.1, 0.25, -0.25], [0.0, 0.0, 0.0, 0.0]];
+    esa.start(w.view_mut());
+    let trained = used(&mut *esa, &w, Pass::Train);
+    // s = 0.25: what is under 0.97·s stays what it was.
+    assert!((trained[[0, 1]] + 0.1).abs() < 1e-12);
+    assert!((trained[[0, 0]] - 0.97 * 0.25).abs() < 1e-12);
+    assert_eq!(used(&mut *esa, &w, Pass::Evaluate).row(0), array![0.25, 0.0, 0.25, -0.25]);
+    assert_eq!(used(&mut *esa, &w, Pass::Evaluate).row(1), array![0.0, 0.0, 0.0, 0.0]);
+    // Both derivatives: through tanh, and of the penalty.
+    let c = array![[1.0, 2.0, -3.0, 0.5], [1.0, 1.0, 1.0, 1.0]];
+    let strength = 0.3;
+    let mut gradient = c.clone();
+    esa.backward(w.view(), trained.view(), gradient.view_mut());
+    gradient.row_mut(1).fill(0.0);
+    let mut none = Array2::zeros((2, 4));
+    esa.penalty(w.view(), strength, gradient.view_mut());
+    for i in 0..8 {
+        let at = (i / 4, i % 4);
+        let middle = w[at];
+        let ends = [1e-6, -1e-6].map(|by| {
+            w[at] = middle + by;
+            let penalty = esa.penalty(w.view(), 0.0, none.view_mut());
+            (&used(&mut *esa, &w, Pass::Train) * &c).sum() + strength * penalty
+        });
+        w[at] = middle;
+        assert!((gradient[at] - (ends[0] - ends[1]) / 2e-6).abs() < 1e-6, "{at:?}");
+    }
+}
+
+#[test]
+fn requests_that_make_no_sense() {
+    let refused = |name: &str, request: Request| method::<f32>(name, &request).unwrap_err().to_string();
+    assert!(refused("twm", Request::default()).contains("twn, bwn"));
+    assert!(refused("bwn", Request { factor: Some(0.5), ..Request::default() }).contains("factor"));
+    assert!(refused("esa", Request { sparsity_alpha: 2.0, ..Request::default() }).contains("between 0 and 2"));
+    assert!(method::<f32>("none", &Request::default()).unwrap().is_none());
+}

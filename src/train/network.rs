@@ -1,0 +1,255 @@
+//! A network that learns: the layers of a description with their parameters. Not here: how a network is
+//! described or run from a file ([`crate::net`]), or the loop ([`super::run`]).
+
+use std::collections::BTreeMap;
+
+use ndarray::ArrayView2;
+
+use super::layers::{
+    AvgPool, BatchNorm, Bias, Conv2d, Flatten, Linear, MaxPool, Pass, Relu, Residual, Sequential, Tensor, Weights,
+};
+use super::loss::Loss;
+use super::maps::{Maps, Real};
+use super::methods::Method;
+use super::optimizer::Optimizer;
+use super::random::{Purpose, generator, symmetric};
+use crate::Result;
+use crate::net::Description;
+use crate::net::layers::{Described, Layer};
+use crate::select::Settings;
+
+/// Gives each weight layer its method, by the tensor's name.
+pub type Choose<'a, R> = dyn FnMut(&str) -> Result<Option<Box<dyn Method<R>>>> + 'a;
+
+/// Layers, their parameters, and the memory for a step.
+pub struct Network<R: Real> {
+    layers: Sequential<R>,
+    input: [usize; 3],
+    classes: usize,
+    /// The loss's derivatives by the logits.
+    gradient: Maps<R>,
+}
+
+/// What a step found.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Step {
+    /// Mean over the batch.
+    pub loss: f64,
+    /// Of the methods, as it counts in the loss.
+    pub penalty: f64,
+    /// How many images had their label's logit as the largest.
+    pub correct: usize,
+}
+
+impl<R: Real> Network<R> {
+    /// The described layers; weights and biases uniform within ±1/√(fan in), as PyTorch starts them.
+    ///
+    /// # Errors
+    /// What `choose` says.
+    pub fn new(description: &Description, seed: u64, choose: &mut Choose<'_, R>) -> Result<Self> {
+        let mut layers = Sequential::default();
+        append(&mut layers, description.layers(), description.input()[0], choose)?;
+        let mut network =
+            Self { layers, input: description.input(), classes: description.classes(), gradient: Maps::default() };
+        network.start(seed);
+        Ok(network)
+    }
+
+    /// Channels, height and width of an image.
+    pub fn input(&self) -> [usize; 3] {
+        self.input
+    }
+
+    /// How many logits come out for an image.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Everything that is learned or remembered, in the order of the layers.
+    pub fn visit(&mut self, visit: &mut dyn FnMut(Tensor<'_, R>)) {
+        self.layers.visit(visit);
+    }
+
+    /// Every layer's weights, in the order of the layers.
+    pub fn visit_weights(&mut self, visit: &mut dyn FnMut(&mut Weights<R>)) {
+        self.layers.visit(&mut |tensor| {
+            if let Tensor::Weights(weights) = tensor {
+                visit(weights);
+            }
+        });
+    }
+
+    fn start(&mut self, seed: u64) {
+        let (mut number, mut bound) = (0, 0.0);
+        let mut last = String::new();
+        self.layers.visit(&mut |tensor| {
+            let mut generator = generator(seed, Purpose::Weights(number));
+            number += 1;
+            let mut uniform = |values: &mut dyn Iterator<Item = &mut R>, bound: f64| {
+                values.for_each(|w| *w = R::from_f64(bound * symmetric(&mut generator)));
+            };
+            match tensor {
+                Tensor::Weights(weights) => {
+                    bound = 1.0 / (weights.value.ncols() as f64).sqrt();
+                    uniform(&mut weights.value.iter_mut(), bound);
+                    last.clone_from(&weights.name);
+                }
+                // A layer's bias comes right behind its weights; batch norm has 1 and 0 already.
+                Tensor::Vector { value, .. } if !last.is_empty() && value.iter().all(|v| *v == R::zero()) => {
+                    uniform(&mut value.iter_mut(), bound);
+                    last.clear();
+                }
+                _ => last.clear(),
+            }
+        });
+    }
+
+    /// Lets every method take over the float weights: once, before the first step, after they were set.
+    pub fn begin(&mut self) {
+        self.visit_weights(&mut |weights| {
+            if let Some(method) = &mut weights.method {
+                method.start(weights.value.view_mut());
+            }
+        });
+    }
+
+    /// Makes what is multiplied of the float weights.
+    pub fn ternarize(&mut self, pass: Pass) {
+        self.visit_weights(&mut |weights| weights.ternarize(pass));
+    }
+
+    /// The logits, images × classes.
+    pub fn forward<'a>(&'a mut self, x: &'a Maps<R>, pass: Pass) -> ArrayView2<'a, R> {
+        self.layers.forward(x, pass).rows()
+    }
+
+    /// Forward, loss, backward; gradients are those by the float weights then. `strength` is that of
+    /// the methods' penalties.
+    pub fn learn(&mut self, x: &Maps<R>, labels: &[usize], loss: Loss, strength: f64) -> Step {
+        self.ternarize(Pass::Train);
+        let logits = self.layers.forward(x, Pass::Train).rows();
+        let mut step = Step { correct: correct(logits, labels), ..Step::default() };
+        self.gradient.resize(x.images(), [self.classes, 1, 1]);
+        step.loss = loss.of(logits, labels, self.gradient.rows_mut());
+        self.layers.backward(x, &self.gradient, None);
+        self.visit_weights(&mut |weights| {
+            weights.learn();
+            let Weights { method, value, gradient, .. } = weights;
+            if let Some(method) = method {
+                step.penalty += strength * method.penalty(value.view(), strength, gradient.view_mut());
+            }
+        });
+        step
+    }
+
+    /// Moves every parameter by one step.
+    pub fn step(&mut self, optimizer: &mut Optimizer<R>, rate: f64) {
+        optimizer.begin();
+        self.layers.visit(&mut |tensor| match tensor {
+            Tensor::Weights(weights) => {
+                let Weights { value, gradient, method, .. } = weights;
+                let (Some(values), Some(gradient)) = (value.as_slice_mut(), gradient.as_slice()) else { return };
+                optimizer.update(values, gradient, rate, true);
+                let Some(method) = method else { return };
+                if let Some((value, gradient)) = method.learned() {
+                    optimizer.update(value, gradient, rate, false);
+                }
+                method.constrain(value.view_mut());
+            }
+            Tensor::Vector { value, gradient, .. } => optimizer.update(value, gradient, rate, true),
+            Tensor::Statistics { .. } => {}
+        });
+    }
+
+    /// The first layer in whose parameters something is not a finite number.
+    pub fn broken(&mut self) -> Option<String> {
+        let mut found = None;
+        self.layers.visit(&mut |tensor| {
+            let (name, broken) = match tensor {
+                Tensor::Weights(weights) => (&*weights.name, weights.gradient.iter().any(|g| !g.to_f64().is_finite())),
+                Tensor::Vector { name, gradient, .. } => (name, gradient.iter().any(|g| !g.to_f64().is_finite())),
+                Tensor::Statistics { name, value } => (name, value.iter().any(|v| !v.to_f64().is_finite())),
+            };
+            if broken && found.is_none() {
+                found = Some(name.to_owned());
+            }
+        });
+        found
+    }
+
+    /// By tensor name, the settings by which the converter makes of the saved tensors what was
+    /// trained; a layer without a method stays dense.
+    pub fn settings(&mut self) -> BTreeMap<String, Settings> {
+        let mut settings = BTreeMap::new();
+        self.visit_weights(&mut |weights| {
+            let dense = || Settings { keep: Some(crate::select::Keep::Dense), ..Settings::default() };
+            let its = weights.method.as_ref().map_or_else(dense, |method| method.settings());
+            settings.insert(weights.name.clone(), its);
+        });
+        settings
+    }
+
+    /// The share of ternary weights that are zero; `None` without ternary weights. After
+    /// [`Network::ternarize`] for evaluation.
+    pub fn sparsity(&mut self) -> Option<f64> {
+        let (mut zeros, mut all) = (0, 0);
+        self.visit_weights(&mut |weights| {
+            if weights.method.is_some() {
+                zeros += weights.used().iter().filter(|w| **w == R::zero()).count();
+                all += weights.used().len();
+            }
+        });
+        (all > 0).then(|| zeros as f64 / all as f64)
+    }
+}
+
+/// How many rows have their label's value as the first of the largest; NaN is never right.
+pub(super) fn correct<R: Real>(logits: ArrayView2<'_, R>, labels: &[usize]) -> usize {
+    let right = logits.rows().into_iter().zip(labels).filter(|(row, label)| {
+        let best = row[**label];
+        row.iter().enumerate().all(|(class, z)| if class < **label { *z < best } else { *z <= best })
+    });
+    right.count()
+}
+
+fn append<R: Real>(
+    to: &mut Sequential<R>,
+    layers: &[Described],
+    mut channels: usize,
+    choose: &mut Choose<'_, R>,
+) -> Result<()> {
+    for Described { layer, output, .. } in layers {
+        match layer {
+            Layer::Conv2d(conv) => {
+                let geometry = conv.geometry();
+                let [height, width] = geometry.kernel;
+                let shape = [conv.filters, channels / geometry.groups, height, width];
+                let weights = Weights::new(&conv.weight, &shape, choose(&conv.weight)?);
+                let bias = conv.bias.as_ref().map(|name| Bias::new(name, conv.filters));
+                to.push(Conv2d::new(weights, bias, geometry), *output);
+            }
+            Layer::Linear(linear) => {
+                let weights = Weights::new(&linear.weight, &[linear.outputs, channels], choose(&linear.weight)?);
+                let bias = linear.bias.as_ref().map(|name| Bias::new(name, linear.outputs));
+                to.push(Linear { weights, bias }, *output);
+            }
+            Layer::BatchNorm(norm) => {
+                let names = [&*norm.weight, &norm.bias, &norm.mean, &norm.variance];
+                to.push(BatchNorm::new(names, channels, norm.eps), *output);
+            }
+            Layer::MaxPool(pool) => to.push(MaxPool::new(pool.geometry()), *output),
+            Layer::AvgPool(pool) => to.push(AvgPool::new(pool.geometry()), *output),
+            Layer::GlobalAvgPool => to.push(AvgPool::global(), *output),
+            Layer::Relu => to.push(Relu, *output),
+            Layer::Flatten => to.push(Flatten, *output),
+            Layer::Residual(block) => {
+                let [mut body, mut shortcut] = [Sequential::default(), Sequential::default()];
+                append(&mut body, &block.body, channels, choose)?;
+                append(&mut shortcut, &block.shortcut, channels, choose)?;
+                to.push(Residual::new(body, shortcut), *output);
+            }
+        }
+        channels = output[0];
+    }
+    Ok(())
+}
