@@ -51,8 +51,8 @@ pub struct Evaluation {
 /// Runs the network over the data set's images, batch by batch, on the threads of the caller's pool.
 ///
 /// # Errors
-/// Images that the network does not take, a label that it has no output for, an output that exists
-/// or cannot be written, or cancellation.
+/// Images that the network does not take or that cannot be read, a label that it has no output for, an
+/// output that exists or cannot be written, or cancellation.
 pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options: &Options<'_>) -> Result<Evaluation> {
     let [channels, height, width] = network.input();
     if data.shape() != network.input() {
@@ -80,7 +80,8 @@ pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options:
         let shape = (images.len(), channels, height, width);
         let misfit = |e: ndarray::ShapeError| Error::Request(format!("a batch of images: {e}"));
         let mut batch = ArrayViewMut4::from_shape(shape, &mut pixels).map_err(misfit)?;
-        data.read(images.clone(), batch.view_mut());
+        let indices: Vec<usize> = images.clone().collect();
+        data.read(&indices, None, batch.view_mut())?;
         let start = Instant::now();
         let logits = network.forward(batch.view(), kernel, &mut buffers)?;
         found.time += start.elapsed();
@@ -89,7 +90,7 @@ pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options:
             progress(images.end, count);
         }
     }
-    found.correct = found.predictions.iter().zip(data.labels()).filter(|(p, l)| **p == usize::from(**l)).count();
+    found.correct = found.predictions.iter().zip(data.labels()).filter(|(p, l)| **p == **l as usize).count();
     if let Some(file) = output {
         let text: String = found.predictions.iter().map(|class| format!("{class}\n")).collect();
         file.write_at(text.as_bytes(), 0)?;
