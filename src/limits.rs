@@ -23,3 +23,13 @@ pub const FORWARD_BYTES: u64 = 1 << 32;
 pub const RESIDUAL_DEPTH: usize = 8;
 /// Bytes of a network's description.
 pub const NETWORK_BYTES: u64 = 1 << 20;
+/// Bytes of the header of a `.npy` file.
+pub const NPY_HEADER_BYTES: u32 = 1 << 16;
+/// Classes of a data set.
+pub const CLASSES: usize = 1 << 20;
+/// Bytes of an image's file.
+pub const IMAGE_FILE_BYTES: u64 = 1 << 26;
+/// Pixels that an image is high or wide.
+pub const IMAGE_SIDE: u32 = 1 << 14;
+/// Bytes that decoding an image takes.
+pub const IMAGE_BYTES: u64 = 1 << 28;

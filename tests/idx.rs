@@ -63,7 +63,7 @@ fn both_names_and_both_wrappings_are_read() {
         let data = open(&files).unwrap();
         assert_eq!((data.len(), data.is_empty(), data.shape(), data.labels()), (3, false, [1, 2, 4], &[0, 9, 4][..]));
         let mut batch = ndarray::Array4::zeros((2, 1, 2, 4));
-        data.read(1..3, batch.view_mut());
+        data.read(&[1, 2], None, batch.view_mut()).unwrap();
         assert_eq!(batch[[0, 0, 0, 0]], 88.0 / 255.0);
         assert_eq!(batch[[1, 0, 1, 3]], 253.0 / 255.0);
     }
@@ -136,7 +136,7 @@ fn damaged_gzip_is_noticed() {
     }
     let read = |data: &DataSet| {
         let mut batch = ndarray::Array4::zeros((3, 1, 2, 4));
-        data.read(0..3, batch.view_mut());
+        data.read(&[0, 1, 2], None, batch.view_mut()).unwrap();
         batch
     };
     let whole = read(&open(&[(IMAGES, &images), (LABELS, &labels)]).unwrap());

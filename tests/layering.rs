@@ -31,7 +31,7 @@ const MODULES: [(&str, &[&str]); 22] = [
     ("verify", &["source", "pack", "container"]),
     ("unpack", &["container", "atomic_file"]),
     ("kernel", &["pack", "container"]),
-    ("data", &[]),
+    ("data", &["source"]),
     ("net", &["source", "container", "kernel", "data", "atomic_file"]),
     // The command line is a user of the library like any other: it says `twn_pack::`.
     ("cli", &[]),

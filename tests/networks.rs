@@ -40,7 +40,7 @@ fn packed(input: &Path, settings: &str) -> Source {
 fn mnist64() -> Array4<f32> {
     let data = DataSet::open_idx(fixture("mnist64"), Split::Test).unwrap();
     let mut images = Array4::zeros((64, 1, 28, 28));
-    data.read(0..64, images.view_mut());
+    data.read(&(0..64).collect::<Vec<_>>(), None, images.view_mut()).unwrap();
     images
 }
 

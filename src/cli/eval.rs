@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use twn_pack::data::{DataSet, Split};
 use twn_pack::kernel::{Arithmetic, Kernel};
 use twn_pack::net::{self, Network, Source, Weights};
 use twn_pack::{Checkpoint, Container, Error, Isa, report};
 
+use super::data::{DataArgs, SplitName};
 use super::exit::Exit;
 use super::network::NetworkArgs;
 use super::progress::Display;
@@ -20,9 +20,8 @@ pub(super) struct EvalArgs {
     file: PathBuf,
     #[command(flatten)]
     net: NetworkArgs,
-    /// Directory of the data set: MNIST's four files or others like them, .gz or not
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
     /// Which part of the data set
     #[arg(long, default_value = "test")]
     split: SplitName,
@@ -47,12 +46,6 @@ pub(super) struct EvalArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum SplitName {
-    Test,
-    Train,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -118,7 +111,7 @@ pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
         let message = format!("--arithmetic {name} is for packed layers, and {file} has none of this network's");
         return Err(Error::Request(message).into());
     }
-    let data = DataSet::open_idx(&args.data, if args.split == SplitName::Test { Split::Test } else { Split::Train })?;
+    let data = args.data.open(args.split.into(), network.input())?;
 
     let isa = Isa::detect()?;
     let arithmetic = args.arithmetic.unwrap_or(ArithmeticName::Exact);

@@ -1,6 +1,7 @@
 //! The command line: parse → run → exit code. One file per subcommand. Not here: any work on
 //! tensors; that is the library's.
 
+mod data;
 mod eval;
 mod exit;
 mod inspect;

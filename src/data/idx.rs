@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
+use super::arrays::classes;
+use super::image::{Element, Image, Images};
 use super::{DataSet, Split};
 use crate::error::DataProblem;
 use crate::limits::IDX_BYTES;
@@ -27,6 +29,7 @@ struct Kind {
 }
 
 /// A file that was read: its dimensions, of which none is 0, and as many bytes as they make.
+#[derive(Debug)]
 struct Idx {
     path: PathBuf,
     dimensions: Vec<usize>,
@@ -42,23 +45,40 @@ pub(super) fn open(directory: &Path, split: Split) -> Result<DataSet> {
             DataProblem::Count { labels: labels.bytes.len(), images: images.dimensions[0], file: images.path.clone() };
         return Err(Error::Data { path: labels.path, problem: count });
     }
-    Ok(DataSet {
-        pixels: images.bytes,
-        shape: [1, images.dimensions[1], images.dimensions[2]],
-        labels: labels.bytes,
-        labels_path: labels.path,
-    })
+    let shape = [1, images.dimensions[1], images.dimensions[2]];
+    let numbers: Vec<u32> = labels.bytes.iter().map(|&label| label.into()).collect();
+    let classes = classes(&numbers);
+    Ok(DataSet::of(images, shape, numbers, labels.path, classes))
+}
+
+impl Images for Idx {
+    fn get(&self, number: usize) -> Result<Image<'_>> {
+        let shape = [1, self.dimensions[1], self.dimensions[2]];
+        let size = shape.iter().product::<usize>();
+        Ok(Image::planar(&self.bytes[number * size..(number + 1) * size], Element::U8, shape))
+    }
+
+    fn path(&self, _: usize) -> PathBuf {
+        self.path.clone()
+    }
+}
+
+/// The name of a file of that split, if there is one.
+pub(super) fn find_any(directory: &Path, split: Split) -> Option<String> {
+    [&IMAGES, &LABELS].into_iter().flat_map(|kind| names(split, kind)).find(|name| directory.join(name).is_file())
+}
+
+/// What a file may be called.
+fn names(split: Split, kind: &Kind) -> Vec<String> {
+    let prefix = if split == Split::Test { "t10k" } else { "train" };
+    let (what, rank) = (kind.what, kind.dimensions.len());
+    let names = ["-", "."].map(|dot| format!("{prefix}-{what}{dot}idx{rank}-ubyte"));
+    names.into_iter().flat_map(|name| [name.clone(), format!("{name}.gz")]).collect()
 }
 
 fn find(directory: &Path, split: Split, kind: &Kind) -> Result<PathBuf> {
-    let (prefix, split) = match split {
-        Split::Test => ("t10k", "test"),
-        Split::Train => ("train", "training"),
-    };
-    let (what, rank) = (kind.what, kind.dimensions.len());
-    let names = ["-", "."].map(|dot| format!("{prefix}-{what}{dot}idx{rank}-ubyte"));
-    let names = [&names[0], &names[1]].into_iter().flat_map(|name| [name.clone(), format!("{name}.gz")]);
-    let names: Vec<String> = names.collect();
+    let names = names(split, kind);
+    let (what, split) = (kind.what, if split == Split::Test { "test" } else { "training" });
     // That there is no such directory is the machine's answer, not the data set's.
     std::fs::read_dir(directory).map_err(Error::io(directory, "open the directory"))?;
     names.iter().map(|name| directory.join(name)).find(|path| path.is_file()).ok_or_else(|| Error::Data {

@@ -53,8 +53,8 @@ pub struct Evaluation {
 /// Runs the network over the data set's images, batch by batch, on the threads of the caller's pool.
 ///
 /// # Errors
-/// Images that the network does not take, a label that it has no output for, an output that exists
-/// or cannot be written, or cancellation.
+/// Images that the network does not take or that cannot be read, a label that it has no output for, an
+/// output that exists or cannot be written, or cancellation.
 pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options: &Options<'_>) -> Result<Evaluation> {
     let [channels, height, width] = network.input();
     if data.shape() != network.input() {
@@ -83,7 +83,8 @@ pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options:
         let shape = (images.len(), channels, height, width);
         let misfit = |e: ndarray::ShapeError| Error::Request(format!("a batch of images: {e}"));
         let mut batch = ArrayViewMut4::from_shape(shape, &mut pixels).map_err(misfit)?;
-        data.read(images.clone(), batch.view_mut());
+        let indices: Vec<usize> = images.clone().collect();
+        data.read(&indices, None, batch.view_mut())?;
         let start = Instant::now();
         let logits = network.forward(batch.view(), kernel, &mut buffers)?;
         found.time += start.elapsed();
@@ -93,7 +94,7 @@ pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options:
         }
     }
     let pairs = found.predictions.iter().zip(data.labels());
-    found.correct = pairs.filter(|(class, label)| **class == Some(usize::from(**label))).count();
+    found.correct = pairs.filter(|(class, label)| **class == Some(**label as usize)).count();
     found.undecided = found.predictions.iter().filter(|class| class.is_none()).count();
     if let Some(file) = output {
         let line = |class: &Option<usize>| class.map_or("none\n".to_owned(), |class| format!("{class}\n"));

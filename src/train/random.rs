@@ -2,7 +2,7 @@
 //! depends on threads. Not here: what augmentation does with its own ([`crate::data`]).
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// What numbers are for.
 #[derive(Debug, Clone, Copy)]
