@@ -1,7 +1,9 @@
 //! Names and shapes → a plan: which tensors become ternary, along which axis, how, and why the
 //! rest does not. Not here: any weight; a plan is made without reading one.
 
+mod layers;
 mod rules_file;
+mod trained;
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -9,8 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use globset::{GlobBuilder, GlobMatcher};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+pub use self::trained::{TRAINED_KEY, trained};
 use crate::container::Granularity;
 use crate::dtype::is_float;
 use crate::pack::Encoding;
@@ -89,27 +92,34 @@ pub struct Override {
 }
 
 /// How tensors become ternary, as far as it is said.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
     /// The method's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// The method's factor (`twn`: Δ = factor·mean|w|).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub factor: Option<f64>,
     /// Which weights share a scale.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub granularity: Option<Granularity>,
     /// The filter axis.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub axis: Option<usize>,
     /// How codes are packed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub encoding: Option<Encoding>,
     /// The type of the scales.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<ScaleDtype>,
     /// Ternary although the default exceptions speak against it, or dense.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
 
 /// A decision forced by an override.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Make it ternary.
@@ -230,6 +240,7 @@ impl Plan {
         let overrides =
             rules.overrides.iter().map(|o| Ok((Pattern::new(&o.pattern)?, &o.settings))).collect::<Result<Vec<_>>>()?;
         rules.settings.treatment()?;
+        let trained = trained(checkpoint)?;
         let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
         for tensor in checkpoint.tensors() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
@@ -239,7 +250,12 @@ impl Plan {
                 settings = (*its).clone().or(&settings);
                 forced = its.keep.map(|_| pattern.text.as_str()).or(forced);
             }
-            let (keep, reason) = decide(tensor, &settings, forced, &include, &exclude);
+            let before = trained.get(tensor.name);
+            if let (Some(before), None) = (before, &settings.method) {
+                settings = Settings { keep: settings.keep, ..settings.or(before) };
+            }
+            let before = before.and_then(|before| before.keep);
+            let (keep, reason) = decide(tensor, &settings, (forced, before), &include, &exclude);
             let decision = match keep {
                 Keep::Dense => Decision::Dense,
                 Keep::Ternary => Decision::Ternary(checked_treatment(tensor, &settings)?),
@@ -306,7 +322,7 @@ impl Plan {
 fn decide(
     tensor: TensorView<'_>,
     settings: &Settings,
-    forced: Option<&str>,
+    (forced, trained): (Option<&str>, Option<Keep>),
     include: &[Pattern],
     exclude: &[Pattern],
 ) -> (Keep, String) {
@@ -326,6 +342,9 @@ fn decide(
     }
     if let (Some(keep), Some(pattern)) = (settings.keep, forced) {
         return (keep, format!("set by `{pattern}`"));
+    }
+    if let (Some(keep), true) = (trained, include.is_empty()) {
+        return (keep, "as it was trained".to_owned());
     }
     match (matching(include, tensor.name), exception(tensor.name)) {
         (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text)),

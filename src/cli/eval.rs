@@ -197,7 +197,7 @@ fn is_zero(count: &usize) -> bool {
 }
 
 /// A line of Linux's account of this process, in bytes; `None` on other systems.
-fn memory(key: &str) -> Option<u64> {
+pub(super) fn memory(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)

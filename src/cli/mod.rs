@@ -9,6 +9,7 @@ mod network;
 mod pack;
 mod progress;
 mod rules;
+mod train;
 mod unpack;
 mod verify;
 
@@ -68,6 +69,8 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     /// Run a network over a data set: accuracy, images per second, memory
     Eval(eval::EvalArgs),
+    /// Train a network whose weights are ternary, from a float checkpoint or from scratch
+    Train(train::TrainArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -129,6 +132,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Verify(args)) => verify::run(args, &session),
         Some(Command::Unpack(args)) => unpack::run(args, &session),
         Some(Command::Eval(args)) => eval::run(args, &session),
+        Some(Command::Train(args)) => train::run(args, &session),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "twn-pack", &mut script);

@@ -29,7 +29,7 @@ pub(super) enum Display {
 /// The bar's text for weights, counted in bytes.
 const BYTES: &str = "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg:.40}";
 /// The same for images.
-const IMAGES: &str = "{wide_bar} {human_pos}/{human_len} images  {per_sec}  {eta} left";
+const IMAGES: &str = "{wide_bar} {human_pos}/{human_len} images  {per_sec}  {eta} left  {msg}";
 
 impl Display {
     pub fn new(global: &Global) -> Self {
@@ -50,6 +50,14 @@ impl Display {
                 Self::Bar(bar)
             }
             Mode::Auto | Mode::Never => Self::Nothing,
+        }
+    }
+
+    /// Lets `print` write lines that stay, above the bar.
+    pub fn above(&self, print: impl FnOnce()) {
+        match self {
+            Self::Bar(bar) => bar.suspend(print),
+            _ => print(),
         }
     }
 

@@ -52,7 +52,7 @@ impl RuleArgs {
         Plan::new(checkpoint, &self.rules()?)
     }
 
-    fn rules(&self) -> Result<Rules> {
+    pub fn rules(&self) -> Result<Rules> {
         let mut rules = match &self.rules {
             Some(path) => Rules::from_toml_file(path)?,
             None => Rules::default(),

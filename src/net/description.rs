@@ -207,6 +207,11 @@ impl Description {
         found
     }
 
+    /// The names of what convolutions and linear layers multiply by, in the order of the layers.
+    pub fn weight_names(&self) -> Vec<&str> {
+        self.tensors().into_iter().filter(|(_, shape)| shape.len() > 1).map(|(name, _)| name).collect()
+    }
+
     /// The layers in their order, at least one.
     pub(crate) fn layers(&self) -> &[Described] {
         &self.layers

@@ -22,4 +22,6 @@ mod tensors;
 pub use self::description::{Description, NETWORKS, Overrides};
 pub use self::evaluate::{Evaluation, Options, evaluate};
 pub use self::forward::{Buffers, Network};
+#[cfg(feature = "train")]
+pub(crate) use self::tensors::Tensors;
 pub use self::tensors::{Packed, Source, Weights};

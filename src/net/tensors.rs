@@ -36,7 +36,7 @@ pub struct Packed<'a> {
 }
 
 /// Looks for tensors in one file.
-pub(super) struct Tensors<'a> {
+pub(crate) struct Tensors<'a> {
     source: &'a Source,
     /// Dequantize ternary weights.
     float: bool,
@@ -93,10 +93,15 @@ impl<'a> Tensors<'a> {
         }
     }
 
+    /// All values of a tensor of that shape, in C order.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = self.find(name, shape)?;
+        self.decode(name, &tensor)
+    }
+
     /// One `f32` per channel.
     pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
-        let tensor = self.find(name, &[length])?;
-        self.decode(name, &tensor)
+        self.values(name, &[length])
     }
 
     /// The tensor of that name and shape, its checksums checked.

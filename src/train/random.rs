@@ -11,7 +11,7 @@ pub(super) enum Purpose {
     Weights(u64),
     /// The order of the images in epoch `.0`.
     Order(u64),
-    /// The augmentation in epoch `.0`.
+    /// Their augmentation in epoch `.0`.
     Augmentation(u64),
 }
 
@@ -32,6 +32,11 @@ pub(super) fn generator(seed: u64, purpose: Purpose) -> ChaCha8Rng {
 /// From −1 to 1.
 pub(super) fn symmetric(generator: &mut ChaCha8Rng) -> f64 {
     (generator.next_u64() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+}
+
+/// The seed of an epoch's augmentation.
+pub(super) fn augmentation(seed: u64, epoch: u32) -> u64 {
+    generator(seed, Purpose::Augmentation(epoch.into())).next_u64()
 }
 
 /// 0..`count` in a random order (Fisher and Yates).

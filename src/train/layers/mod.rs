@@ -20,7 +20,8 @@ pub(super) use self::linear::Linear;
 pub(super) use self::pool::{AvgPool, MaxPool};
 pub(super) use self::residual::Residual;
 pub(super) use self::sequential::Sequential;
-pub(super) use self::weights::{Bias, Weights};
+pub(super) use self::weights::Bias;
+pub use self::weights::Weights;
 
 use super::maps::{Maps, Real};
 

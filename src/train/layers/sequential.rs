@@ -25,11 +25,6 @@ impl<R: Real> Sequential<R> {
         self.steps.push(Step { layer: Box::new(layer), output, y: Maps::default() });
     }
 
-    /// Whether there is no layer.
-    pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-
     /// What the last layer gives; `x` where there is none.
     pub fn forward<'a>(&'a mut self, mut x: &'a Maps<R>, pass: Pass) -> &'a Maps<R> {
         for Step { layer, output, y } in &mut self.steps {
@@ -38,11 +33,6 @@ impl<R: Real> Sequential<R> {
             x = y;
         }
         x
-    }
-
-    /// What the last layer gave.
-    pub fn output<'a>(&'a self, x: &'a Maps<R>) -> &'a Maps<R> {
-        self.steps.last().map_or(x, |step| &step.y)
     }
 
     /// After [`Sequential::forward`] with the same `x`: from the derivatives by what the last layer gave to

@@ -12,6 +12,7 @@ mod tga;
 use std::fmt::Debug;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
+use serde::{Deserialize, Serialize};
 
 use super::layers::Pass;
 use super::maps::Real;
@@ -61,7 +62,7 @@ pub trait Method<R: Real>: Debug + Send {
 }
 
 /// What can be asked of a method.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// `twn`: Δ = factor·mean|w|.
     pub factor: Option<f64>,

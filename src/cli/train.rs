@@ -1,0 +1,367 @@
+//! `twn-pack train`: a network learns with ternary weights. Not here: the loop; that is the library's.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use twn_pack::data::Split;
+use twn_pack::net::{Description, Source};
+use twn_pack::select::{Keep, Override};
+use twn_pack::train::{self, Augment, LayerMethod, Loss, Metrics, Recipe, Request, Rule, Schedule, Setup};
+use twn_pack::{Checkpoint, Container, Error, Plan, Result, Rules, Settings, convert, report};
+
+use super::data::DataArgs;
+use super::eval::memory;
+use super::exit::Exit;
+use super::network::NetworkArgs;
+use super::progress::Display;
+use super::{Session, is_container, print, printable};
+
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    #[command(flatten)]
+    net: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Start from these weights (.safetensors or .twn); without, from random ones
+    #[arg(long, value_name = "MODEL")]
+    init: Option<PathBuf>,
+    /// The checkpoint to write
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    output: PathBuf,
+    /// Pack it too
+    #[arg(long, value_name = "OUT.twn")]
+    pack: Option<PathBuf>,
+    /// Replace outputs that exist
+    #[arg(short, long)]
+    force: bool,
+    /// Directory for the run's state and its metrics.jsonl [default: the output's name with .run]
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// Go on with an interrupted run, bit for bit; all else has to be given as before
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    methods: MethodArgs,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// What first weights, the images' order and their changes follow from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Only the first N training images
+    #[arg(long, value_name = "N")]
+    train_images: Option<usize>,
+    /// Only the first N test images
+    #[arg(long, value_name = "N")]
+    test_images: Option<usize>,
+    /// Print the last epoch's metrics as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What becomes ternary, and how")]
+struct MethodArgs {
+    /// none (full precision), twn, bwn, absmean, optimal, tga, esa or binaryconnect
+    #[arg(short, long, value_name = "NAME", default_value = "twn")]
+    method: String,
+    /// The factor f of twn, Δ = f·mean|w| [default: 0.7]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    factor: Option<f64>,
+    /// Which weights share a scale: filter, tensor or group:N [default: as the method has it]
+    #[arg(short, long, value_name = "WHICH")]
+    granularity: Option<String>,
+    /// The paper's controller of sparsity for esa, between 0 and 2 [default: 0.5]
+    #[arg(long, value_name = "A", allow_negative_numbers = true)]
+    sparsity_alpha: Option<f64>,
+    /// Train only layers whose weights match as ternary (repeatable)
+    #[arg(short, long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Keep layers whose weights match in full precision (repeatable)
+    #[arg(short = 'x', long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Keep the first and the last layer in full precision
+    #[arg(long)]
+    keep_first_last: bool,
+    /// Other settings for layers whose weights match (repeatable, later ones win): method, factor,
+    /// granularity, keep=ternary|dense; as key=value,key=value
+    #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "How to train")]
+struct RecipeArgs {
+    /// repair, twn-mnist, twn-cifar10, twn-imagenet, tga-imagenet or binaryconnect: what the options
+    /// below start from [default: repair with --init, else none and --epochs is needed]
+    #[arg(long, value_name = "NAME")]
+    recipe: Option<String>,
+    /// Times through the training images; milestones keep their share
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+    /// Images per step
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// The learning rate at the start
+    #[arg(long, value_name = "RATE")]
+    rate: Option<f64>,
+    /// The rate over time: constant, cosine, or epochs and a divisor, as 15,25/10
+    #[arg(long, value_name = "HOW", value_parser = schedule)]
+    schedule: Option<Schedule>,
+    /// How gradients move weights
+    #[arg(long)]
+    optimizer: Option<OptimizerName>,
+    /// Of sgd
+    #[arg(long, value_name = "M")]
+    momentum: Option<f64>,
+    /// Added to every gradient, times the weight
+    #[arg(long, value_name = "D")]
+    weight_decay: Option<f64>,
+    /// What is made small
+    #[arg(long)]
+    loss: Option<LossName>,
+    /// How training images are changed at random
+    #[arg(long, value_name = "HOW")]
+    augment: Option<AugmentName>,
+    /// The strength of esa's penalty in the first step and in the last
+    #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
+    penalty: Option<Vec<f64>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OptimizerName {
+    Sgd,
+    Adam,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LossName {
+    CrossEntropy,
+    Hinge,
+    SquaredHinge,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AugmentName {
+    None,
+    /// Four pixels around, cut to size, mirrored
+    Cifar,
+    /// A part of the image, resized and mirrored
+    Imagenet,
+}
+
+fn schedule(text: &str) -> std::result::Result<Schedule, String> {
+    match text {
+        "constant" => Ok(Schedule::Constant),
+        "cosine" => Ok(Schedule::Cosine),
+        _ => {
+            let expected = "expected constant, cosine, or epochs and a divisor, as 15,25/10";
+            let (epochs, divisor) = text.split_once('/').ok_or(expected)?;
+            let milestones: Option<Vec<u32>> = epochs.split(',').map(|epoch| epoch.parse().ok()).collect();
+            let divisor = divisor.parse().ok().filter(|divisor: &f64| divisor.is_finite() && *divisor > 0.0);
+            Ok(Schedule::MultiStep { milestones: milestones.ok_or(expected)?, divisor: divisor.ok_or(expected)? })
+        }
+    }
+}
+
+impl RecipeArgs {
+    fn recipe(&self, from_scratch: bool) -> Result<Recipe> {
+        let mut recipe = match &self.recipe {
+            Some(name) => Recipe::named(name)?,
+            None if from_scratch && self.epochs.is_none() => {
+                let message = "from random weights, say how to train: --recipe NAME, or at least --epochs";
+                return Err(Error::Request(message.to_owned()));
+            }
+            None => Recipe::named("repair")?,
+        };
+        if let Some(epochs) = self.epochs {
+            recipe = recipe.with_epochs(epochs);
+        }
+        let momentum = match (self.optimizer, recipe.rule) {
+            (Some(OptimizerName::Adam), _) | (None, Rule::Adam) => None,
+            (_, Rule::Sgd { momentum }) => Some(self.momentum.unwrap_or(momentum)),
+            (Some(OptimizerName::Sgd), Rule::Adam) => Some(self.momentum.unwrap_or(0.9)),
+        };
+        if momentum.is_none() && self.momentum.is_some() {
+            return Err(Error::Request("--momentum is for sgd; adam has none".to_owned()));
+        }
+        recipe.rule = momentum.map_or(Rule::Adam, |momentum| Rule::Sgd { momentum });
+        recipe.batch = self.batch.unwrap_or(recipe.batch);
+        recipe.rate = self.rate.unwrap_or(recipe.rate);
+        recipe.weight_decay = self.weight_decay.unwrap_or(recipe.weight_decay);
+        recipe.schedule = self.schedule.clone().unwrap_or(recipe.schedule);
+        recipe.loss = match self.loss {
+            None => recipe.loss,
+            Some(LossName::CrossEntropy) => Loss::CrossEntropy,
+            Some(LossName::Hinge) => Loss::Hinge,
+            Some(LossName::SquaredHinge) => Loss::SquaredHinge,
+        };
+        recipe.augment = match self.augment {
+            None => recipe.augment,
+            Some(AugmentName::None) => Augment::None,
+            Some(AugmentName::Cifar) => Augment::Cifar,
+            Some(AugmentName::Imagenet) => Augment::Imagenet,
+        };
+        if let Some([from, to]) = self.penalty.as_deref() {
+            recipe.penalty = [*from, *to];
+        }
+        recipe.check()?;
+        Ok(recipe)
+    }
+}
+
+impl MethodArgs {
+    fn rules(&self) -> Result<Rules> {
+        let granularity = self.granularity.as_ref().map(|text| format!("granularity={text}"));
+        let settings = Settings::parse(&granularity.unwrap_or_default())?;
+        let mut rules = Rules {
+            settings: Settings { method: Some(self.method.clone()), factor: self.factor, ..settings },
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            keep_first_last: self.keep_first_last,
+            overrides: Vec::new(),
+        };
+        for pair in self.set.chunks_exact(2) {
+            rules.overrides.push(Override { pattern: pair[0].clone(), settings: Settings::parse(&pair[1])? });
+        }
+        Ok(rules)
+    }
+
+    /// By the name of a layer's weights.
+    fn methods(&self, description: &Description, session: &Session) -> Result<BTreeMap<String, LayerMethod>> {
+        let rules = self.rules()?;
+        let names = description.weight_names();
+        let warn = |pattern| format!("pattern `{pattern}` matches no layer's weights");
+        session.warn(&rules.unused_patterns(&names)?.into_iter().map(warn).collect::<Vec<_>>());
+        let mut methods = BTreeMap::new();
+        for (name, settings) in names.iter().zip(rules.for_layers(&names)?) {
+            let chosen = settings.method.unwrap_or_default();
+            let request = Request {
+                factor: settings.factor,
+                granularity: settings.granularity,
+                sparsity_alpha: self.sparsity_alpha.unwrap_or(Request::default().sparsity_alpha),
+            };
+            // Says what is wrong with it before the long work.
+            let ternary = train::method::<f32>(&chosen, &request)?.is_some();
+            if ternary && settings.keep != Some(Keep::Dense) {
+                methods.insert((*name).to_owned(), LayerMethod { name: chosen, request });
+            }
+        }
+        if self.sparsity_alpha.is_some() && !methods.values().any(|method| method.name == "esa") {
+            return Err(Error::Request("--sparsity-alpha is for esa, and no layer has that method".to_owned()));
+        }
+        Ok(methods)
+    }
+}
+
+pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
+    let description = args.net.open()?;
+    let recipe = args.recipe.recipe(args.init.is_none())?;
+    let methods = args.methods.methods(&description, session)?;
+    for output in [Some(&args.output), args.pack.as_ref()].into_iter().flatten() {
+        if output.exists() && !args.force {
+            return Err(Error::OutputExists { path: output.clone() }.into());
+        }
+    }
+    let [train, test] = [Split::Train, Split::Test].map(|split| args.data.open(split, description.input()));
+    let (train, test) = (train?, test?);
+    let init = args.init.as_deref().map(|path| open(path, session)).transpose()?;
+    let setup = Setup {
+        network: description.name().to_owned(),
+        methods,
+        recipe,
+        seed: args.seed,
+        train_images: args.train_images.unwrap_or(train.len()),
+        test_images: args.test_images.unwrap_or(test.len()),
+    };
+    let say = |text: &str| {
+        if !session.global.quiet {
+            let _ = writeln!(io::stderr(), "{}", printable(text));
+        }
+    };
+    say(&summary(&setup));
+    let directory = args.run.clone().unwrap_or_else(|| args.output.with_extension("run"));
+    let display = Display::of_images(&session.global);
+    let options = train::Options {
+        init: init.as_ref(),
+        directory: &directory,
+        resume: args.resume,
+        progress: Some(&|progress| {
+            let state = format!("loss {:.4}, {:.2} %", progress.loss, 100.0 * progress.accuracy);
+            let what = format!("epoch {}: {state}", progress.epoch);
+            display.advance(progress.done, progress.total, Some(&what));
+        }),
+        epoch: Some(&|metrics| display.above(|| say(&line(metrics)))),
+        cancel: Some(&session.cancel),
+    };
+    let outcome = train::train(&description, (&train, &test), &setup, &options);
+    drop(display);
+    let mut outcome = match outcome {
+        Err(Error::Cancelled) => {
+            let directory = directory.display();
+            say(&format!("interrupted; the run is in {directory}: the same command with --resume goes on with it"));
+            return Err(Error::Cancelled.into());
+        }
+        outcome => outcome?,
+    };
+    outcome.network.save(&args.output, args.force, outcome.steps)?;
+    if let Some(output) = &args.pack {
+        pack(&args.output, output, args.force, session)?;
+    }
+    if args.json {
+        return print(serde_json::to_string_pretty(&outcome.metrics)? + "\n");
+    }
+    if session.global.quiet {
+        return Ok(Exit::Success);
+    }
+    let peak = memory("VmHWM:").map_or("-".to_owned(), report::bytes);
+    let percent = 100.0 * outcome.metrics.test_accuracy;
+    print(format!("test accuracy {percent:.2} %, {peak} of memory at most\n"))
+}
+
+/// The checkpoint, packed as it was trained.
+fn pack(checkpoint: &Path, output: &Path, overwrite: bool, session: &Session) -> Result<()> {
+    let checkpoint = Checkpoint::open(checkpoint)?;
+    let plan = Plan::new(&checkpoint, &Rules::default())?;
+    let options = convert::Options { overwrite, cancel: Some(&session.cancel), ..convert::Options::default() };
+    convert::pack(&checkpoint, &plan, output, &options).map(drop)
+}
+
+fn open(path: &Path, session: &Session) -> Result<Source> {
+    if is_container(path)? {
+        return Ok(Source::Container(Container::open(path)?));
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    session.warn(checkpoint.warnings());
+    Ok(Source::Checkpoint(checkpoint))
+}
+
+/// One line on what is to come.
+fn summary(setup: &Setup) -> String {
+    let Recipe { epochs, batch, rate, .. } = setup.recipe;
+    let mut methods: Vec<&str> = setup.methods.values().map(|method| &*method.name).collect();
+    methods.sort_unstable();
+    methods.dedup();
+    let methods = if methods.is_empty() { "full precision".to_owned() } else { methods.join(", ") };
+    format!(
+        "{}: {methods} in {} layers; {epochs} epochs of {} images in batches of {batch}, rate {rate}, seed {}",
+        setup.network,
+        setup.methods.len(),
+        setup.train_images,
+        setup.seed
+    )
+}
+
+fn line(metrics: &Metrics) -> String {
+    let sparsity = metrics.sparsity.map_or(String::new(), |share| format!("  {:.1} % zeros", 100.0 * share));
+    format!(
+        "epoch {:3}  rate {:.2e}  loss {:.4}  train {:.2} %  test {:.2} %{sparsity}  {:.0} images/s",
+        metrics.epoch,
+        metrics.rate,
+        metrics.loss,
+        100.0 * metrics.train_accuracy,
+        100.0 * metrics.test_accuracy,
+        metrics.images_per_second
+    )
+}

@@ -1,0 +1,90 @@
+//! Trained weights in and out: any checkpoint whose names and shapes fit, and `.safetensors` with PyTorch's
+//! names, which the converter packs as they were trained. Not here: the state of a run ([`super::state`]).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+
+use super::layers::{Pass, Tensor};
+use super::network::Network;
+use crate::atomic_file::AtomicFile;
+use crate::net::{Source, Tensors};
+use crate::select::TRAINED_KEY;
+use crate::{Dtype, Error, Result};
+
+/// A tensor to be written: name, type, shape, little-endian bytes in C order.
+pub(super) type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// Writes tensors and metadata as one file, which appears whole or not at all.
+pub(super) fn write(path: &Path, overwrite: bool, tensors: Vec<Raw>, metadata: BTreeMap<String, String>) -> Result<()> {
+    let file = AtomicFile::create(path, overwrite)?;
+    let refused = |what: String| Error::Request(format!("{}: {what}", path.display()));
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        let view = TensorView::new(*dtype, shape.clone(), bytes);
+        view.map(|view| (name, view)).map_err(|e| refused(format!("tensor `{name}`: {e}")))
+    });
+    let views = views.collect::<Result<Vec<_>>>()?;
+    // The crate writes metadata in random order; with one key there is only one.
+    debug_assert!(metadata.len() <= 1, "reproducible only with one key");
+    let metadata = (!metadata.is_empty()).then(|| metadata.into_iter().collect());
+    let bytes = safetensors::serialize(views, metadata).map_err(|e| refused(e.to_string()))?;
+    file.write_at(&bytes, 0)?;
+    file.publish()
+}
+
+impl Network<f32> {
+    /// Takes weights, biases and statistics from a file, by name; ternary ones are unpacked.
+    ///
+    /// # Errors
+    /// A tensor that is missing, damaged, or of another shape or type.
+    pub fn load(&mut self, source: &Source) -> Result<()> {
+        let tensors = Tensors::new(source, true)?;
+        let mut failed = Ok(());
+        self.visit(&mut |tensor| {
+            let (name, shape, values) = match tensor {
+                Tensor::Weights(weights) => {
+                    (&*weights.name, weights.shape.clone(), weights.value.as_slice_mut().unwrap_or_default())
+                }
+                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value } => {
+                    (name, vec![value.len()], value)
+                }
+            };
+            if failed.is_ok() {
+                failed = tensors.values(name, &shape).map(|found| values.copy_from_slice(&found));
+            }
+        });
+        failed
+    }
+
+    /// Writes `.safetensors` with the tensors' names and shapes. Where a method of the converter finds
+    /// the ternary weights from the float ones, those are written, else what is used at evaluation;
+    /// the metadata says which method makes of them just that. `steps` goes where PyTorch counts batches.
+    ///
+    /// # Errors
+    /// An output that exists without `overwrite`, or cannot be written.
+    pub fn save(&mut self, path: &Path, overwrite: bool, steps: u64) -> Result<()> {
+        let settings = serde_json::to_string(&self.settings()).map_err(|e| Error::Request(e.to_string()))?;
+        self.ternarize(Pass::Evaluate);
+        let mut tensors: Vec<Raw> = Vec::new();
+        self.visit(&mut |tensor| match tensor {
+            Tensor::Weights(weights) => {
+                let used = weights.method.as_ref().is_some_and(|method| method.saves_used());
+                let values = if used { weights.used() } else { &weights.value };
+                let bytes = bytemuck::cast_slice(values.as_slice().unwrap_or_default()).to_vec();
+                tensors.push((weights.name.clone(), Dtype::F32, weights.shape.clone(), bytes));
+            }
+            Tensor::Vector { name, value, .. } => {
+                tensors.push((name.to_owned(), Dtype::F32, vec![value.len()], bytemuck::cast_slice(value).to_vec()));
+            }
+            Tensor::Statistics { name, value } => {
+                tensors.push((name.to_owned(), Dtype::F32, vec![value.len()], bytemuck::cast_slice(value).to_vec()));
+                if let Some(layer) = name.strip_suffix("running_var") {
+                    let name = format!("{layer}num_batches_tracked");
+                    tensors.push((name, Dtype::I64, Vec::new(), steps.to_le_bytes().to_vec()));
+                }
+            }
+        });
+        write(path, overwrite, tensors, BTreeMap::from([(TRAINED_KEY.to_owned(), settings)]))
+    }
+}

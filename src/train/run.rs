@@ -1,0 +1,397 @@
+//! The loop: epochs of steps, accuracy after each, and what is kept so that nothing is lost. Not here:
+//! what a step is ([`super::network`]), or how results are shown.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ndarray::ArrayViewMut4;
+use serde::{Deserialize, Serialize};
+
+use super::layers::Pass;
+use super::maps::Maps;
+use super::methods::{self, Request};
+use super::network::{Network, Step, correct};
+use super::optimizer::Optimizer;
+use super::random;
+use super::recipe::Recipe;
+use super::state::{self, Position};
+use crate::data::DataSet;
+use crate::net::{Description, Source};
+use crate::{Error, Result};
+
+/// Everything that the result depends on besides images and first weights: a run goes on only with the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setup {
+    /// The network's name.
+    pub network: String,
+    /// By the name of a layer's weights: how they become ternary. Layers that are missing do not.
+    pub methods: BTreeMap<String, Method>,
+    /// How to train.
+    pub recipe: Recipe,
+    /// What first weights, order and augmentation follow from.
+    pub seed: u64,
+    /// Only so many of the training images, from the first.
+    pub train_images: usize,
+    /// Only so many of the test images, from the first.
+    pub test_images: usize,
+}
+
+/// How one layer's weights become ternary: a name of [`METHODS`](super::METHODS), and what is asked of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Method {
+    /// Its name.
+    pub name: String,
+    /// What is asked of it.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// What else a run needs.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// Where the weights come from; `None`: random ones.
+    pub init: Option<&'a Source>,
+    /// The directory of the run: its state and its metrics. It is made if it is not there.
+    pub directory: &'a Path,
+    /// Go on from the state in that directory.
+    pub resume: bool,
+    /// Is told of every step.
+    pub progress: Option<&'a dyn Fn(&Progress)>,
+    /// Is told of every epoch.
+    pub epoch: Option<&'a dyn Fn(&Metrics)>,
+    /// Set it to end the run after the present step, with its state saved.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Images that went through, of all epochs.
+    pub done: u64,
+    /// How many there will be.
+    pub total: u64,
+    /// The present epoch, counted from 1.
+    pub epoch: u32,
+    /// Mean loss of the epoch so far.
+    pub loss: f64,
+    /// Share of its images that were right.
+    pub accuracy: f64,
+}
+
+/// One epoch: a line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Counted from 1; 0 is before the first.
+    pub epoch: u32,
+    /// The learning rate.
+    pub rate: f64,
+    /// Mean over the training images, as they went through.
+    pub loss: f64,
+    /// What the methods' penalties add to it.
+    pub penalty: f64,
+    /// Share of the training images that were right as they went through.
+    pub train_accuracy: f64,
+    /// Share of the test images that are right, with running statistics and ternary weights.
+    pub test_accuracy: f64,
+    /// The share of ternary weights that are zero.
+    pub sparsity: Option<f64>,
+    /// Training alone.
+    pub images_per_second: f64,
+    /// Training alone.
+    pub seconds: f64,
+}
+
+/// What an epoch has found so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Sums {
+    loss: f64,
+    penalty: f64,
+    correct: usize,
+    images: usize,
+    seconds: f64,
+}
+
+/// What came out.
+pub struct Outcome {
+    /// The trained network.
+    pub network: Network<f32>,
+    /// The last epoch's.
+    pub metrics: Metrics,
+    /// Steps in all.
+    pub steps: u64,
+}
+
+/// The state's file in a run's directory.
+const STATE: &str = "state.safetensors";
+/// The metrics' file in a run's directory: a JSON object per line; the first one is the setup.
+pub const METRICS: &str = "metrics.jsonl";
+
+/// A run's directory and what is in it.
+struct Directory<'a>(&'a Path);
+
+impl Directory<'_> {
+    fn state(&self) -> PathBuf {
+        self.0.join(STATE)
+    }
+
+    fn create(&self, setup: &Setup) -> Result<()> {
+        fs::create_dir_all(self.0).map_err(Error::io(self.0, "make the run's directory"))?;
+        for name in [STATE, METRICS] {
+            let path = self.0.join(name);
+            if path.exists() {
+                return Err(Error::Request(format!(
+                    "{}: a run is there already; go on with --resume, or choose another directory with --run",
+                    path.display()
+                )));
+            }
+        }
+        self.append(setup)
+    }
+
+    fn append(&self, line: &impl Serialize) -> Result<()> {
+        let path = self.0.join(METRICS);
+        let text = serde_json::to_string(line).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
+        let mut file =
+            OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path, "open"))?;
+        file.write_all((text + "\n").as_bytes()).map_err(Error::io(&path, "write"))
+    }
+
+    /// Drops the lines of epochs that are done again, since the state is older than they.
+    fn cut(&self, epoch: u32) -> Result<()> {
+        let path = self.0.join(METRICS);
+        let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        let keep = text.lines().enumerate().filter(|(i, line)| {
+            *i == 0 || serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.epoch <= epoch)
+        });
+        let text: String = keep.map(|(_, line)| format!("{line}\n")).collect();
+        let file = crate::atomic_file::AtomicFile::create(&path, true)?;
+        file.write_at(text.as_bytes(), 0)?;
+        file.publish()
+    }
+}
+
+/// Trains `description`'s network on `train`, with the accuracy on `test` after every epoch. The same setup,
+/// images and first weights give the same bytes for any number of threads, and whether the run was
+/// interrupted or not.
+///
+/// # Errors
+/// A setup that makes no sense, images or a checkpoint that do not fit, a run that is there already or
+/// is another one, a loss that is not finite, files that cannot be written, or cancellation.
+pub fn train(
+    description: &Description,
+    (train, test): (&DataSet, &DataSet),
+    setup: &Setup,
+    options: &Options<'_>,
+) -> Result<Outcome> {
+    setup.recipe.check()?;
+    for (data, images) in [(train, setup.train_images), (test, setup.test_images)] {
+        if data.shape() != description.input() {
+            return Err(Error::Request(format!(
+                "the images are {:?} (channels, height, width), the network takes {:?}",
+                data.shape(),
+                description.input()
+            )));
+        }
+        if images == 0 || images > data.len() {
+            return Err(Error::Request(format!("{images} images, expected 1 to {}", data.len())));
+        }
+        data.check_labels(images, description.classes())?;
+    }
+    let directory = Directory(options.directory);
+    let mut network = Network::new(description, setup.seed, &mut |name| match setup.methods.get(name) {
+        Some(Method { name, request }) => methods::method(name, request),
+        None => Ok(None),
+    })?;
+    if let Some(source) = options.init {
+        network.load(source)?;
+    }
+    network.begin();
+    let recipe = &setup.recipe;
+    let (mut optimizer, mut position);
+    if options.resume {
+        let (checkpoint, found) = state::load(&directory.state())?;
+        if found.setup != *setup {
+            return Err(Error::Request(differences(&directory.state(), &found.setup, setup)?));
+        }
+        optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, found.steps);
+        state::restore(&checkpoint, &mut network, &mut optimizer)?;
+        directory.cut(found.epoch)?;
+        position = found;
+    } else {
+        directory.create(setup)?;
+        optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, 0);
+        position = Position { setup: setup.clone(), epoch: 0, batches: 0, steps: 0, sums: Sums::default() };
+        state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
+    }
+
+    let mut run = Run { train, test, setup, options, x: Maps::default(), labels: Vec::new() };
+    let mut metrics = None;
+    while position.epoch < recipe.epochs {
+        match run.epoch(&mut network, &mut optimizer, &mut position) {
+            Ok(()) => {}
+            Err(Error::Cancelled) => {
+                state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
+                return Err(Error::Cancelled);
+            }
+            Err(error) => return Err(error),
+        }
+        let found = run.metrics(&mut network, &position)?;
+        (position.epoch, position.batches, position.sums) = (position.epoch + 1, 0, Sums::default());
+        directory.append(&found)?;
+        state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
+        if let Some(epoch) = options.epoch {
+            epoch(&found);
+        }
+        metrics = Some(found);
+    }
+    let metrics = match metrics {
+        Some(metrics) => metrics,
+        // The run was over before.
+        None => Metrics { epoch: position.epoch, ..run.metrics(&mut network, &position)? },
+    };
+    Ok(Outcome { network, metrics, steps: position.steps })
+}
+
+/// What every epoch needs.
+struct Run<'a> {
+    train: &'a DataSet,
+    test: &'a DataSet,
+    setup: &'a Setup,
+    options: &'a Options<'a>,
+    x: Maps<f32>,
+    labels: Vec<usize>,
+}
+
+impl Run<'_> {
+    /// The rest of an epoch.
+    fn epoch(
+        &mut self,
+        network: &mut Network<f32>,
+        optimizer: &mut Optimizer<f32>,
+        position: &mut Position,
+    ) -> Result<()> {
+        let Setup { recipe, seed, train_images, .. } = self.setup;
+        let order = random::order(*train_images, *seed, position.epoch);
+        let rate = recipe.schedule.rate(recipe.rate, position.epoch, recipe.epochs);
+        let augmentation = recipe.augment.augmentation();
+        let seed = random::augmentation(*seed, position.epoch);
+        let steps = train_images.div_ceil(recipe.batch) as u64 * u64::from(recipe.epochs);
+        for indices in order.chunks(recipe.batch).skip(position.batches) {
+            if self.options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                return Err(Error::Cancelled);
+            }
+            let start = Instant::now();
+            self.read(self.train, indices, augmentation.as_ref().map(|augmentation| (augmentation, seed)))?;
+            let strength = recipe.strength(position.steps as f64 / steps as f64);
+            let step = network.learn(&self.x, &self.labels, recipe.loss, strength);
+            if !(step.loss + step.penalty).is_finite() {
+                return Err(diverged(position, network.broken()));
+            }
+            network.step(optimizer, rate);
+            position.steps += 1;
+            position.batches += 1;
+            position.sums.add(&step, indices.len(), start.elapsed().as_secs_f64());
+            if let Some(progress) = self.options.progress {
+                let images = position.sums.images as u64;
+                progress(&Progress {
+                    done: u64::from(position.epoch) * *train_images as u64 + images,
+                    total: u64::from(recipe.epochs) * *train_images as u64,
+                    epoch: position.epoch + 1,
+                    loss: position.sums.loss / images as f64,
+                    accuracy: position.sums.correct as f64 / images as f64,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn metrics(&mut self, network: &mut Network<f32>, position: &Position) -> Result<Metrics> {
+        let Setup { recipe, test_images, .. } = self.setup;
+        network.ternarize(Pass::Evaluate);
+        let mut right = 0;
+        let indices: Vec<usize> = (0..*test_images).collect();
+        for indices in indices.chunks(recipe.batch.max(100)) {
+            self.read(self.test, indices, None)?;
+            right += correct(network.forward(&self.x, Pass::Evaluate), &self.labels);
+        }
+        let Sums { loss, penalty, correct, images, seconds } = position.sums;
+        let per_image = |sum: f64| if images > 0 { sum / images as f64 } else { 0.0 };
+        Ok(Metrics {
+            epoch: position.epoch + 1,
+            rate: recipe.schedule.rate(recipe.rate, position.epoch, recipe.epochs),
+            loss: per_image(loss),
+            penalty: per_image(penalty),
+            train_accuracy: per_image(correct as f64),
+            test_accuracy: right as f64 / *test_images as f64,
+            sparsity: network.sparsity(),
+            images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
+            seconds,
+        })
+    }
+
+    fn read(
+        &mut self,
+        data: &DataSet,
+        indices: &[usize],
+        augmentation: Option<(&crate::data::Augmentation, u64)>,
+    ) -> Result<()> {
+        self.x.resize(indices.len(), data.shape());
+        let batch = ArrayViewMut4::from_shape(self.x.shape, &mut self.x.values);
+        let batch = batch.map_err(|e| Error::Request(format!("a batch of images: {e}")))?;
+        data.read(indices, augmentation, batch)?;
+        self.labels.clear();
+        self.labels.extend(indices.iter().map(|&i| data.labels()[i] as usize));
+        Ok(())
+    }
+}
+
+impl Sums {
+    fn add(&mut self, step: &Step, images: usize, seconds: f64) {
+        self.loss += step.loss * images as f64;
+        self.penalty += step.penalty * images as f64;
+        self.correct += step.correct;
+        self.images += images;
+        self.seconds += seconds;
+    }
+}
+
+fn diverged(position: &Position, layer: Option<String>) -> Error {
+    let layer = layer.map_or(String::new(), |layer| format!(", first seen in the gradient of `{layer}`"));
+    Error::Request(format!(
+        "epoch {}, batch {}: the loss is not a finite number{layer}; the run's state is that of the last whole epoch. Try a \
+         lower --rate, or look for values that are far from 0 to 1 in the images",
+        position.epoch + 1,
+        position.batches + 1
+    ))
+}
+
+/// Which parts of two setups differ.
+fn differences(path: &Path, found: &Setup, asked: &Setup) -> Result<String> {
+    let json = |setup: &Setup| serde_json::to_value(setup).map_err(|e| Error::Request(e.to_string()));
+    let (found, asked) = (json(found)?, json(asked)?);
+    let mut lines = vec![format!("{}: that run is another one, and cannot go on as this:", path.display())];
+    compare(String::new(), &found, &asked, &mut lines);
+    Ok(lines.join("\n  "))
+}
+
+fn compare(at: String, found: &serde_json::Value, asked: &serde_json::Value, lines: &mut Vec<String>) {
+    use serde_json::Value;
+    match (found, asked) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for key in keys {
+                let none = Value::Null;
+                let (a, b) = (a.get(key).unwrap_or(&none), b.get(key).unwrap_or(&none));
+                let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                compare(at, a, b, lines);
+            }
+        }
+        _ if found != asked => lines.push(format!("{at}: found {found}, asked for {asked}")),
+        _ => {}
+    }
+}
