@@ -86,6 +86,16 @@ impl AtomicFile {
     }
 }
 
+/// Writes a small file that appears whole or not at all.
+///
+/// # Errors
+/// An output that exists without `overwrite`, or cannot be written.
+pub fn write_atomically(path: impl AsRef<Path>, overwrite: bool, bytes: &[u8]) -> Result<()> {
+    let file = AtomicFile::create(path.as_ref(), overwrite)?;
+    file.write_at(bytes, 0)?;
+    file.publish()
+}
+
 fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -8,6 +8,7 @@
 //!  dtypes      axis,                                                    output format
 //!              method                             container::reader ──► verify, unpack, your exporter
 //!                                                                   └──► kernel ──► net ◄── data
+//!                                                                                     └──► train
 //! ```
 //!
 //! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
@@ -60,7 +61,7 @@ pub mod unpack;
 mod vector;
 pub mod verify;
 
-pub use atomic_file::PARTIAL_SUFFIX;
+pub use atomic_file::{PARTIAL_SUFFIX, write_atomically};
 pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
 pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};

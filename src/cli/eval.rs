@@ -1,18 +1,19 @@
 //! `twn-pack eval`: a network over a data set.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use twn_pack::kernel::{Arithmetic, Kernel};
 use twn_pack::net::{self, Network, Source, Weights};
-use twn_pack::{Checkpoint, Container, Error, Isa, report};
+use twn_pack::{Checkpoint, Container, Error, Isa, Plan, Rules, Settings, convert, report, select};
 
 use super::data::{DataArgs, SplitName};
 use super::exit::Exit;
 use super::network::NetworkArgs;
 use super::progress::Display;
-use super::{Session, is_container, print, printable};
+use super::{Session, is_container, naming_input, print, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
@@ -31,6 +32,10 @@ pub(super) struct EvalArgs {
     /// Unpack ternary weights and run them as floats
     #[arg(long)]
     float: bool,
+    /// Of a checkpoint: make it ternary first, by twn, optimal, absmean or bwn; none: run it as it is
+    /// [default: as it was trained, if `train` wrote it]
+    #[arg(short, long, value_name = "NAME")]
+    method: Option<String>,
     /// Images per forward pass
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
@@ -97,13 +102,7 @@ struct Results {
 
 pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
     let description = args.net.open()?;
-    let source = if is_container(&args.file)? {
-        Source::Container(Container::open(&args.file)?)
-    } else {
-        let checkpoint = Checkpoint::open(&args.file)?;
-        session.warn(checkpoint.warnings());
-        Source::Checkpoint(checkpoint)
-    };
+    let source = open(&args.file, args.method.as_deref(), session)?;
     let network = Network::load(&description, &source, args.float)?;
     let packed = network.weights().filter(|weights| matches!(weights, Weights::Packed(_))).count();
     if let (Some(arithmetic), 0) = (args.arithmetic, packed) {
@@ -158,6 +157,31 @@ pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     print(printable(&results.text()))
+}
+
+/// A checkpoint that is to be ternary is packed first, into a file that is gone with the run.
+fn open(path: &Path, method: Option<&str>, session: &Session) -> anyhow::Result<Source> {
+    if is_container(path)? {
+        if method.is_some() {
+            let message = "--method is for checkpoints; a .twn file is ternary already";
+            return Err(Error::Request(message.to_owned()).into());
+        }
+        return Ok(Source::Container(Container::open(path)?));
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    session.warn(checkpoint.warnings());
+    if method == Some("none") || method.is_none() && select::trained(&checkpoint)?.is_empty() {
+        return Ok(Source::Checkpoint(checkpoint));
+    }
+    let settings = Settings { method: method.map(str::to_owned), ..Settings::default() };
+    let plan = Plan::new(&checkpoint, &Rules { settings, ..Rules::default() })?;
+    session.warn(&plan.warnings);
+    let directory = tempfile::tempdir().context("cannot make a temporary directory for the packed weights")?;
+    let packed = directory.path().join("packed.twn");
+    let options = convert::Options { cancel: Some(&session.cancel), ..convert::Options::default() };
+    convert::pack(&checkpoint, &plan, &packed, &options).map_err(|e| naming_input(e, path))?;
+    // What is mapped stays there when its name is gone.
+    Ok(Source::Container(Container::open(&packed)?))
 }
 
 impl Results {

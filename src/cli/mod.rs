@@ -7,6 +7,7 @@ mod exit;
 mod inspect;
 mod network;
 mod pack;
+mod plot;
 mod progress;
 mod rules;
 mod train;
@@ -71,6 +72,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Train a network whose weights are ternary, from a float checkpoint or from scratch
     Train(train::TrainArgs),
+    /// Draw the accuracy of training runs over their epochs, as SVG
+    Plot(plot::PlotArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -133,6 +136,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Unpack(args)) => unpack::run(args, &session),
         Some(Command::Eval(args)) => eval::run(args, &session),
         Some(Command::Train(args)) => train::run(args, &session),
+        Some(Command::Plot(args)) => plot::run(args),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "twn-pack", &mut script);

@@ -12,8 +12,19 @@ use crate::ternarize::Unit;
 
 /// `f32` trains; `f64` is for checking gradients by finite differences.
 pub trait Real:
-    LinalgScalar + Neg<Output = Self> + AddAssign + SubAssign + MulAssign + DivAssign + Sum + PartialOrd + Default
-    + Debug + Display + Send + Sync
+    LinalgScalar
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+    + DivAssign
+    + Sum
+    + PartialOrd
+    + Default
+    + Debug
+    + Display
+    + Send
+    + Sync
 {
     /// Rounded to this type.
     fn from_f64(x: f64) -> Self;

@@ -8,17 +8,15 @@ use safetensors::tensor::TensorView;
 
 use super::layers::{Pass, Tensor};
 use super::network::Network;
-use crate::atomic_file::AtomicFile;
 use crate::net::{Source, Tensors};
 use crate::select::TRAINED_KEY;
-use crate::{Dtype, Error, Result};
+use crate::{Dtype, Error, Result, write_atomically};
 
 /// A tensor to be written: name, type, shape, little-endian bytes in C order.
 pub(super) type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// Writes tensors and metadata as one file, which appears whole or not at all.
 pub(super) fn write(path: &Path, overwrite: bool, tensors: Vec<Raw>, metadata: BTreeMap<String, String>) -> Result<()> {
-    let file = AtomicFile::create(path, overwrite)?;
     let refused = |what: String| Error::Request(format!("{}: {what}", path.display()));
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         let view = TensorView::new(*dtype, shape.clone(), bytes);
@@ -29,8 +27,7 @@ pub(super) fn write(path: &Path, overwrite: bool, tensors: Vec<Raw>, metadata: B
     debug_assert!(metadata.len() <= 1, "reproducible only with one key");
     let metadata = (!metadata.is_empty()).then(|| metadata.into_iter().collect());
     let bytes = safetensors::serialize(views, metadata).map_err(|e| refused(e.to_string()))?;
-    file.write_at(&bytes, 0)?;
-    file.publish()
+    write_atomically(path, overwrite, &bytes)
 }
 
 impl Network<f32> {

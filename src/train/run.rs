@@ -21,7 +21,7 @@ use super::recipe::Recipe;
 use super::state::{self, Position};
 use crate::data::DataSet;
 use crate::net::{Description, Source};
-use crate::{Error, Result};
+use crate::{Error, Result, write_atomically};
 
 /// Everything that the result depends on besides images and first weights: a run goes on only with the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub struct Progress {
 pub struct Metrics {
     /// Counted from 1; 0 is before the first.
     pub epoch: u32,
-    /// The learning rate.
+    /// The learning rate at its start.
     pub rate: f64,
     /// Mean over the training images, as they went through.
     pub loss: f64,
@@ -156,8 +156,7 @@ impl Directory<'_> {
     fn append(&self, line: &impl Serialize) -> Result<()> {
         let path = self.0.join(METRICS);
         let text = serde_json::to_string(line).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
-        let mut file =
-            OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path, "open"))?;
+        let mut file = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path, "open"))?;
         file.write_all((text + "\n").as_bytes()).map_err(Error::io(&path, "write"))
     }
 
@@ -169,9 +168,7 @@ impl Directory<'_> {
             *i == 0 || serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.epoch <= epoch)
         });
         let text: String = keep.map(|(_, line)| format!("{line}\n")).collect();
-        let file = crate::atomic_file::AtomicFile::create(&path, true)?;
-        file.write_at(text.as_bytes(), 0)?;
-        file.publish()
+        write_atomically(&path, true, text.as_bytes())
     }
 }
 
@@ -277,22 +274,22 @@ impl Run<'_> {
     ) -> Result<()> {
         let Setup { recipe, seed, train_images, .. } = self.setup;
         let order = random::order(*train_images, *seed, position.epoch);
-        let rate = recipe.schedule.rate(recipe.rate, position.epoch, recipe.epochs);
         let augmentation = recipe.augment.augmentation();
         let seed = random::augmentation(*seed, position.epoch);
-        let steps = train_images.div_ceil(recipe.batch) as u64 * u64::from(recipe.epochs);
+        let batches = train_images.div_ceil(recipe.batch) as f64;
         for indices in order.chunks(recipe.batch).skip(position.batches) {
             if self.options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                 return Err(Error::Cancelled);
             }
             let start = Instant::now();
             self.read(self.train, indices, augmentation.as_ref().map(|augmentation| (augmentation, seed)))?;
-            let strength = recipe.strength(position.steps as f64 / steps as f64);
+            let done = f64::from(position.epoch) + position.batches as f64 / batches;
+            let strength = recipe.strength(done / f64::from(recipe.epochs));
             let step = network.learn(&self.x, &self.labels, recipe.loss, strength);
             if !(step.loss + step.penalty).is_finite() {
                 return Err(diverged(position, network.broken()));
             }
-            network.step(optimizer, rate);
+            network.step(optimizer, recipe.schedule.rate(recipe.rate, done, recipe.epochs));
             position.steps += 1;
             position.batches += 1;
             position.sums.add(&step, indices.len(), start.elapsed().as_secs_f64());
@@ -323,7 +320,7 @@ impl Run<'_> {
         let per_image = |sum: f64| if images > 0 { sum / images as f64 } else { 0.0 };
         Ok(Metrics {
             epoch: position.epoch + 1,
-            rate: recipe.schedule.rate(recipe.rate, position.epoch, recipe.epochs),
+            rate: recipe.schedule.rate(recipe.rate, position.epoch.into(), recipe.epochs),
             loss: per_image(loss),
             penalty: per_image(penalty),
             train_accuracy: per_image(correct as f64),

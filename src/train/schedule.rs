@@ -1,8 +1,8 @@
-//! Learning rates over the epochs. Not here: what a step does with them.
+//! Learning rates over a run. Not here: what a step does with them.
 
 use serde::{Deserialize, Serialize};
 
-/// How the rate changes from epoch to epoch.
+/// How the rate changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
@@ -15,23 +15,40 @@ pub enum Schedule {
         /// By what.
         divisor: f64,
     },
-    /// Half a cosine from the rate down to 0 behind the last epoch.
+    /// Half a cosine from the rate down to 0 behind the last step.
     Cosine,
 }
 
 impl Schedule {
-    /// The rate in an epoch, counted from 0.
-    pub fn rate(&self, rate: f64, epoch: u32, epochs: u32) -> f64 {
+    /// The rate after so many of all epochs, not always a whole number of them.
+    pub fn rate(&self, rate: f64, done: f64, epochs: u32) -> f64 {
         match self {
             Self::Constant => rate,
             Self::MultiStep { milestones, divisor } => {
-                let passed = milestones.iter().filter(|milestone| **milestone <= epoch).count();
+                let passed = milestones.iter().filter(|milestone| f64::from(**milestone) <= done).count();
                 rate / divisor.powi(passed as i32)
             }
             Self::Cosine => {
-                let done = f64::from(epoch) / f64::from(epochs.max(1));
-                rate * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+                let share = done / f64::from(epochs.max(1));
+                rate * 0.5 * (1.0 + (std::f64::consts::PI * share).cos())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_over_a_run() {
+        let steps = Schedule::MultiStep { milestones: vec![15, 25], divisor: 10.0 };
+        let rates = [0.0, 14.99, 15.0, 24.9, 25.0, 29.0].map(|done| steps.rate(0.01, done, 30));
+        let expected = [0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4];
+        assert!(rates.iter().zip(expected).all(|(rate, expected)| (rate - expected).abs() < 1e-12), "{rates:?}");
+        let cosine = [0.0, 1.0, 1.5, 3.0].map(|done| Schedule::Cosine.rate(1.0, done, 3));
+        let expected = [1.0, 0.75, 0.5, 0.0];
+        assert!(cosine.iter().zip(expected).all(|(rate, expected)| (rate - expected).abs() < 1e-12), "{cosine:?}");
+        assert_eq!(Schedule::Constant.rate(0.1, 7.0, 9), 0.1);
     }
 }

@@ -94,7 +94,8 @@ pub(super) fn restore(
     optimizer.momenta = lengths.map(|length| vec![0.0; length]).collect();
     let mut failed = None;
     visit(network, &mut optimizer.momenta, &mut |name, values| {
-        let found = checkpoint.by_name(&name).filter(|view| view.dtype == Dtype::F32 && view.elements() == values.len());
+        let found =
+            checkpoint.by_name(&name).filter(|view| view.dtype == Dtype::F32 && view.elements() == values.len());
         match found {
             Some(view) => {
                 let numbers = view.data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));

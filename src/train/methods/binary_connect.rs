@@ -22,7 +22,15 @@ impl<R: Real> Method<R> for BinaryConnect {
 
     fn constrain(&mut self, mut w: ArrayViewMut2<'_, R>) {
         let one = R::one();
-        w.mapv_inplace(|w| if w > one { one } else if w < -one { -one } else { w });
+        w.mapv_inplace(|w| {
+            if w > one {
+                one
+            } else if w < -one {
+                -one
+            } else {
+                w
+            }
+        });
     }
 
     fn settings(&self) -> Settings {

@@ -27,7 +27,10 @@ fn straight_through_uses_what_the_converter_stores() {
     assert_eq!(used(&mut *made("twn", &tensor), &w, Pass::Train), array![[a, 0.0, a, -a], [0.0, a, 0.0, 0.0]]);
     let b = f64::from(0.15f32);
     assert_eq!(used(&mut *made("bwn", &Request::default()), &w, Pass::Train).row(1), array![b, b, -b, b]);
-    assert_eq!(used(&mut *made("binaryconnect", &Request::default()), &w, Pass::Train).row(1), array![1.0, 1.0, -1.0, 1.0]);
+    assert_eq!(
+        used(&mut *made("binaryconnect", &Request::default()), &w, Pass::Train).row(1),
+        array![1.0, 1.0, -1.0, 1.0]
+    );
 }
 
 #[test]

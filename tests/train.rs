@@ -1,0 +1,258 @@
+//! `twn-pack train` as users meet it, on the 64 images of `fixtures/mnist64` and small networks. Not
+//! here: gradients, which are held to finite differences and to PyTorch next to the layers.
+
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::expect;
+use serde_json::Value;
+
+/// A convolution with batch norm, a residual block, and a linear layer.
+const NETWORK: &str = r#"
+input = [1, 28, 28]
+layers = [
+    { conv2d = { weight = "conv1.weight", filters = 6, kernel = 5, stride = 2 } },
+    { batch_norm = "bn1" },
+    "relu",
+    { max_pool = { kernel = 2 } },
+    { residual = { body = [
+        { conv2d = { weight = "block.conv.weight", filters = 6, kernel = 3, padding = 1 } },
+        { batch_norm = "block.bn" },
+    ] } },
+    "relu",
+    "flatten",
+    { linear = { weight = "fc.weight", bias = "fc.bias", outputs = 10 } },
+]
+"#;
+
+const METHODS: [&str; 8] = ["none", "twn", "bwn", "absmean", "optimal", "tga", "esa", "binaryconnect"];
+
+struct World {
+    directory: tempfile::TempDir,
+    data: String,
+    network: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mnist64");
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        for what in ["images-idx3", "labels-idx1"] {
+            for split in ["t10k", "train"] {
+                let from = fixtures.join(format!("t10k-{what}-ubyte.gz"));
+                std::fs::copy(from, data.join(format!("{split}-{what}-ubyte.gz"))).unwrap();
+            }
+        }
+        let network = directory.path().join("small.toml");
+        std::fs::write(&network, NETWORK).unwrap();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        Self { data: text(&data), network: text(&network), directory }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The arguments of a run that writes `NAME.safetensors` and `NAME.twn`.
+    fn arguments(&self, name: &str, more: &[&str]) -> Vec<String> {
+        let (output, packed) = (self.path(&format!("{name}.safetensors")), self.path(&format!("{name}.twn")));
+        let fixed = ["train", "--net", &self.network, "--data", &self.data, "-o", &output, "--pack", &packed];
+        fixed.iter().chain(more).map(|&argument| argument.to_owned()).collect()
+    }
+
+    fn train(&self, code: i32, name: &str, more: &[&str]) -> (String, String) {
+        expect(code, &self.arguments(name, more))
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    fn metrics(&self, name: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(&format!("{name}.run/metrics.jsonl"))).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn predictions(&self, file: &str, more: &[&str]) -> Vec<String> {
+        let (file, predictions) = (self.path(file), self.path("predictions.txt"));
+        let fixed = ["eval", &file, "--net", &self.network, "--data", &self.data, "-q", "-f", "--predictions"];
+        expect(0, &[&fixed[..], &[&predictions], more].concat());
+        std::fs::read_to_string(predictions).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn every_method_learns_and_is_packed_as_it_was_trained() {
+    let world = World::new();
+    for method in METHODS {
+        let mut options = vec!["--method", method, "--epochs", "8", "--batch", "16", "--rate", "0.05", "-q"];
+        if method == "esa" {
+            options.extend(["--penalty", "1e-4", "1e-2"]);
+        }
+        world.train(0, method, &options);
+        let metrics = world.metrics(method);
+        assert_eq!(metrics.len(), 9, "the setup and eight epochs");
+        let loss = |i: usize| metrics[i]["loss"].as_f64().unwrap();
+        assert!(loss(8) < 0.8 * loss(1), "{method}: loss {} after {}", loss(8), loss(1));
+        let accuracy = metrics[8]["test_accuracy"].as_f64().unwrap();
+        // The same on the checkpoint with its method, on unpacked floats, and on the packed kernels.
+        let (checkpoint, packed) = (format!("{method}.safetensors"), format!("{method}.twn"));
+        let predictions = world.predictions(&packed, &[]);
+        assert_eq!(predictions, world.predictions(&packed, &["--float"]), "{method}");
+        assert_eq!(predictions, world.predictions(&checkpoint, &[]), "{method}");
+        assert_eq!(predictions, world.predictions(&checkpoint, &["--float"]), "{method}");
+        let (stdout, _) =
+            expect(0, &["eval", &world.path(&packed), "--net", &world.network, "--data", &world.data, "--json"]);
+        let results: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(results["accuracy"].as_f64().unwrap(), accuracy, "{method}: what training said");
+        let layers = if method == "none" { 0 } else { 3 };
+        assert_eq!(results["packed_layers"], layers, "{method}");
+        assert_eq!(metrics[8]["sparsity"].is_null(), method == "none");
+        // What is packed is without error where the method's own weights were written.
+        if ["tga", "esa", "binaryconnect"].contains(&method) {
+            let (stdout, _) = expect(0, &["inspect", &world.path(&packed), "--json"]);
+            let report: Value = serde_json::from_str(&stdout).unwrap();
+            assert_eq!(report["totals"]["relative_error"].as_f64(), Some(0.0), "{method}: {report}");
+        }
+    }
+}
+
+#[test]
+fn the_seed_decides_and_threads_do_not() {
+    let world = World::new();
+    let options = |seed| ["--epochs", "2", "--batch", "24", "--seed", seed, "--augment", "cifar", "-q"];
+    world.train(0, "one", &[&options("7")[..], &["-j", "1"]].concat());
+    world.train(0, "three", &[&options("7")[..], &["-j", "3"]].concat());
+    world.train(0, "other", &options("8"));
+    assert!(world.bytes("one.safetensors") == world.bytes("three.safetensors"));
+    assert!(world.bytes("one.twn") == world.bytes("three.twn"));
+    assert!(world.bytes("one.safetensors") != world.bytes("other.safetensors"));
+}
+
+/// Killed at different moments, a run that goes on ends with the bytes of one that was never killed.
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    let world = World::new();
+    let options = ["--epochs", "12", "--batch", "5", "--method", "tga", "--optimizer", "adam", "--rate", "1e-3", "-q"];
+    let start = std::time::Instant::now();
+    world.train(0, "whole", &options);
+    let whole = start.elapsed();
+    let resume = [&options[..], &["--resume"]].concat();
+    let mut kills = 0;
+    for attempt in 0..100 {
+        let first = !Path::new(&world.path("killed.run/state.safetensors")).exists();
+        if Path::new(&world.path("killed.safetensors")).exists() {
+            break;
+        }
+        if !first || attempt == 0 || !Path::new(&world.path("killed.run")).exists() {
+            let options = if first { &options[..] } else { &resume };
+            let mut child = Command::new(env!("CARGO_BIN_EXE_twn-pack"))
+                .args(world.arguments("killed", options))
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(
+                Duration::max(whole / 4, Duration::from_millis(30)) + Duration::from_millis(7 * attempt),
+            );
+            if child.try_wait().unwrap().is_none() {
+                child.kill().unwrap();
+                kills += 1;
+            }
+            child.wait().unwrap();
+        } else {
+            // Killed before its first state was there: it begins anew.
+            std::fs::remove_dir_all(world.path("killed.run")).unwrap();
+        }
+    }
+    assert!(kills > 0, "no run was killed");
+    assert!(world.bytes("whole.safetensors") == world.bytes("killed.safetensors"));
+    let epochs = |name| world.metrics(name).iter().skip(1).map(|m| (m["epoch"].clone(), m["loss"].clone())).collect();
+    let (whole, killed): (Vec<_>, Vec<_>) = (epochs("whole"), epochs("killed"));
+    assert_eq!(whole, killed);
+}
+
+/// Ctrl-C ends a run within an epoch, with its state saved.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_is_saved() {
+    let world = World::new();
+    let options = ["--epochs", "500", "--batch", "4", "-q"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_twn-pack"))
+        .args(world.arguments("run", &options))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !std::fs::read_to_string(world.path("run.run/metrics.jsonl")).is_ok_and(|text| text.lines().count() > 2) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!Path::new(&world.path("run.safetensors")).exists());
+    let state = world.bytes("run.run/state.safetensors");
+    let header = String::from_utf8_lossy(&state[8..4096.min(state.len())]).into_owned();
+    assert!(header.contains("twn-pack.run"), "{header}");
+    // Another setup cannot go on with it.
+    let (_, stderr) = world.train(2, "run", &["--epochs", "500", "--batch", "8", "-q", "--resume"]);
+    assert!(stderr.contains("recipe.batch: found 4, asked for 8"), "{stderr}");
+}
+
+#[test]
+fn from_a_checkpoint() {
+    let world = World::new();
+    world.train(0, "float", &["--method", "none", "--epochs", "6", "--batch", "16", "--rate", "0.05", "-q"]);
+    let float = world.path("float.safetensors");
+    let tuned = ["--init", &float, "--epochs", "3", "--keep-first-last", "-q"];
+    world.train(0, "tuned", &tuned);
+    let (stdout, _) = expect(0, &["inspect", &world.path("tuned.twn")]);
+    let reasons = stdout.matches("as it was trained").count();
+    assert_eq!(reasons, 2, "the first and the last layer stay dense as they were trained: {stdout}");
+    // An epoch that starts from what it ends with is better than one from nothing.
+    let first = |name: &str| world.metrics(name)[1]["loss"].as_f64().unwrap();
+    assert!(first("tuned") < first("float"));
+    // PyTorch's names are all there.
+    let bytes = world.bytes("tuned.safetensors");
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["bn1.num_batches_tracked", "block.bn.running_var", "block.conv.weight", "fc.bias"] {
+        assert!(file.names().contains(&name), "{name}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let world = World::new();
+    let cases: [(&[&str], &str); 11] = [
+        (&[], "say how to train"),
+        (&["--epochs", "0"], "at least 1 of each"),
+        (&["--epochs", "1", "--method", "twm"], "unknown method `twm`"),
+        (&["--epochs", "1", "--method", "bwn", "--factor", "0.7"], "takes no factor"),
+        (&["--epochs", "1", "--sparsity-alpha", "0.5"], "--sparsity-alpha is for esa"),
+        (&["--epochs", "1", "--method", "esa", "--sparsity-alpha", "2"], "between 0 and 2"),
+        (&["--epochs", "1", "--momentum", "1.5"], "momentum 1.5"),
+        (&["--epochs", "1", "--train-images", "65"], "65 images, expected 1 to 64"),
+        (&["--recipe", "mnist"], "unknown recipe `mnist`"),
+        (&["--epochs", "1", "--classes", "3"], "label"),
+        (&["--epochs", "1", "--rate", "1e30"], "lower --rate"),
+    ];
+    for (options, expected) in cases {
+        let arguments = world.arguments("bad", options);
+        let output = common::run(&arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(expected), "{options:?}: {stderr}");
+        assert!(matches!(output.status.code(), Some(2 | 3)), "{options:?}");
+        assert!(!Path::new(&world.path("bad.safetensors")).exists());
+        let _ = std::fs::remove_dir_all(world.path("bad.run"));
+    }
+    world.train(0, "twice", &["--epochs", "1", "-q"]);
+    let (_, stderr) = world.train(2, "twice", &["--epochs", "1", "-q"]);
+    assert!(stderr.contains("exists"), "{stderr}");
+    let (_, stderr) = world.train(2, "twice", &["--epochs", "1", "-q", "-f"]);
+    assert!(stderr.contains("--resume"), "{stderr}");
+}
