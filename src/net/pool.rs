@@ -71,4 +71,21 @@ mod tests {
         x[3] = f32::NAN;
         assert!(pool(Conv2d::new([2, 2]), &x)[..].iter().map(|y| y.is_nan()).eq([true, false, true, false]));
     }
+
+    #[test]
+    fn means_count_padding_and_keep_nan() {
+        let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, f32::NAN];
+        let pool = |geometry: Conv2d| {
+            let output = geometry.output([3, 3]).unwrap();
+            let mut y = vec![0.0; output[0] * output[1]];
+            avg_pool(&geometry, &x, [3, 3], &mut y, output);
+            y
+        };
+        let two = Conv2d { stride: [2, 2], ..Conv2d::new([2, 2]) };
+        assert_eq!(pool(two), [3.0], "what is left over is not seen");
+        let padded = pool(Conv2d { padding: [1, 1], ..two });
+        assert_eq!(padded[..3], [0.25, 1.25, 2.75], "a quarter each");
+        assert!(padded[3].is_nan());
+        assert_eq!(pool(Conv2d::new([3, 1]))[..2], [4.0, 5.0]);
+    }
 }
