@@ -14,7 +14,7 @@ pub mod dense;
 mod description;
 mod evaluate;
 mod forward;
-mod layers;
+pub(crate) mod layers;
 mod pool;
 mod tensors;
 
