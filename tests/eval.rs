@@ -114,6 +114,71 @@ fn a_network_of_ones_own_is_a_file() {
 }
 
 #[test]
+fn a_built_in_network_can_have_another_size() {
+    let world = World::new();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let checkpoint = fixtures.join("residual/resnet18-cifar.safetensors");
+    let resnet = |code: i32, more: &[&str]| {
+        let file = checkpoint.to_str().unwrap();
+        let arguments = ["eval", file, "--net", "resnet18-cifar", "--data", &world.data, "--json"];
+        expect(code, &[&arguments, more].concat())
+    };
+    let (_, stderr) = resnet(3, &["--width", "0.03125", "--classes", "7", "--input", "1x28x28"]);
+    assert!(stderr.contains("tensor `conv1.weight`: shape [2, 3, 3, 3], expected [2, 1, 3, 3]"), "{stderr}");
+    let (_, stderr) = resnet(3, &["--width", "0.03125"]);
+    assert!(stderr.contains("tensor `fc.weight`: shape [7, 16], expected [10, 16]"), "{stderr}");
+    let (_, stderr) = resnet(2, &["--width", "0.03125", "--classes", "7"]);
+    assert!(stderr.contains("the network takes [3, 32, 32]"), "{stderr}");
+    for (more, says) in [
+        (["--input", "1x28"], "expected CxHxW, as 3x224x224"),
+        (["--input", "1x28x-28"], "expected CxHxW, as 3x224x224"),
+        (["--input", "1x28x28x1"], "expected CxHxW, as 3x224x224"),
+        (["--width", "0.001"], "resnet18-cifar: layer 1 (conv2d): width = 0.001 makes 0 of 64 outputs"),
+        (["--classes", "0"], "(linear): 0 × 1 × 1 values, expected at least 1"),
+    ] {
+        let (_, stderr) = resnet(2, &more);
+        assert!(stderr.contains(says), "{more:?}: {stderr}");
+    }
+    // The width of what ran is told.
+    let json = world.json(&world.checkpoint, &["--width", "1", "--classes", "10", "--input", "1x28x28"]);
+    assert_eq!((&json["width"], &json["correct"]), (&1.0.into(), &64.into()));
+}
+
+/// A weight that is infinite makes NaN of a black pixel. It used to be class 0 that such an image got.
+#[test]
+fn images_without_a_largest_logit_have_no_class() {
+    let world = World::new();
+    let net = world.path("net.toml");
+    let linear = r#"{ linear = { weight = "w", outputs = 10 } }"#;
+    std::fs::write(&net, format!("input = [1, 28, 28]\nlayers = [\"flatten\", {linear}]")).unwrap();
+    let pixel = 14 * 28 + 14;
+    let values: Vec<f64> = (0..7840).map(|i| if i % 784 == pixel { f64::INFINITY } else { 0.0 }).collect();
+    let tensors = [common::Made::new("w", twn_pack::Dtype::F32, &[10, 784], &values)];
+    let file = common::checkpoint(world.directory.path(), "infinite.safetensors", &tensors);
+    let data = twn_pack::data::DataSet::open_idx(&world.data, twn_pack::data::Split::Test).unwrap();
+    let mut images = ndarray::Array4::zeros((64, 1, 28, 28));
+    data.read(0..64, images.view_mut());
+    let black: Vec<bool> = images.outer_iter().map(|image| image[[0, 14, 14]] == 0.0).collect();
+    let undecided = black.iter().filter(|black| **black).count();
+    assert!(0 < undecided && undecided < 64);
+
+    let predictions = world.path("predictions.txt");
+    let file = file.to_str().unwrap();
+    let arguments = ["eval", file, "--net", &net, "--data", &world.data, "--predictions", &predictions, "--force"];
+    let (stdout, _) = expect(0, &arguments);
+    let says = format!("\nundecided   {undecided} of 64: all their logits are NaN; counted as wrong\narithmetic");
+    assert!(stdout.contains(&says), "{stdout}");
+    let json: Value = serde_json::from_str(&expect(0, &[&arguments[..], &["--json"]].concat()).0).unwrap();
+    assert_eq!(json["undecided"], undecided);
+    let right = black.iter().zip(data.labels()).filter(|(black, label)| !**black && **label == 0).count();
+    assert_eq!(json["correct"], right);
+    let expected: String = black.iter().map(|black| if *black { "none\n" } else { "0\n" }).collect();
+    assert_eq!(std::fs::read_to_string(&predictions).unwrap(), expected);
+    // Of a network that knows what it sees, nothing is said.
+    assert!(world.json(&world.checkpoint, &[]).get("undecided").is_none());
+}
+
+#[test]
 fn requests_that_make_no_sense_and_files_that_are_wrong() {
     let world = World::new();
     for (code, file, more, says) in [

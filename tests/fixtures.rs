@@ -59,6 +59,11 @@ fn the_generator_makes_the_files_that_are_here() {
         "mnist64/make_golden.py",
         "mnist64/t10k-images-idx3-ubyte.gz",
         "mnist64/t10k-labels-idx1-ubyte.gz",
+        "residual/golden.safetensors",
+        "residual/make_golden.py",
+        "residual/resnet18-cifar.safetensors",
+        "residual/small.safetensors",
+        "residual/small.toml",
         generate::packed::CHECKSUMS,
         "trits256.json",
     ];

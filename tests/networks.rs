@@ -1,5 +1,5 @@
-//! Networks: what descriptions say, what they refuse, and that every path gives the numbers that
-//! PyTorch gave, or a naive loop in `f64` gives.
+//! Networks that run: every path gives the numbers that PyTorch gave, or a naive loop in `f64` gives. Not
+//! here: what descriptions say (`descriptions.rs`), and residual layers (`residual.rs`).
 
 #![cfg(feature = "cli")]
 
@@ -7,34 +7,17 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
+use common::networks::{checkpoint, classes, difference, f64s, fixture, logits, packed};
 use common::{Made, Random};
-use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis};
+use ndarray::{Array2, Array4, ArrayView2, Axis};
 use tempfile::TempDir;
 use twn_pack::data::{DataSet, Split};
 use twn_pack::kernel::{Arithmetic, Conv2d, Kernel};
 use twn_pack::net::{self, Buffers, Description, Network, Source, Weights, dense};
-use twn_pack::{Checkpoint, Container, Dtype, Error, Fault, Isa, Plan, Rules, Settings, convert};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
-}
+use twn_pack::{Checkpoint, Container, Dtype, Error, Fault, Isa, Plan, Rules, convert};
 
 fn lenet5() -> Description {
     Description::open("lenet5").unwrap()
-}
-
-fn checkpoint(path: impl AsRef<Path>) -> Source {
-    Source::Checkpoint(Checkpoint::open(path).unwrap())
-}
-
-/// The checkpoint, packed with `key=value,…` for all that becomes ternary.
-fn packed(input: &Path, settings: &str) -> Source {
-    let directory = tempfile::tempdir().unwrap();
-    let (checkpoint, path) = (Checkpoint::open(input).unwrap(), directory.path().join("packed.twn"));
-    let rules = Rules { settings: Settings::parse(settings).unwrap(), ..Default::default() };
-    let plan = Plan::new(&checkpoint, &rules).unwrap();
-    convert::pack(&checkpoint, &plan, &path, &convert::Options::default()).unwrap();
-    Source::Container(Container::from_bytes("packed.twn", std::fs::read(&path).unwrap()).unwrap())
 }
 
 fn mnist64() -> Array4<f32> {
@@ -42,28 +25,6 @@ fn mnist64() -> Array4<f32> {
     let mut images = Array4::zeros((64, 1, 28, 28));
     data.read(&(0..64).collect::<Vec<_>>(), None, images.view_mut()).unwrap();
     images
-}
-
-fn logits(network: &Network<'_>, arithmetic: Arithmetic, images: ArrayView4<'_, f32>) -> Array2<f32> {
-    let kernel = Kernel::new(arithmetic).unwrap();
-    network.forward(images, &kernel, &mut Buffers::default()).unwrap().to_owned()
-}
-
-fn classes(logits: &Array2<f32>) -> Vec<usize> {
-    let largest = |row: ndarray::ArrayView1<'_, f32>| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]));
-    logits.rows().into_iter().map(|row| largest(row).unwrap()).collect()
-}
-
-/// The largest difference, against the largest value.
-fn difference<'a>(found: &Array2<f32>, expected: impl IntoIterator<Item = &'a f64>) -> f64 {
-    let expected: Vec<f64> = expected.into_iter().copied().collect();
-    assert_eq!(found.len(), expected.len());
-    let scale = expected.iter().fold(1.0f64, |scale, x| scale.max(x.abs()));
-    found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs() / scale).fold(0.0, f64::max)
-}
-
-fn f64s(logits: &Array2<f32>) -> Vec<f64> {
-    logits.iter().map(|&x| x.into()).collect()
 }
 
 /// What `fixtures/mnist64/make_golden.py` wrote: 64 × 10 logits by PyTorch in float64.
@@ -302,75 +263,6 @@ fn networks_of_ones_own_run_in_every_type() {
     assert!(difference(&found, &f64s(&expected)) < 1e-5);
 }
 
-fn refused(text: &str) -> String {
-    let error = Description::parse("net.toml", text).unwrap_err();
-    assert_eq!(error.fault(), Fault::Request);
-    error.to_string()
-}
-
-#[test]
-fn descriptions_that_make_no_sense_say_why() {
-    let layer = |layer: &str| format!("input = [2, 8, 8]\nlayers = [{layer}, \"flatten\"]");
-    let conv = |more: &str| layer(&format!("{{ conv2d = {{ weight = \"w\", filters = 4, {more} }} }}"));
-    let pool = |more: &str| layer(&format!("{{ max_pool = {{ {more} }} }}"));
-    for (text, says) in [
-        (String::new(), "missing field `layers`, or a `base` that has some"),
-        ("layers = []".to_owned(), "missing field `input`, or a `base` that has one"),
-        ("input = [1, 2]\nlayers = []".to_owned(), "an array of length 3"),
-        ("input = [1, 2, 3]\nlayers = []".to_owned(), "layers: expected at least one"),
-        ("input = [0, 2, 3]\nlayers = [\"relu\"]".to_owned(), "input: 0 × 2 × 3 values, expected at least 1 of each"),
-        (
-            "input = [1, 2, 3]\nlayers = [\"relu\"]".to_owned(),
-            "the last layer gives 1 × 2 × 3 values, expected one number",
-        ),
-        ("input = [1, 2, 3]\nlayer = []\nlayers = []".to_owned(), "unknown field `layer`"),
-        (layer("\"softmax\""), "unknown variant `softmax`, expected one of `conv2d`, `linear`"),
-        (conv("kernel = 3, size = 1"), "unknown field `size`"),
-        (conv("stride = 3"), "missing field `kernel`"),
-        (conv("kernel = \"3\""), "expected a whole number, or [height, width]"),
-        (conv("kernel = -3"), "expected a whole number, or [height, width]"),
-        (conv("kernel = [3, 3, 3]"), "expected a whole number, or [height, width]"),
-        (conv("kernel = 9"), "layer 1 (conv2d): kernel = [9, 9], stride = [1, 1]"),
-        (conv("kernel = 0"), "layer 1 (conv2d): kernel = [0, 0]"),
-        (conv("kernel = 3, stride = [1, 0]"), "stride = [1, 0]"),
-        (conv("kernel = 3, dilation = 0"), "dilation = [0, 0]"),
-        (conv("kernel = 3, groups = 0"), "groups = 0, expected a divisor of 2 channels and of 4 filters"),
-        (conv("kernel = 3, groups = 4"), "groups = 4, expected a divisor"),
-        (conv("kernel = 3, padding = 4000000000000000000"), "gathers more than"),
-        (conv("kernel = 1, padding = 100000"), "gathers more than 67108864 values per image"),
-        (conv("kernel = 1, padding = 9223372036854775807"), "padding"),
-        // Few outputs of an image that is mostly padding.
-        (conv("kernel = 1, stride = 40000, padding = 16000"), "layer 1 (conv2d): with its padding: "),
-        (pool("kernel = 2, padding = 2"), "padding = [2, 2], expected at most half of the kernel"),
-        (pool("kernel = 9"), "layer 1 (max_pool): kernel = [9, 9], stride = [9, 9]"),
-        (pool("kernel = 2, stride = 0"), "stride = [0, 0]"),
-        (
-            layer("{ linear = { weight = \"w\", outputs = 4 } }"),
-            "layer 1 (linear): takes one row of numbers, found 2 × 8 × 8 values; put \"flatten\"",
-        ),
-        (layer("\"flatten\", { linear = { weight = \"w\", outputs = 0 } }"), "layer 2 (linear): 0 × 1 × 1 values"),
-        (layer("{ batch_norm = { weight = \"w\", bias = \"b\", mean = \"m\" } }"), "missing field `variance`"),
-        (
-            layer("{ batch_norm = { weight = \"w\", bias = \"b\", mean = \"m\", variance = \"v\", eps = nan } }"),
-            "eps = NaN",
-        ),
-    ] {
-        let found = refused(&text);
-        assert!(found.starts_with("net.toml: ") && found.contains(says), "{text}\n{says}\n{found}");
-    }
-    let unknown = Description::open("lenet6").unwrap_err().to_string();
-    assert!(unknown.starts_with("unknown network `lenet6`; known are lenet5, vgg7, "), "{unknown}");
-    assert_eq!(Description::open("no/such.toml").unwrap_err().fault(), Fault::Io);
-}
-
-#[test]
-fn built_in_networks_are_described_well() {
-    for (name, _) in net::NETWORKS {
-        assert_eq!(Description::open(name).unwrap().name(), name);
-    }
-    assert_eq!((lenet5().input(), lenet5().classes()), ([1, 28, 28], 10));
-}
-
 /// The small network's tensors with one thing changed.
 fn changed(directory: &TempDir, change: impl Fn(&mut Vec<Made>)) -> PathBuf {
     let mut tensors = small(Dtype::F32);
@@ -500,17 +392,4 @@ fn accuracy_on_all_of_mnist() {
     let differ = int8.predictions.iter().zip(&floats.predictions).filter(|(a, b)| a != b).count();
     println!("int8: {} right, {differ} predictions differ", int8.correct);
     assert!(differ <= 20, "{differ}");
-}
-
-/// A pipe would be waited for, and a device read for ever.
-#[cfg(unix)]
-#[test]
-fn descriptions_are_regular_files_of_some_size() {
-    let error = Description::open("/dev/zero").unwrap_err();
-    assert!(std::error::Error::source(&error).unwrap().to_string().contains("not a regular file"), "{error}");
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("long.toml");
-    std::fs::write(&path, " ".repeat((1 << 20) + 1)).unwrap();
-    let error = Description::open(path.to_str().unwrap()).unwrap_err().to_string();
-    assert!(error.contains("expected at most 1048576 bytes"), "{error}");
 }

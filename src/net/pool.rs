@@ -10,27 +10,27 @@ use crate::kernel::Conv2d;
 /// The largest value of each window, NaN where there is one. `x` is `[images × channels][height][width]`
 /// of the size `input`, `y` the same of the size `output`; padding is at most half of the kernel, and
 /// never wins: a window sees only what is there.
-pub(crate) fn max_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
-    windows(geometry, x, input, y, output, |rows| {
-        let values = rows.flatten();
-        values.fold(f32::NEG_INFINITY, |max, &x| if x > max || x.is_nan() { x } else { max })
-    });
+pub(super) fn max_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
+    let larger = |max: f32, x: f32| if x > max || x.is_nan() { x } else { max };
+    windows(geometry, x, input, y, output, (f32::NEG_INFINITY, larger), |max| max);
 }
 
 /// The mean of each window, summed in `f64`; padding counts, as zeros. Shapes are those of [`max_pool`].
-pub(crate) fn avg_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
+pub(super) fn avg_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut [f32], output: [usize; 2]) {
     let share = 1.0 / (geometry.kernel[0] as f64 * geometry.kernel[1] as f64);
-    windows(geometry, x, input, y, output, |rows| (rows.flatten().map(|&x| f64::from(x)).sum::<f64>() * share) as f32);
+    let add = |sum: f64, x: f32| sum + f64::from(x);
+    windows(geometry, x, input, y, output, (0.0, add), |sum| (sum * share) as f32);
 }
 
-/// Each output from the rows of what its window sees.
-fn windows(
+/// Each output from what its window sees: folded row by row, then finished.
+fn windows<T: Copy + Sync>(
     geometry: &Conv2d,
     x: &[f32],
     input: [usize; 2],
     y: &mut [f32],
     output: [usize; 2],
-    value: impl Fn(&mut dyn Iterator<Item = &[f32]>) -> f32 + Sync,
+    (first, fold): (T, impl Fn(T, f32) -> T + Sync),
+    finish: impl Fn(T) -> f32 + Sync,
 ) {
     let planes = y.par_chunks_mut(output[0] * output[1]).zip(x.par_chunks(input[0] * input[1]));
     planes.for_each(|(y, x)| {
@@ -38,7 +38,8 @@ fn windows(
             let rows = inside(geometry, 0, oy, input);
             for (ox, y) in y.iter_mut().enumerate() {
                 let columns = inside(geometry, 1, ox, input);
-                *y = value(&mut rows.clone().map(|iy| &x[iy * input[1]..][columns.clone()]));
+                let values = rows.clone().flat_map(|iy| &x[iy * input[1]..][columns.clone()]);
+                *y = finish(values.fold(first, |folded, &x| fold(folded, x)));
             }
         }
     });
@@ -70,5 +71,22 @@ mod tests {
         let mut x = x;
         x[3] = f32::NAN;
         assert!(pool(Conv2d::new([2, 2]), &x)[..].iter().map(|y| y.is_nan()).eq([true, false, true, false]));
+    }
+
+    #[test]
+    fn means_count_padding_and_keep_nan() {
+        let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, f32::NAN];
+        let pool = |geometry: Conv2d| {
+            let output = geometry.output([3, 3]).unwrap();
+            let mut y = vec![0.0; output[0] * output[1]];
+            avg_pool(&geometry, &x, [3, 3], &mut y, output);
+            y
+        };
+        let two = Conv2d { stride: [2, 2], ..Conv2d::new([2, 2]) };
+        assert_eq!(pool(two), [3.0], "what is left over is not seen");
+        let padded = pool(Conv2d { padding: [1, 1], ..two });
+        assert_eq!(padded[..3], [0.25, 1.25, 2.75], "a quarter each");
+        assert!(padded[3].is_nan());
+        assert_eq!(pool(Conv2d::new([3, 1]))[..2], [4.0, 5.0]);
     }
 }

@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+#[cfg(feature = "eval")]
+pub mod networks;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -1,0 +1,90 @@
+//! Networks with residual layers and averages give the numbers that PyTorch gave. Not here: other layers
+//! (`networks.rs`), what descriptions say (`descriptions.rs`).
+
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::networks::{checkpoint, classes, difference, f64s, fixture, logits, packed};
+use ndarray::{Array4, Axis};
+use twn_pack::kernel::{Arithmetic, Kernel};
+use twn_pack::net::{Buffers, Description, Network, Overrides, Weights};
+use twn_pack::{Checkpoint, Isa};
+
+/// The networks of `fixtures/residual/make_golden.py`, with their images and logits.
+fn golden() -> [(&'static str, Description, Array4<f32>, Vec<f64>); 2] {
+    let file = Checkpoint::open(fixture("residual/golden.safetensors")).unwrap();
+    let cifar = Overrides { width: Some(1.0 / 32.0), classes: Some(7), input: Some([3, 16, 16]) };
+    let networks = [
+        ("resnet18-cifar", Description::open("resnet18-cifar").unwrap().with(cifar).unwrap()),
+        ("small", Description::open(fixture("residual/small.toml").to_str().unwrap()).unwrap()),
+    ];
+    networks.map(|(name, description)| {
+        let [images, logits] = ["images", "logits"].map(|what| {
+            let tensor = file.by_name(&format!("{name}.{what}")).unwrap();
+            (tensor.shape.to_vec(), common::decode(tensor.dtype, tensor.data))
+        });
+        let [channels, height, width] = description.input();
+        assert_eq!((images.0, logits.0), (vec![8, channels, height, width], vec![8, description.classes()]));
+        let images = images.1.into_iter().map(|x| x as f32).collect();
+        (name, description, Array4::from_shape_vec((8, channels, height, width), images).unwrap(), logits.1)
+    })
+}
+
+#[test]
+fn float_logits_are_those_of_pytorch() {
+    let kernel = Kernel::new(Arithmetic::ExactF32).unwrap();
+    // One set of buffers for both networks, and for batches of every size.
+    let mut buffers = Buffers::default();
+    for (name, description, images, golden) in golden() {
+        let source = checkpoint(fixture(&format!("residual/{name}.safetensors")));
+        let network = Network::load(&description, &source, false).unwrap();
+        for (threads, batch) in [(1, 8), (2, 8), (2, 1), (3, 3)] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let parts = images.axis_chunks_iter(Axis(0), batch).zip(golden.chunks(batch * description.classes()));
+            for (part, golden) in parts {
+                let found = pool.install(|| network.forward(part, &kernel, &mut buffers).unwrap().to_owned());
+                let worst = difference(&found, golden);
+                assert!(worst < 2e-6, "{name}, {threads} threads, batches of {batch}: {worst}");
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_weights_give_what_their_floats_give() {
+    for (name, description, images, _) in golden() {
+        for settings in ["method=twn", "method=optimal,encoding=t5,scale-dtype=f16", "method=bwn,encoding=b1"] {
+            let source = packed(&fixture(&format!("residual/{name}.safetensors")), settings);
+            let [network, floats] = [false, true].map(|float| Network::load(&description, &source, float).unwrap());
+            let packed = network.weights().filter(|weights| matches!(weights, Weights::Packed(_))).count();
+            assert_eq!(packed, if name == "small" { 6 } else { 21 }, "{name}: all weights");
+            assert!(floats.weights().all(|weights| matches!(weights, Weights::Dense(_))));
+            let [exact, expected] = [&network, &floats].map(|n| logits(n, Arithmetic::ExactF32, images.view()));
+            let worst = difference(&exact, &f64s(&expected));
+            assert!(worst < 2e-6, "{name}, {settings}: {worst}");
+            assert_eq!(classes(&exact), classes(&expected), "{name}, {settings}");
+        }
+    }
+}
+
+/// As many images as there may be, and one more: they are one number, seen very often.
+#[test]
+fn too_many_images_at_once_are_refused() {
+    let text = "input = [1, 4096, 4096]\nlayers = [{ residual = { body = [\"relu\"] } }, \"global_avg_pool\"]";
+    let description = Description::parse("large", text).unwrap();
+    let source = checkpoint(fixture("residual/small.safetensors"));
+    let network = Network::load(&description, &source, false).unwrap();
+    let one = Array4::from_elem((1, 1, 1, 1), 0.5);
+    let kernel = Kernel::with_isa(Arithmetic::ExactF32, Isa::PORTABLE);
+    let forward = |count: usize| {
+        let images = one.broadcast((count, 1, 4096, 4096)).unwrap();
+        network.forward(images, &kernel, &mut Buffers::default()).map(|logits| logits.to_owned())
+    };
+    assert_eq!(forward(1).unwrap().into_raw_vec_and_offset().0, [1.0]);
+    let error = forward(22).unwrap_err().to_string();
+    let says = "22 images at once need 4429185024 bytes between the layers, expected at most 4294967296; run fewer at a \
+                time (--batch)";
+    assert_eq!(error, says);
+    assert!(forward(usize::MAX / (1 << 26)).unwrap_err().to_string().contains("run fewer at a time"));
+}
