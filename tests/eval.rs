@@ -138,6 +138,43 @@ fn requests_that_make_no_sense_and_files_that_are_wrong() {
     assert_eq!(names(world.directory.path()), ["kept.txt", "lenet5.twn"]);
 }
 
+/// The same digits as arrays, and what does not fit a network.
+#[test]
+fn every_kind_of_data_set_is_opened() {
+    let world = World::new();
+    let eval = |code: i32, data: &str, more: &[&str]| {
+        expect(code, &[&["eval", &world.checkpoint, "--data", data], &NET[..], more].concat())
+    };
+    let unpacked = |name: &str, from: usize| {
+        let file = std::fs::File::open(Path::new(&world.data).join(name)).unwrap();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(file), &mut bytes).unwrap();
+        bytes.split_off(from)
+    };
+    let npy = |shape: &str, values: Vec<u8>| {
+        let header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n");
+        [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), &values].concat()
+    };
+    let arrays = world.directory.path().join("arrays");
+    std::fs::create_dir(&arrays).unwrap();
+    let images = npy("(64, 1, 28, 28)", unpacked("t10k-images-idx3-ubyte.gz", 16));
+    std::fs::write(arrays.join("test-images.npy"), images).unwrap();
+    std::fs::write(arrays.join("test-labels.npy"), npy("(64,)", unpacked("t10k-labels-idx1-ubyte.gz", 8))).unwrap();
+    let arrays = arrays.to_str().unwrap();
+    assert!(eval(0, arrays, &[]).0.contains("64 of 64"));
+    let (_, stderr) = eval(2, arrays, &["--normalize", "imagenet"]);
+    assert!(stderr.contains("a normalization of 3 means and 3 standard deviations, expected 1 of each"), "{stderr}");
+    // Pictures are brought to the size of the network, but they have three channels.
+    let class = world.directory.path().join("pictures/a");
+    std::fs::create_dir_all(&class).unwrap();
+    image::RgbImage::new(40, 30).save(class.join("1.png")).unwrap();
+    let pictures = world.path("pictures");
+    let (_, stderr) = eval(2, &pictures, &["--split", "whole", "--normalize", "cifar10"]);
+    assert!(stderr.contains("the images are [3, 28, 28] (channels, height, width)"), "{stderr}");
+    let (_, stderr) = eval(3, &pictures, &[]);
+    assert!(stderr.contains("has classes directly in it") && stderr.contains("--split whole"), "{stderr}");
+}
+
 /// Many black images, so that there is time to interrupt.
 #[cfg(unix)]
 #[test]
