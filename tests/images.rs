@@ -288,6 +288,23 @@ fn random_means_by_seed_and_image_and_by_nothing_else() {
 }
 
 #[test]
+fn augmentations_that_make_no_sense() {
+    let (_directory, data) = counting(1, 3, 3);
+    let resized = |scale, ratio| Crop::Resized { scale, ratio };
+    for (crop, says) in [
+        (Crop::Pad(usize::MAX), "pixels around an image, expected at most 16384"),
+        (resized([0.5, 1.5], [1.0, 1.0]), "a crop of scale [0.5, 1.5] and ratio [1.0, 1.0], expected"),
+        (resized([0.9, 0.5], [1.0, 1.0]), "a crop of scale"),
+        (resized([f32::NAN, 0.5], [1.0, 1.0]), "a crop of scale"),
+        (resized([0.5, 1.0], [0.0, 1.0]), "a crop of scale"),
+    ] {
+        let augmentation = Augmentation { crop, flip: false };
+        let error = data.read(&[0], Some((&augmentation, 1)), zeros(&data, 1).view_mut()).unwrap_err();
+        assert!(error.fault() == Fault::Request && error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
 fn normalization_comes_after_padding() {
     let directory = directory(&[("a/1.png", png(pattern(32, 32)))]);
     let data = DataSet::open(directory.path(), Split::Whole).unwrap().with_size(28, 28).unwrap();
