@@ -17,3 +17,14 @@ length=$(wc -c < "$images")
     printf "\\x03\\x$(printf %02x $((length % 256)))\\x$(printf %02x $((length / 256)))"
     cat "$images" fixtures/mnist64/t10k-labels-idx1-ubyte.gz
 } > fuzz/corpus/idx/mnist64
+# The first byte is the kind: .npy images, .npy labels, safetensors, CIFAR-10, CIFAR-100.
+mkdir -p fuzz/corpus/arrays
+array() { printf '%b\x93NUMPY\x01\x00%b\x00%s%b' "$1" "$2" "$3" "$4"; }
+array '\x00' '\x3c' "{'descr': '|u1', 'fortran_order': False, 'shape': (2,1,1,2)}" '\x01\x02\x03\x04' > fuzz/corpus/arrays/images-u1
+array '\x00' '\x3c' "{'descr': '<f4', 'fortran_order': False, 'shape': (2,1,1,1)}" '\x00\x00\x80\x3f\x00\x00\x80\x7f' > fuzz/corpus/arrays/images-f4
+array '\x01' '\x37' "{'descr': '<i4', 'fortran_order': False, 'shape': (2,)}" '\x00\x00\x00\x00\x07\x00\x00\x00' > fuzz/corpus/arrays/labels-i4
+array '\x01' '\x37' "{'descr': '<i8', 'fortran_order': False, 'shape': (2,)}" '\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff' > fuzz/corpus/arrays/labels-i8
+tensors='{"images":{"dtype":"U8","shape":[2,1,1,2],"data_offsets":[0,4]},"labels":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}}'
+printf '\x02%b\x00\x00\x00\x00\x00\x00\x00%s\x01\x02\x03\x04\x00\x01' "\\x$(printf %x ${#tensors})" "$tensors" > fuzz/corpus/arrays/tensors
+printf '\x03\x07\x01\x02' > fuzz/corpus/arrays/cifar10
+printf '\x04\x07\x09\x08' > fuzz/corpus/arrays/cifar100

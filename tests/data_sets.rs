@@ -258,7 +258,7 @@ fn what_is_wrong_with_arrays_is_named() {
         ("images", with(&header("|u1", "(8)"), 8), "expected a header like"),
         ("images", with(&header("|u1", "(99999999999999999999,)"), 8), "expected a header like"),
         ("images", with(&header("<f4", "(4294967296, 4294967296)"), 8), "expected less than 2^63 bytes"),
-        ("images", with(&header("|u1", "(4611686018427387904, 1, 1, 1)"), 8), "ends after"),
+        ("images", with(&header("|u1", "(1152921504606846976, 1, 1, 1)"), 8), "ends after"),
         ("images", with(&header("|u1", "(2, 4)"), 8), "`images` is U8 of [2, 4], expected U8, F16 or F32 of [images, "),
         ("images", with(&header("|u1", "(0, 1, 2, 2)"), 0), "`images` is U8 of [0, 1, 2, 2], expected"),
         ("images", with(&header("<i8", "(1, 1, 1, 1)"), 8), "`images` is I64 of [1, 1, 1, 1], expected"),

@@ -157,7 +157,7 @@ fn images_without_a_largest_logit_have_no_class() {
     let file = common::checkpoint(world.directory.path(), "infinite.safetensors", &tensors);
     let data = twn_pack::data::DataSet::open_idx(&world.data, twn_pack::data::Split::Test).unwrap();
     let mut images = ndarray::Array4::zeros((64, 1, 28, 28));
-    data.read(0..64, images.view_mut());
+    data.read(&(0..64).collect::<Vec<_>>(), None, images.view_mut()).unwrap();
     let black: Vec<bool> = images.outer_iter().map(|image| image[[0, 14, 14]] == 0.0).collect();
     let undecided = black.iter().filter(|black| **black).count();
     assert!(0 < undecided && undecided < 64);
@@ -201,6 +201,43 @@ fn requests_that_make_no_sense_and_files_that_are_wrong() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
     world.eval(4, &world.checkpoint, &["--predictions", &world.path("no/such/directory.txt")]);
     assert_eq!(names(world.directory.path()), ["kept.txt", "lenet5.twn"]);
+}
+
+/// The same digits as arrays, and what does not fit a network.
+#[test]
+fn every_kind_of_data_set_is_opened() {
+    let world = World::new();
+    let eval = |code: i32, data: &str, more: &[&str]| {
+        expect(code, &[&["eval", &world.checkpoint, "--data", data], &NET[..], more].concat())
+    };
+    let unpacked = |name: &str, from: usize| {
+        let file = std::fs::File::open(Path::new(&world.data).join(name)).unwrap();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(file), &mut bytes).unwrap();
+        bytes.split_off(from)
+    };
+    let npy = |shape: &str, values: Vec<u8>| {
+        let header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n");
+        [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), &values].concat()
+    };
+    let arrays = world.directory.path().join("arrays");
+    std::fs::create_dir(&arrays).unwrap();
+    let images = npy("(64, 1, 28, 28)", unpacked("t10k-images-idx3-ubyte.gz", 16));
+    std::fs::write(arrays.join("test-images.npy"), images).unwrap();
+    std::fs::write(arrays.join("test-labels.npy"), npy("(64,)", unpacked("t10k-labels-idx1-ubyte.gz", 8))).unwrap();
+    let arrays = arrays.to_str().unwrap();
+    assert!(eval(0, arrays, &[]).0.contains("64 of 64"));
+    let (_, stderr) = eval(2, arrays, &["--normalize", "imagenet"]);
+    assert!(stderr.contains("a normalization of 3 means and 3 standard deviations, expected 1 of each"), "{stderr}");
+    // Pictures are brought to the size of the network, but they have three channels.
+    let class = world.directory.path().join("pictures/a");
+    std::fs::create_dir_all(&class).unwrap();
+    image::RgbImage::new(40, 30).save(class.join("1.png")).unwrap();
+    let pictures = world.path("pictures");
+    let (_, stderr) = eval(2, &pictures, &["--split", "whole", "--normalize", "cifar10"]);
+    assert!(stderr.contains("the images are [3, 28, 28] (channels, height, width)"), "{stderr}");
+    let (_, stderr) = eval(3, &pictures, &[]);
+    assert!(stderr.contains("has classes directly in it") && stderr.contains("--split whole"), "{stderr}");
 }
 
 /// Many black images, so that there is time to interrupt.

@@ -36,9 +36,9 @@ fuzz_target!(|data: &[u8]| {
     let [channels, height, width] = set.shape();
     // The last image is the last byte's.
     let mut image = Array4::from_elem((1, channels, height, width), f32::NAN);
-    set.read(set.len() - 1..set.len(), image.view_mut());
+    set.read(&[set.len() - 1], None, image.view_mut()).unwrap();
     assert!(image.iter().all(|pixel| (0.0..=1.0).contains(pixel)));
-    let most = set.labels().iter().copied().max().map_or(0, usize::from);
+    let most = set.labels().iter().copied().max().map_or(0, |label| label as usize);
     assert!(set.check_labels(set.len(), most + 1).is_ok());
     assert!(most == 0 || set.check_labels(set.len(), most).is_err());
 });

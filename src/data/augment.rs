@@ -5,6 +5,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::image::Image;
 use super::resample::{self, Region};
+use crate::limits::IMAGE_SIDE;
+use crate::{Error, Result};
 
 /// How images are changed at random.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +39,26 @@ impl Augmentation {
     /// What is usual for ImageNet: 8 % to all of the image, of 3:4 to 4:3, and mirrored.
     pub const IMAGENET: Self =
         Self { crop: Crop::Resized { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] }, flip: true };
+
+    /// Whether its numbers make sense.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.crop {
+            Crop::Pad(pad) if pad > IMAGE_SIDE as usize => {
+                Err(Error::Request(format!("{pad} pixels around an image, expected at most {IMAGE_SIDE}")))
+            }
+            Crop::Resized { scale, ratio } => {
+                let ascend = |[low, high]: [f32; 2], least: f32, most: f32| least <= low && low <= high && high <= most;
+                if ascend(scale, 1e-6, 1.0) && ascend(ratio, 1e-3, 1e3) {
+                    return Ok(());
+                }
+                Err(Error::Request(format!(
+                    "a crop of scale {scale:?} and ratio {ratio:?}, expected a least and a largest value, \
+                     of the scale from 1e-6 to 1 and of the ratio from 1e-3 to 1e3"
+                )))
+            }
+            Crop::None | Crop::Pad(_) => Ok(()),
+        }
+    }
 
     /// Writes `[channels][height][width]` values of `shape`, with the random numbers of the seed and
     /// the image's number.

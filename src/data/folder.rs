@@ -149,6 +149,9 @@ fn decode(path: &Path) -> Result<Image<'static>> {
     if bytes.len() as u64 > IMAGE_FILE_BYTES {
         return Err(problem(format!("more than {IMAGE_FILE_BYTES} bytes")));
     }
+    if is_cut_off(&bytes) {
+        return Err(problem("ends in the middle of the image".to_owned()));
+    }
     // By its first bytes: names lie.
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::io(path, "read"))?;
     if !matches!(reader.format(), Some(ImageFormat::Jpeg | ImageFormat::Png)) {
@@ -165,4 +168,12 @@ fn decode(path: &Path) -> Result<Image<'static>> {
         return Err(problem(format!("{} × {} pixels", shape[1], shape[2])));
     }
     Ok(Image { bytes: Cow::Owned(image.into_raw()), element: Element::U8, shape, interleaved: true })
+}
+
+/// Whether a JPEG's pixels have no end; the decoder makes up what is missing. Among pixels the byte FF
+/// has a 0 behind it, so that behind the last start of a scan there is an end, or there should be.
+fn is_cut_off(bytes: &[u8]) -> bool {
+    let last = |marker: [u8; 2]| bytes.windows(2).rposition(|pair| pair == marker);
+    let jpeg = bytes.starts_with(&[0xff, 0xd8]);
+    jpeg && last([0xff, 0xda]).is_some_and(|scan| last([0xff, 0xd9]).is_none_or(|end| end < scan))
 }

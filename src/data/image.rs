@@ -26,6 +26,7 @@ pub(super) struct Image<'a> {
     /// Channels, height and width.
     pub shape: [usize; 3],
     /// Whether the channels of a pixel stand together.
+    #[cfg(feature = "train")]
     pub interleaved: bool,
 }
 
@@ -50,7 +51,13 @@ impl Element {
 impl<'a> Image<'a> {
     /// Of bytes that stand as [`Image::bytes`] says, channel after channel.
     pub fn planar(bytes: &'a [u8], element: Element, shape: [usize; 3]) -> Self {
-        Self { bytes: Cow::Borrowed(bytes), element, shape, interleaved: false }
+        Self {
+            bytes: Cow::Borrowed(bytes),
+            element,
+            shape,
+            #[cfg(feature = "train")]
+            interleaved: false,
+        }
     }
 
     /// Whether there may be values that are no numbers.
@@ -66,27 +73,33 @@ impl<'a> Image<'a> {
             return super::resample::centre(self, shape, out);
         }
         debug_assert_eq!(self.shape, shape);
-        let value = |bytes: &[u8]| self.value(bytes);
-        out.iter_mut().zip(self.bytes.chunks_exact(self.element.bytes())).for_each(|(x, bytes)| *x = value(bytes));
+        self.convert(0, 1, out);
     }
 
-    /// A value: a byte scaled to 0..1, a float as it is.
-    fn value(&self, bytes: &[u8]) -> f32 {
-        match (self.element, bytes) {
-            (Element::U8, &[byte]) => f32::from(byte) / 255.0,
-            (Element::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            (Element::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            _ => 0.0,
+    /// Writes a row of a channel from column `x` on, as many values as fit; they are there.
+    #[cfg(feature = "train")]
+    pub fn row(&self, channel: usize, y: usize, x: usize, out: &mut [f32]) {
+        let [channels, height, width] = self.shape;
+        if self.interleaved {
+            self.convert((y * width + x) * channels + channel, channels, out);
+        } else {
+            self.convert((channel * height + y) * width + x, 1, out);
         }
     }
 
-    /// The value of a channel in row `y` and column `x`, which are there.
-    #[cfg(feature = "train")]
-    pub fn at(&self, channel: usize, y: usize, x: usize) -> f32 {
-        let [channels, height, width] = self.shape;
-        let i =
-            if self.interleaved { (y * width + x) * channels + channel } else { (channel * height + y) * width + x };
-        let size = self.element.bytes();
-        self.value(&self.bytes[i * size..(i + 1) * size])
+    /// Every `step`th value from value `first` on: a byte scaled to 0..1, a float as it is.
+    fn convert(&self, first: usize, step: usize, out: &mut [f32]) {
+        let bytes = &self.bytes[first * self.element.bytes()..];
+        match self.element {
+            Element::U8 => out.iter_mut().zip(bytes.iter().step_by(step)).for_each(|(x, b)| *x = f32::from(*b) / 255.0),
+            Element::F16 => {
+                let halves = bytes.as_chunks().0.iter().step_by(step);
+                out.iter_mut().zip(halves).for_each(|(x, b)| *x = f16::from_le_bytes(*b).to_f32());
+            }
+            Element::F32 => {
+                let floats = bytes.as_chunks().0.iter().step_by(step);
+                out.iter_mut().zip(floats).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+            }
+        }
     }
 }

@@ -166,7 +166,7 @@ impl DataSet {
     /// on threads, on the batch or on its order: give every epoch another seed.
     ///
     /// # Errors
-    /// A number that is too large, a batch of another shape, an image that cannot be read or decoded
+    /// A number that is too large, a batch of another shape, an augmentation that makes no sense, an image that cannot be read or decoded
     /// or is not finite: the first in the order of `indices`.
     pub fn read(
         &self,
@@ -183,6 +183,8 @@ impl DataSet {
         if let Some(image) = indices.iter().find(|image| **image >= self.len()) {
             return Err(Error::Request(format!("image {image}, expected 0 to {}", self.len() - 1)));
         }
+        #[cfg(feature = "train")]
+        augmentation.map_or(Ok(()), |(augmentation, _)| augmentation.check())?;
         if indices.is_empty() {
             return Ok(());
         }

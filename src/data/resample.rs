@@ -28,21 +28,21 @@ pub(super) fn resample(image: &Image<'_>, region: Region, shape: [usize; 3], out
     let [channels, rows, columns] = shape;
     let vertical = taps(region.y, region.height, rows, image.shape[1]);
     let horizontal = taps(region.x, region.width, columns, image.shape[2]);
-    // The rows of the image that count, each in the new width.
-    let first = vertical.first().map_or(0, |tap| tap.first);
-    let last = vertical.last().map_or(0, |tap| tap.first + tap.weights.len());
-    let mut wide = vec![0.0f32; (last - first) * columns];
+    // The rows of the image that count, each in the new width; and what of a row counts.
+    let (top, bottom) = span(&vertical);
+    let (left, right) = span(&horizontal);
+    let mut wide = vec![0.0f32; (bottom - top) * columns];
+    let mut line = vec![0.0f32; right - left];
     for (channel, out) in (0..channels).zip(out.chunks_exact_mut(rows * columns)) {
-        for (y, row) in (first..last).zip(wide.chunks_exact_mut(columns)) {
+        for (y, row) in (top..bottom).zip(wide.chunks_exact_mut(columns)) {
+            image.row(channel, y, left, &mut line);
             for (value, tap) in row.iter_mut().zip(&horizontal) {
-                let terms = tap.weights.iter().enumerate().map(|(i, w)| w * image.at(channel, y, tap.first + i));
-                *value = terms.sum();
+                *value = tap.weights.iter().zip(&line[tap.first - left..]).map(|(weight, x)| weight * x).sum();
             }
         }
         for (row, tap) in out.chunks_exact_mut(columns).zip(&vertical) {
             row.fill(0.0);
-            for (weight, source) in tap.weights.iter().zip(wide[(tap.first - first) * columns..].chunks_exact(columns))
-            {
+            for (weight, source) in tap.weights.iter().zip(wide[(tap.first - top) * columns..].chunks_exact(columns)) {
                 row.iter_mut().zip(source).for_each(|(value, x)| *value += weight * x);
             }
         }
@@ -53,6 +53,12 @@ pub(super) fn resample(image: &Image<'_>, region: Region, shape: [usize; 3], out
 struct Tap {
     first: usize,
     weights: Vec<f32>,
+}
+
+/// The pixels that count, from the first to behind the last.
+fn span(taps: &[Tap]) -> (usize, usize) {
+    let ends = taps.iter().map(|tap| tap.first + tap.weights.len());
+    (taps.first().map_or(0, |tap| tap.first), ends.max().unwrap_or(0))
 }
 
 /// For each of `count` values that a part of a line of `length` pixels becomes. Their first

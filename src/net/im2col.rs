@@ -1,7 +1,9 @@
 //! What lies under a convolution's filter at each place of its output, as a column; and back, each
 //! column added to where it came from. Not here: products.
 
-use std::ops::{AddAssign, Range};
+#[cfg(feature = "train")]
+use std::ops::AddAssign;
+use std::ops::Range;
 
 use crate::kernel::Conv2d;
 
@@ -36,6 +38,7 @@ pub(crate) fn im2col<T: Copy + Default>(
 }
 
 /// Adds every column to where [`im2col`] took it from; `x` is overwritten.
+#[cfg(feature = "train")]
 pub(crate) fn col2im<T: Copy + Default + AddAssign>(
     columns: &[T],
     input: [usize; 2],
