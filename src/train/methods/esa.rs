@@ -8,6 +8,8 @@
 //! Its minima are 0 and ±1 with a barrier at √(a/2), so that zeros grow with a (`sparsity_alpha`). The
 //! paper has no scale, since batch norm takes it up; here s = E|w| per filter stays what it is at the
 //! start, so that a trained network goes in as it is, and a layer without batch norm keeps its size.
+//! What θ gets of the loss's derivatives is divided by s²: then a step moves s·tanh θ as far as one of
+//! plain float weights, and the penalty weighs the same in every filter, however small its weights are.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
@@ -66,12 +68,12 @@ impl<R: Real> Method<R> for Esa<R> {
     }
 
     fn backward(&mut self, _w: ArrayView2<'_, R>, used: ArrayView2<'_, R>, mut gradient: ArrayViewMut2<'_, R>) {
-        // d(s·tanh θ)/dθ = s·(1 − tanh² θ)
+        // d(s·tanh θ)/dθ = s·(1 − tanh² θ), over s².
         let filters = gradient.rows_mut().into_iter().zip(used.rows()).zip(&self.scales);
         for ((mut gradient, used), &s) in filters.filter(|(_, s)| **s > R::zero()) {
             gradient.iter_mut().zip(used).for_each(|(gradient, &used)| {
                 let w = used / s;
-                *gradient *= s * (R::one() - w * w);
+                *gradient *= (R::one() - w * w) / s;
             });
         }
     }

@@ -100,7 +100,8 @@ fn esa_goes_from_tanh_to_codes() {
         let ends = [1e-6, -1e-6].map(|by| {
             w[at] = middle + by;
             let penalty = esa.penalty(w.view(), 0.0, none.view_mut());
-            (&used(&mut *esa, &w, Pass::Train) * &c).sum() + strength * penalty
+            // Of the first filter, 1/s² = 16 times.
+            (&used(&mut *esa, &w, Pass::Train) * &c).row(0).sum() * 16.0 + strength * penalty
         });
         w[at] = middle;
         assert!((gradient[at] - (ends[0] - ends[1]) / 2e-6).abs() < 1e-6, "{at:?}");
