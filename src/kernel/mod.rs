@@ -20,6 +20,7 @@ mod lanes;
 mod matrix;
 mod product;
 pub mod reference;
+mod tile;
 mod workspace;
 
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};

@@ -8,10 +8,10 @@ use ndarray::ArrayViewMut2;
 
 use super::activations::Quantized;
 use super::digits::{Digits, place8, place32};
-use super::int8::map;
 use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32, Portable};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Ymm, Zmm};
+use super::tile::map;
 use super::{PackedMatrix, exact, int8};
 use crate::vector::Task;
 #[cfg(target_arch = "x86_64")]
