@@ -4,8 +4,8 @@
 //! ```text
 //!  PackedMatrix ──────────────┐
 //!  codes, scales as stored    ├──► tiles of R filters × C columns ──► α, bias ──► y
-//!  x ──► activations ─────────┘    one instruction set
-//!        quantized, permuted
+//!  x ──► activations ─────────┘    or tables for all filters
+//!        quantized, permuted       one instruction set
 //! ```
 //!
 //! Not here: how weights become ternary, or where they are stored.
@@ -20,6 +20,8 @@ mod lanes;
 mod matrix;
 mod product;
 pub mod reference;
+mod rows;
+mod tables;
 mod tile;
 mod workspace;
 
@@ -31,6 +33,8 @@ pub use self::conv::Conv2d;
 use self::digits::{B1, Digits, T2, T5};
 pub use self::matrix::PackedMatrix;
 use self::product::{Columns, Product};
+use self::rows::{Rows, Runs};
+use self::tables::{FILTERS, TableProduct};
 pub use self::workspace::Workspace;
 use crate::pack::Encoding;
 use crate::vector::Task;
@@ -41,9 +45,10 @@ use crate::{Error, Isa, Result};
 pub enum Arithmetic {
     /// Activations stay `f32`; weights only select, add and subtract, and each filter's sum (or
     /// group's) is multiplied by its scale. |error| ≤ k·2⁻²⁴·Σ|α·x| to first order, as long as
-    /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes; but k = g + n/g + 1 + planes
-    /// for groups of g < n weights that are not whole lanes (16 weights in `t2`, 20 in `t5`, 32 in
-    /// `b1`). A weight of zero leaves its activation out, even NaN or infinity.
+    /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes where weight after weight is added,
+    /// and k = g/16 + n/g + 6 + planes where sums come from tables ([`Kernel`] says when); g is the
+    /// weights that share a scale, at most n. A weight of zero leaves its activation out, even NaN or
+    /// infinity.
     ExactF32,
     /// Each vector of activations is rounded to 8 bits first, x ≈ s·q with s = max|x|/127, and
     /// summed as integers. A convolution rounds each image, or group of its channels, with one s.
@@ -57,8 +62,13 @@ pub enum Arithmetic {
 /// Multiplies packed matrices with one arithmetic and one instruction set. All instruction sets and
 /// numbers of threads give the same bits; only which NaN it is may differ.
 ///
-/// Groups of weights that share a scale should be whole lanes: a multiple of 16 weights in `t2`, 20 in
-/// `t5`, 32 in `b1`. Others are added weight by weight, which is some fifty times slower.
+/// Sums of four neighbouring activations come from tables that all filters use, in exact arithmetic with
+/// 8 columns or more if filters × columns (at most 16) are 1024 or more; and in both arithmetics for groups
+/// that are not whole lanes: a multiple of 16 weights in `t2`, 20 in `t5`, 32 in `b1`. The filters are those
+/// of the call, or of one group of a convolution; the columns those of the call, or the outputs of one
+/// image. Otherwise weight after weight is added, in another order: so an exact product may differ in its
+/// last bits, within the bounds, from the same one with another number of filters or columns. Groups that
+/// are not whole lanes cost time, above all short ones and with few columns.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
     arithmetic: Arithmetic,
@@ -70,6 +80,11 @@ const PANEL: usize = 4 << 20;
 
 /// Codes that a thread keeps in its cache while it goes through the columns, in bytes.
 const CODES: usize = 256 << 10;
+
+/// Filters × columns (no more than [`BLOCK`] count) from which on tables are faster for exact arithmetic,
+/// if there are so many columns.
+const MANY: usize = 1 << 10;
+const MANY_COLUMNS: usize = 8;
 
 /// Below so many weights × columns, a product stays on one thread: it takes less time than waking
 /// another one.
@@ -201,9 +216,16 @@ impl Kernel {
         workspace: &mut Workspace,
     ) {
         let parallel = is_large(w.filter_len(), y.len());
-        let panel = self.panel::<D>(w.filter_len());
+        let runs = self.runs::<D>(w, x.ncols());
+        let panel = self.panel::<D>(w.filter_len(), runs);
         let panels = x.axis_chunks_iter(Axis(1), panel).zip(y.axis_chunks_iter_mut(Axis(1), panel));
         for (x, y) in panels {
+            if let Some(runs) = runs {
+                let words = words(w.filters(), runs, parallel);
+                let (x, words) = workspace.pack_rows(self.isa, self.arithmetic, runs, x, words, parallel);
+                self.add_table_panel(w, x, words, y, parallel);
+                continue;
+            }
             match self.arithmetic {
                 Arithmetic::Int8 => self.add_panel(w, workspace.pack8::<D>(self.isa, x, parallel), y, parallel),
                 Arithmetic::ExactF32 => self.add_panel(w, workspace.pack32::<D>(self.isa, x, parallel), y, parallel),
@@ -211,12 +233,22 @@ impl Kernel {
         }
     }
 
+    /// Whether tables are the way to multiply with so many columns, and how weights lie in words then.
+    /// Nothing but what is asked for decides: neither threads nor the instruction set, and not the
+    /// panel that is at hand.
+    fn runs<D: Digits>(&self, w: &PackedMatrix<'_>, columns: usize) -> Option<Runs> {
+        let whole_lanes = w.group().is_none_or(|size| size.is_multiple_of(D::PER_LANE));
+        let many = columns >= MANY_COLUMNS && w.filters().saturating_mul(columns.min(BLOCK)) >= MANY;
+        (!whole_lanes || many && self.arithmetic == Arithmetic::ExactF32).then(|| Runs::of(w))
+    }
+
     /// How many columns are laid down at a time.
-    fn panel<D: Digits>(&self, filter_len: usize) -> usize {
+    fn panel<D: Digits>(&self, filter_len: usize, runs: Option<Runs>) -> usize {
         let activations = filter_len.next_multiple_of(D::PER_CHUNK);
-        let bytes = match self.arithmetic {
-            Arithmetic::Int8 => activations,
-            Arithmetic::ExactF32 => activations * size_of::<f32>(),
+        let bytes = match (runs, self.arithmetic) {
+            (Some(runs), _) => runs.rows() * size_of::<f32>(),
+            (None, Arithmetic::Int8) => activations,
+            (None, Arithmetic::ExactF32) => activations * size_of::<f32>(),
         };
         (PANEL / bytes / BLOCK).max(1) * BLOCK
     }
@@ -244,6 +276,43 @@ impl Kernel {
         let blocks = y.axis_chunks_iter_mut(Axis(axis), block);
         if parallel { blocks.into_par_iter().enumerate().for_each(add) } else { blocks.enumerate().for_each(add) }
     }
+
+    /// The same by tables. Each thread needs the words of its filters once for all columns, and tables
+    /// for its columns once for up to [`FILTERS`] filters.
+    fn add_table_panel<'a>(
+        &self,
+        w: &'a PackedMatrix<'a>,
+        x: Rows<'a>,
+        words: &mut [u32],
+        mut y: ArrayViewMut2<'_, f32>,
+        parallel: bool,
+    ) {
+        let (filters, columns) = y.dim();
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let (axis, block) = if filters < FILTERS * threads && columns >= 2 * BLOCK * threads {
+            (1, columns.div_ceil(threads).next_multiple_of(BLOCK))
+        } else {
+            (0, filters.div_ceil(threads))
+        };
+        let each = filters.min(FILTERS) * x.runs.words();
+        let add = |((i, y), words): ((usize, ArrayViewMut2<'_, f32>), &mut [u32])| {
+            let mut first = [0; 2];
+            first[axis] = i * block;
+            self.isa.run(TableProduct { w, x, first, y, words });
+        };
+        let blocks = y.axis_chunks_iter_mut(Axis(axis), block);
+        if parallel {
+            blocks.into_par_iter().enumerate().zip(words.par_chunks_mut(each)).for_each(add);
+        } else {
+            blocks.enumerate().zip(words.chunks_mut(each)).for_each(add);
+        }
+    }
+}
+
+/// Room for the words of all threads.
+fn words(filters: usize, runs: Runs, parallel: bool) -> usize {
+    let threads = if parallel { rayon::current_num_threads() } else { 1 };
+    threads * filters.min(FILTERS) * runs.words()
 }
 
 /// Whether a product is worth more than one thread; `filter_len` weights for each of `outputs`.
