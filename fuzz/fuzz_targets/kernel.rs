@@ -105,7 +105,7 @@ impl Case {
             _ => None,
         };
         match (arithmetic, group) {
-            (Arithmetic::ExactF32, Some(g)) if g % lane != 0 => g as f64 + n / g as f64 + 1.0 + planes,
+            (Arithmetic::ExactF32, Some(g)) if g % lane != 0 => g as f64 / 16.0 + n / g as f64 + 6.0 + planes,
             (Arithmetic::ExactF32, _) => n / 16.0 + 38.0 + planes,
             (Arithmetic::Int8, group) => n / group.unwrap_or(256).min(256) as f64 + 14.0 + planes,
         }

@@ -14,6 +14,9 @@ use super::{Arithmetic, Conv2d};
 use crate::pack::Encoding;
 use crate::vector::Task;
 
+/// Geometry, `[channels, height, width]`, and for whom places are found.
+type Walk = (Conv2d, [usize; 3], Encoding, Arithmetic, Option<Runs>);
+
 /// An image with its padding: `[channels][height][width]`, and behind it so many zeros that what
 /// fills up a column finds a zero wherever the filter stands.
 #[derive(Debug, Default)]
@@ -27,7 +30,7 @@ pub(super) struct Image {
     /// Where the filter's corner stands, for every output.
     corners: Vec<u32>,
     /// What `places` and `corners` are for.
-    walk: Option<(Conv2d, [usize; 3], Encoding, Arithmetic, Option<Runs>)>,
+    walk: Option<Walk>,
 }
 
 impl Image {
@@ -182,7 +185,7 @@ impl Task for ImageRows<'_> {
         let Image { rounded, exact, places, corners, .. } = self.image;
         let corners = &corners[self.outputs];
         match self.arithmetic {
-            Arithmetic::Int8 => lay_rows(rounded, corners, places, self.lines, |x| f32::from(x)),
+            Arithmetic::Int8 => lay_rows(rounded, corners, places, self.lines, f32::from),
             Arithmetic::ExactF32 => lay_rows(exact, corners, places, self.lines, |x| x),
         }
     }

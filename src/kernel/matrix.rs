@@ -142,6 +142,19 @@ impl<'a> PackedMatrix<'a> {
         &self.scales[(plane * self.stored + self.view.start + filter) * per_filter..][..per_filter]
     }
 
+    /// The scales of that filter and those behind it, and how many lie between one filter's and the next's.
+    pub(super) fn scales_from(&self, plane: usize, filter: usize) -> (&[f32], usize) {
+        let first = self.scales(plane, filter);
+        match self.granularity {
+            Granularity::Tensor => (first, 0),
+            Granularity::Filter | Granularity::Group(_) => {
+                let per_filter = first.len();
+                let start = (plane * self.stored + self.view.start + filter) * per_filter;
+                (&self.scales[start..], per_filter)
+            }
+        }
+    }
+
     pub(super) fn check(&self, what: &str, found: &[usize], expected: &[usize]) -> Result<()> {
         if found == expected {
             return Ok(());

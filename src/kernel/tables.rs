@@ -119,6 +119,7 @@ impl TableProduct<'_> {
         let (sums, totals) = (&mut sums[..rows.len()], &mut totals[..rows.len()]);
         sums.fill(ZERO);
         totals.fill(ZERO);
+        let (scales, apart) = self.w.scales_from(plane, self.first[0] + rows.start);
         let (mut run, mut left, mut unscaled) = (0, words_per_run, 0);
         let all = x.as_chunks::<WORD>().0.iter().zip(self.words.chunks_exact(rows.len()));
         for (i, (x, codes)) in all.enumerate() {
@@ -126,9 +127,8 @@ impl TableProduct<'_> {
             look_up(lanes, codes, tables, sums);
             (left, unscaled) = (left - 1, unscaled + 1);
             if left == 0 || unscaled == FLUSH || i + 1 == words {
-                for ((sum, total), row) in sums.iter_mut().zip(&mut *totals).zip(rows.clone()) {
-                    let alpha = self.w.scales(plane, self.first[0] + row)[run];
-                    scale(lanes, alpha, sum, total);
+                for (i, (sum, total)) in sums.iter_mut().zip(&mut *totals).enumerate() {
+                    scale(lanes, scales[i * apart + run], sum, total);
                 }
                 unscaled = 0;
             }
@@ -136,10 +136,10 @@ impl TableProduct<'_> {
                 (run, left) = (run + 1, words_per_run);
             }
         }
-        let scales = &self.x.scales[block].0;
+        let of_columns = &self.x.scales[block].0;
         let columns = column..self.y.ncols().min(column + BLOCK);
         for (mut y, total) in self.y.slice_mut(s![rows, columns]).rows_mut().into_iter().zip(totals) {
-            let terms = total.0.iter().zip(scales).map(|(total, scale)| total * scale);
+            let terms = total.0.iter().zip(of_columns).map(|(total, scale)| total * scale);
             match y.as_slice_mut() {
                 Some(y) => y.iter_mut().zip(terms).for_each(|(y, term)| *y += term),
                 None => y.iter_mut().zip(terms).for_each(|(y, term)| *y += term),

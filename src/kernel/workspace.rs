@@ -17,7 +17,8 @@ use super::rows::{PackRows, Rows, Runs};
 use crate::Isa;
 
 /// Memory that products need besides their operands: a few MiB, or what 16 columns take if that is
-/// more, and for convolutions a copy of an image per thread. It grows to what is asked of it and is
+/// more (for short groups that are not whole lanes, each filled up to 16 weights), the codes of 256 filters
+/// per thread, and for convolutions a copy of an image per thread. It grows to what is asked of it and is
 /// used again, so that a second product of the same shapes allocates nothing.
 #[derive(Debug, Default)]
 pub struct Workspace {

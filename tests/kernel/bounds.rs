@@ -99,7 +99,7 @@ fn tables_add_a_word_after_the_other() {
     let x = |j: usize| {
         if j == 0 {
             1.0
-        } else if j % 16 == 0 {
+        } else if j.is_multiple_of(16) {
             2f32.powi(-24)
         } else {
             0.0
