@@ -14,6 +14,7 @@ mod activations;
 mod conv;
 mod digits;
 mod exact;
+mod fill;
 mod image;
 mod int8;
 mod lanes;
@@ -45,15 +46,15 @@ use crate::{Error, Isa, Result};
 pub enum Arithmetic {
     /// Activations stay `f32`; weights only select, add and subtract, and each filter's sum (or
     /// group's) is multiplied by its scale. |error| ≤ k·2⁻²⁴·Σ|α·x| to first order, as long as
-    /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes where weight after weight is added,
-    /// and k = g/16 + n/g + 6 + planes where sums come from tables ([`Kernel`] says when); g is the
-    /// weights that share a scale, at most n. A weight of zero leaves its activation out, even NaN or
-    /// infinity.
+    /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes; where sums come from tables
+    /// ([`Kernel`] says when), k = g/16 + n/g + 6 + planes, g being the weights that share a scale. Groups
+    /// that are not whole lanes count as filled up to a multiple of 16 weights, in g and in n. A weight of
+    /// zero leaves its activation out, even NaN or infinity.
     ExactF32,
     /// Each vector of activations is rounded to 8 bits first, x ≈ s·q with s = max|x|/127, and
     /// summed as integers. A convolution rounds each image, or group of its channels, with one s.
     /// |error| ≤ s/2·Σ|ŵ|, besides roundings of `f32`: (n/g + 14 + planes)·2⁻²⁴·max|x|·Σ|α·t|, where
-    /// g is the weights that share a scale, at most 256, as long as α·127·n stays within the range of
+    /// g is the weights that share a scale (filled up as above), at most 256, as long as α·127·n stays within the range of
     /// `f32` and s is no denormal number. NaN or infinity in a vector makes all its
     /// products NaN.
     Int8,
@@ -62,13 +63,16 @@ pub enum Arithmetic {
 /// Multiplies packed matrices with one arithmetic and one instruction set. All instruction sets and
 /// numbers of threads give the same bits; only which NaN it is may differ.
 ///
-/// Sums of four neighbouring activations come from tables that all filters use, in exact arithmetic with
-/// 8 columns or more if filters × columns (at most 16) are 1024 or more; and in both arithmetics for groups
-/// that are not whole lanes: a multiple of 16 weights in `t2`, 20 in `t5`, 32 in `b1`. The filters are those
-/// of the call, or of one group of a convolution; the columns those of the call, or the outputs of one
-/// image. Otherwise weight after weight is added, in another order: so an exact product may differ in its
-/// last bits, within the bounds, from the same one with another number of filters or columns. Groups that
-/// are not whole lanes cost time, above all short ones and with few columns.
+/// Sums of four neighbouring activations come from tables that all filters use where there are many filters
+/// and columns: 8 columns or more, and filters × columns (at most 16) of 1024 or more, in exact arithmetic, and
+/// in either for groups that are not whole lanes (a multiple of 16 weights in `t2`, 20 in `t5`, 32 in `b1`),
+/// these in convolutions always. The filters are those of the call, or of one group of a convolution; the
+/// columns those of the call, or the outputs of one image. Otherwise weight after weight is added, in another
+/// order: a product may differ in its last bits, within the bounds, from the same one with another number of
+/// filters or columns.
+///
+/// Groups that are not whole lanes are filled up to a multiple of 16 weights, which takes time in every
+/// product.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
     arithmetic: Arithmetic,
@@ -201,11 +205,33 @@ impl Kernel {
         if w.filter_len() == 0 || w.planes() == 0 || y.is_empty() {
             return;
         }
+        let lane = 4 * w.encoding().weights_per_byte();
+        if w.group().is_some_and(|size| !size.is_multiple_of(lane)) && !is_many(w, x.ncols()) {
+            return self.add_filled_product(w, x, y, workspace);
+        }
         match w.encoding() {
             Encoding::T2 => self.add_product_of::<T2>(w, x, y, workspace),
             Encoding::T5 => self.add_product_of::<T5>(w, x, y, workspace),
             Encoding::B1 => self.add_product_of::<B1>(w, x, y, workspace),
         }
+    }
+
+    /// With groups that are not whole lanes, filled up.
+    fn add_filled_product(
+        &self,
+        w: &PackedMatrix<'_>,
+        x: ArrayView2<'_, f32>,
+        mut y: ArrayViewMut2<'_, f32>,
+        workspace: &mut Workspace,
+    ) {
+        let (runs, mut filled) = (Runs::of(w), std::mem::take(&mut workspace.filled));
+        let panel = self.panel::<T2>(runs.rows(), None).min(x.ncols());
+        let (codes, memory) = filled.codes(w, panel, is_large(w.filter_len(), w.filters()));
+        let w = w.filled_up(codes, runs);
+        for (x, y) in x.axis_chunks_iter(Axis(1), panel).zip(y.axis_chunks_iter_mut(Axis(1), panel)) {
+            self.add_product_of::<T2>(&w, fill::columns(x, runs, memory), y, workspace);
+        }
+        workspace.filled = filled;
     }
 
     fn add_product_of<D: Digits>(
@@ -238,8 +264,7 @@ impl Kernel {
     /// panel that is at hand.
     fn runs<D: Digits>(&self, w: &PackedMatrix<'_>, columns: usize) -> Option<Runs> {
         let whole_lanes = w.group().is_none_or(|size| size.is_multiple_of(D::PER_LANE));
-        let many = columns >= MANY_COLUMNS && w.filters().saturating_mul(columns.min(BLOCK)) >= MANY;
-        (!whole_lanes || many && self.arithmetic == Arithmetic::ExactF32).then(|| Runs::of(w))
+        (!whole_lanes || is_many(w, columns) && self.arithmetic == Arithmetic::ExactF32).then(|| Runs::of(w))
     }
 
     /// How many columns are laid down at a time.
@@ -307,6 +332,11 @@ impl Kernel {
             blocks.enumerate().zip(words.chunks_mut(each)).for_each(add);
         }
     }
+}
+
+/// Whether so many filters and columns are worth tables.
+fn is_many(w: &PackedMatrix<'_>, columns: usize) -> bool {
+    columns >= MANY_COLUMNS && w.filters().saturating_mul(columns.min(BLOCK)) >= MANY
 }
 
 /// Room for the words of all threads.

@@ -24,6 +24,11 @@ impl Runs {
         Self { n: w.filter_len(), size: w.group().unwrap_or(w.filter_len()) }
     }
 
+    /// Weights that share a scale.
+    pub fn size(self) -> usize {
+        self.size
+    }
+
     /// Words that share a scale.
     pub fn words_per_run(self) -> usize {
         self.size.div_ceil(WORD)

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::Arithmetic;
 use super::activations::{BLOCK, Pack8, Pack32, Quantized};
 use super::digits::Digits;
+use super::fill::Filled;
 use super::image::{Column8, Column32, Image, ImageRows};
 use super::lanes::{CHUNK, LANES, Line8, Line32};
 use super::product::{Columns8, Columns32};
@@ -17,8 +18,8 @@ use super::rows::{PackRows, Rows, Runs};
 use crate::Isa;
 
 /// Memory that products need besides their operands: a few MiB, or what 16 columns take if that is
-/// more (for short groups that are not whole lanes, each filled up to 16 weights), the codes of 256 filters
-/// per thread, and for convolutions a copy of an image per thread. It grows to what is asked of it and is
+/// more, the codes of 256 filters per thread (of all filters where groups are not whole lanes, each filled
+/// up to 16 weights), and for convolutions a copy of an image per thread. It grows to what is asked of it and is
 /// used again, so that a second product of the same shapes allocates nothing.
 #[derive(Debug, Default)]
 pub struct Workspace {
@@ -29,6 +30,7 @@ pub struct Workspace {
     /// Codes as the tables take them.
     words: Vec<u32>,
     pub(super) image: Image,
+    pub(super) filled: Filled,
     /// For threads that take images of their own.
     others: Vec<Workspace>,
 }
@@ -201,7 +203,7 @@ fn in_blocks<A: Send, B: Send>(
 }
 
 /// The first `len` elements of `memory`, which grows if it has to.
-fn room<T: Clone>(memory: &mut Vec<T>, len: usize, empty: T) -> &mut [T] {
+pub(super) fn room<T: Clone>(memory: &mut Vec<T>, len: usize, empty: T) -> &mut [T] {
     if memory.len() < len {
         memory.resize(len, empty);
     }

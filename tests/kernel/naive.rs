@@ -118,11 +118,17 @@ impl Weights {
             Encoding::T5 => 20,
             Encoding::B1 => 32,
         };
-        let group = self.group();
+        // Groups that are not whole lanes are filled up.
+        let (n, group) = match self.group() {
+            Some(g) if g % lane != 0 => {
+                let filled = g.next_multiple_of(16);
+                ((self.n.div_ceil(g) * filled) as f64, Some(filled))
+            }
+            group => (n, group),
+        };
         let many = columns >= 8 && filters * columns.min(16) >= 1024;
-        let tables = many || group.is_some_and(|g| g % lane != 0);
         match arithmetic {
-            Arithmetic::ExactF32 if tables => {
+            Arithmetic::ExactF32 if many => {
                 let g = group.unwrap_or(self.n).max(1) as f64;
                 g / 16.0 + n / g + 6.0 + planes
             }
