@@ -44,7 +44,10 @@ impl Filled {
 }
 
 fn write(to: &mut [[u8; 4]], runs: Runs, word: impl Fn(usize) -> u32) {
-    to.iter_mut().zip(runs.firsts()).for_each(|(to, j)| *to = word(j).to_le_bytes());
+    for (run, to) in to.chunks_mut(runs.words_per_run()).enumerate() {
+        let first = run * runs.size();
+        to.iter_mut().enumerate().for_each(|(i, to)| *to = word(first + i * WORD).to_le_bytes());
+    }
 }
 
 /// The columns of X with the zeros, each in one run.
