@@ -54,8 +54,8 @@ pub enum Arithmetic {
     /// Each vector of activations is rounded to 8 bits first, x ≈ s·q with s = max|x|/127, and
     /// summed as integers. A convolution rounds each image, or group of its channels, with one s.
     /// |error| ≤ s/2·Σ|ŵ|, besides roundings of `f32`: (n/g + 14 + planes)·2⁻²⁴·max|x|·Σ|α·t|, where
-    /// g is the weights that share a scale (filled up as above), at most 256, as long as α·127·n stays within the range of
-    /// `f32` and s is no denormal number. NaN or infinity in a vector makes all its
+    /// g is the weights that share a scale (filled up as above), at most 256, as long as α·127·n stays
+    /// within the range of `f32` and s is no denormal number. NaN or infinity in a vector makes all its
     /// products NaN.
     Int8,
 }
