@@ -100,7 +100,7 @@ fn table(threads: usize, codes: &[u8], seconds: f64) {
 fn in_cache(codes: &[u8], seconds: f64) {
     let (filters, n) = (256, 4096);
     let weights = format!("{filters}×{n}");
-    for columns in [1, 512] {
+    for columns in [1, 8, 32, 512] {
         let f32_rate = dense_matrix(filters, n, columns, seconds);
         let line = |what, set, rate| {
             Line { weights: weights.clone(), columns, what, set, rate, of_reading: None, f32_rate }.print()

@@ -104,10 +104,17 @@ impl Case {
             Granularity::Group(size) if size < self.shape[2] as u64 => Some(size),
             _ => None,
         };
-        match (arithmetic, group) {
-            (Arithmetic::ExactF32, Some(g)) if g % lane != 0 => g as f64 + n / g as f64 + 1.0 + planes,
-            (Arithmetic::ExactF32, _) => n / 16.0 + 38.0 + planes,
-            (Arithmetic::Int8, group) => n / group.unwrap_or(256).min(256) as f64 + 14.0 + planes,
+        // Groups that are not whole lanes are filled up.
+        let (n, group) = match group {
+            Some(g) if g % lane != 0 => {
+                let filled = g.next_multiple_of(16);
+                (((self.shape[2] as u64).div_ceil(g) * filled) as f64, Some(filled))
+            }
+            group => (n, group),
+        };
+        match arithmetic {
+            Arithmetic::ExactF32 => n / 16.0 + 38.0 + planes,
+            Arithmetic::Int8 => n / group.unwrap_or(256).min(256) as f64 + 14.0 + planes,
         }
     }
 }

@@ -210,7 +210,7 @@ fn is_tall(x: ArrayView2<'_, f32>) -> bool {
 
 /// Row `j`, filled up with zeros; nothing but zeros where X has no more rows.
 #[inline(always)]
-fn row(x: ArrayView2<'_, f32>, j: usize) -> [f32; BLOCK] {
+pub(super) fn row(x: ArrayView2<'_, f32>, j: usize) -> [f32; BLOCK] {
     let mut row = [0.0; BLOCK];
     if j < x.nrows() {
         let x = x.row(j);

@@ -5,7 +5,8 @@ use ndarray::{ArrayView3, ArrayView4, ArrayViewMut2, ArrayViewMut3, ArrayViewMut
 use rayon::prelude::*;
 
 use super::digits::{B1, Digits, T2, T5};
-use super::{Arithmetic, Kernel, PackedMatrix, Workspace, is_large};
+use super::rows::Runs;
+use super::{Arithmetic, Kernel, PackedMatrix, Workspace, is_large, words};
 use crate::pack::Encoding;
 use crate::{Error, Result};
 
@@ -131,7 +132,8 @@ impl Kernel {
     ) -> Result<()> {
         let (filters, channels) = (w.filters() / geometry.groups, x.dim().0 / geometry.groups);
         let (height, width) = (x.dim().1, x.dim().2);
-        if workspace.image.walk::<D>(geometry, [channels, height, width], self.arithmetic).is_none() {
+        let runs = self.runs::<D>(&w.rows(0..filters), y.dim().1 * y.dim().2);
+        if workspace.image.walk::<D>(geometry, [channels, height, width], self.arithmetic, runs).is_none() {
             return Err(Error::Request(format!(
                 "an image of {channels} × {height} × {width} with a padding of {:?} is too large: at most 2³¹ numbers",
                 geometry.padding
@@ -144,11 +146,11 @@ impl Kernel {
             let outputs = y.len() / filters;
             // All outputs at once, or row by row where they are not neighbours.
             match y.view_mut().into_shape_with_order((filters, outputs)) {
-                Ok(y) => self.convolve_outputs::<D>(&w, scale, 0, y, workspace, parallel),
+                Ok(y) => self.convolve_outputs::<D>(&w, scale, runs, 0, y, workspace, parallel),
                 Err(_) => {
                     let width = y.dim().2;
                     for (i, y) in y.axis_iter_mut(Axis(1)).enumerate() {
-                        self.convolve_outputs::<D>(&w, scale, i * width, y, workspace, parallel);
+                        self.convolve_outputs::<D>(&w, scale, runs, i * width, y, workspace, parallel);
                     }
                 }
             }
@@ -157,18 +159,27 @@ impl Kernel {
     }
 
     /// The outputs from `first` on, in panels.
+    #[expect(clippy::too_many_arguments, reason = "what to compute, and with what")]
     fn convolve_outputs<D: Digits>(
         &self,
         w: &PackedMatrix<'_>,
         scale: f32,
+        runs: Option<Runs>,
         first: usize,
         mut y: ArrayViewMut2<'_, f32>,
         workspace: &mut Workspace,
         parallel: bool,
     ) {
-        let panel = self.panel::<D>(w.filter_len());
+        let panel = self.panel::<D>(w.filter_len(), runs);
         for (i, y) in y.axis_chunks_iter_mut(Axis(1), panel).enumerate() {
             let outputs = first + i * panel..first + i * panel + y.ncols();
+            if let Some(runs) = runs {
+                let words = words(w.filters(), runs, parallel);
+                let (isa, arithmetic) = (self.isa, self.arithmetic);
+                let (x, words) = workspace.output_rows(isa, arithmetic, runs, scale, outputs, words, parallel);
+                self.add_table_panel(w, x, words, y, parallel);
+                continue;
+            }
             match self.arithmetic {
                 Arithmetic::Int8 => {
                     self.add_panel(w, workspace.outputs8::<D>(self.isa, scale, outputs, parallel), y, parallel);

@@ -58,6 +58,51 @@ pub(super) fn place32<D: Digits>(j: usize) -> usize {
     (chunk * D::PER_LANE + step.unwrap_or_default()) * LANES + lane
 }
 
+/// Weights that a word holds, two bits each.
+pub(super) const WORD: usize = 16;
+
+/// The codes of a filter's weights from `j` on, as `t2` has them whatever the encoding, a [`WORD`] of them;
+/// anything where there are no more. A code of 3 becomes a weight of zero.
+#[inline(always)]
+pub(super) fn word<D: Digits>(codes: &[u8], j: usize) -> u32 {
+    let (at, first) = (j / D::PER_BYTE, j % D::PER_BYTE);
+    let codes = &codes[at..];
+    let bytes = match codes.first_chunk() {
+        Some(bytes) => *bytes,
+        None => {
+            let mut bytes = [0; 8];
+            bytes[..codes.len()].copy_from_slice(codes);
+            bytes
+        }
+    };
+    let word = match D::ENCODING {
+        Encoding::T2 => u64::from_le_bytes(bytes),
+        // As many bytes as hold a word that starts with any of their weights.
+        Encoding::T5 => (0..4).fold(0, |word, i| word | u64::from(T5_PAIRS[usize::from(bytes[i])]) << (10 * i)),
+        Encoding::B1 => (0..3).fold(0, |word, i| word | u64::from(B1_PAIRS[usize::from(bytes[i])]) << (16 * i)),
+    };
+    let word = (word >> (2 * first)) as u32;
+    word & !((word & word >> 1 & 0x5555_5555) << 1)
+}
+
+static T5_PAIRS: [u16; 256] = pairs(Encoding::T5);
+static B1_PAIRS: [u16; 256] = pairs(Encoding::B1);
+
+/// The codes of every byte, two bits each.
+const fn pairs(encoding: Encoding) -> [u16; 256] {
+    let mut pairs = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut i = 0;
+        while i < encoding.weights_per_byte() {
+            pairs[byte] |= (encoding.code(byte as u8, i) as u16) << (2 * i);
+            i += 1;
+        }
+        byte += 1;
+    }
+    pairs
+}
+
 /// Two bits a weight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct T2;

@@ -15,8 +15,8 @@
 //! Not here: the layout of x ([`super::activations`]), instruction sets ([`super::lanes`]).
 
 use super::digits::Digits;
-use super::int8::{EMPTY, map, split, spread, tree};
 use super::lanes::{CHUNK, LANES, Lanes, Line32};
+use super::tile::{EMPTY, map, split, spread, tree};
 
 /// Scales within a filter: (the filters' scales, how many lanes share one).
 pub(super) type Groups<'a, const R: usize> = Option<([&'a [f32]; R], usize)>;

@@ -1,16 +1,21 @@
-//! What lies under a filter, at each of its places on an image: laid down as columns straight from
-//! a copy of the image with its padding. Not here: the walk's geometry ([`super::conv`]), products.
+//! What lies under a filter, at each of its places on an image: laid down as columns, or as rows of 16
+//! columns, straight from a copy of the image with its padding. Not here: the walk's geometry ([`super::conv`]), products.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use ndarray::ArrayView3;
 
-use super::activations::{Quantized, Quantizer, magnitude};
+use super::activations::{BLOCK, Quantized, Quantizer, magnitude};
 use super::digits::{Digits, place8, place32};
 use super::lanes::{CHUNK, LANES, Line8, Line32};
+use super::rows::Runs;
 use super::{Arithmetic, Conv2d};
 use crate::pack::Encoding;
 use crate::vector::Task;
+
+/// Geometry, `[channels, height, width]`, and for whom places are found.
+type Walk = (Conv2d, [usize; 3], Encoding, Arithmetic, Option<Runs>);
 
 /// An image with its padding: `[channels][height][width]`, and behind it so many zeros that what
 /// fills up a column finds a zero wherever the filter stands.
@@ -25,14 +30,21 @@ pub(super) struct Image {
     /// Where the filter's corner stands, for every output.
     corners: Vec<u32>,
     /// What `places` and `corners` are for.
-    walk: Option<(Conv2d, [usize; 3], Encoding, Arithmetic)>,
+    walk: Option<Walk>,
 }
 
 impl Image {
     /// Finds out where the weights of a filter of `channels` lie in an image of `[channels, height,
-    /// width]`. `None` when the filter does not fit or the image has 2³¹ places or more.
-    pub fn walk<D: Digits>(&mut self, geometry: &Conv2d, image: [usize; 3], arithmetic: Arithmetic) -> Option<()> {
-        let walk = Some((*geometry, image, D::ENCODING, arithmetic));
+    /// width]`, for rows of `runs` or for columns. `None` when the filter does not fit or the image has
+    /// 2³¹ places or more.
+    pub fn walk<D: Digits>(
+        &mut self,
+        geometry: &Conv2d,
+        image: [usize; 3],
+        arithmetic: Arithmetic,
+        runs: Option<Runs>,
+    ) -> Option<()> {
+        let walk = Some((*geometry, image, D::ENCODING, arithmetic, runs));
         if self.walk == walk {
             return Some(());
         }
@@ -41,15 +53,16 @@ impl Image {
         let [output_height, output_width] = geometry.output([height, width])?;
         let padded = padded(image, geometry.padding);
         let size = channels.checked_mul(padded[0])?.checked_mul(padded[1]).filter(|&size| size < 1 << 31)?;
-        let place = match arithmetic {
-            Arithmetic::Int8 => place8::<D>,
-            Arithmetic::ExactF32 => place32::<D>,
+        let place = |j| match (runs, arithmetic) {
+            (Some(runs), _) => runs.row(j),
+            (None, Arithmetic::Int8) => place8::<D>(j),
+            (None, Arithmetic::ExactF32) => place32::<D>(j),
         };
         let [kernel_height, kernel_width] = geometry.kernel;
         let n = channels * kernel_height * kernel_width;
         self.weights = n;
         self.places.clear();
-        self.places.resize(n.next_multiple_of(D::PER_CHUNK), size as u32);
+        self.places.resize(runs.map_or(n.next_multiple_of(D::PER_CHUNK), Runs::rows), size as u32);
         for j in 0..n {
             let (channel, y, x) =
                 (j / (kernel_height * kernel_width), j / kernel_width % kernel_height, j % kernel_width);
@@ -153,6 +166,50 @@ impl<D: Digits> Task for Column32<'_, D> {
             }
             line.0[used..].fill(0.0);
         }
+    }
+}
+
+/// Lays down what lies under the filter at no more than [`BLOCK`] outputs, as [`super::rows::PackRows`] does.
+pub(super) struct ImageRows<'a> {
+    pub image: &'a Image,
+    pub outputs: Range<usize>,
+    pub arithmetic: Arithmetic,
+    pub lines: &'a mut [Line32],
+}
+
+impl Task for ImageRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        let Image { rounded, exact, places, corners, .. } = self.image;
+        let corners = &corners[self.outputs];
+        match self.arithmetic {
+            Arithmetic::Int8 => lay_rows(rounded, corners, places, self.lines, f32::from),
+            Arithmetic::ExactF32 => lay_rows(exact, corners, places, self.lines, |x| x),
+        }
+    }
+}
+
+#[inline(always)]
+fn lay_rows<T: Copy>(
+    from: &[T],
+    corners: &[u32],
+    places: &[u32],
+    lines: &mut [Line32],
+    convert: impl Fn(T) -> f32 + Copy,
+) {
+    let neighbours = corners.len() == BLOCK && corners.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+    for (line, &place) in lines.iter_mut().zip(places) {
+        if neighbours {
+            let from = &from[(corners[0] + place) as usize..][..BLOCK];
+            line.0.iter_mut().zip(from).for_each(|(to, &x)| *to = convert(x));
+            continue;
+        }
+        for (to, &corner) in line.0.iter_mut().zip(corners) {
+            *to = convert(from[(corner + place) as usize]);
+        }
+        line.0[corners.len()..].fill(0.0);
     }
 }
 

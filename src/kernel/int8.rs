@@ -14,6 +14,7 @@
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32};
+use super::tile::{EMPTY, each, map, split, spread, tree};
 
 /// Chunks whose sums fit into 32 bits: 2¹² · 16 lanes · 2¹⁴ = 2³⁰.
 const SEGMENT: usize = 1 << 12;
@@ -163,71 +164,9 @@ pub(super) fn grouped_tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
     map(y, [0.0; C], |y| map(y, 0.0, |lanes| tree(lanes.0)))
 }
 
-/// No weights.
-pub(super) const EMPTY: [u8; CHUNK] = [0; CHUNK];
-
-/// `array::map`, which the compiler does not always see through.
-#[inline(always)]
-pub(super) fn map<T: Copy, U: Copy, const N: usize>(from: [T; N], empty: U, f: impl Fn(T) -> U) -> [U; N] {
-    let mut to = [empty; N];
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = f(from));
-    to
-}
-
-/// The scale of every lane of chunk `i`.
-#[inline(always)]
-pub(super) fn spread(scales: &[f32], lanes_per_scale: usize, i: usize) -> Line32 {
-    let first = i * LANES / lanes_per_scale;
-    let mut at = i * LANES - first * lanes_per_scale;
-    let mut scales = scales[first..].iter();
-    let mut scale = scales.next().copied().unwrap_or_default();
-    let mut line = Line32([0.0; LANES]);
-    for lane in &mut line.0 {
-        if at == lanes_per_scale {
-            scale = scales.next().copied().unwrap_or_default();
-            at = 0;
-        }
-        *lane = scale;
-        at += 1;
-    }
-    line
-}
-
-/// The chunks of every filter, and the rest of each filled up with zeros.
-#[expect(clippy::type_complexity, reason = "two arrays, each used once")]
-#[inline(always)]
-pub(super) fn split<L: Lanes, const R: usize>(
-    lanes: L,
-    codes: [&[u8]; R],
-) -> ([&[[u8; CHUNK]]; R], Option<[[u8; CHUNK]; R]>) {
-    let whole = codes[0].len() / CHUNK * CHUNK;
-    let tails = (whole < codes[0].len()).then(|| map(codes, EMPTY, |codes| lanes.fill_up(&codes[whole..])));
-    (map(codes, &[][..], |codes| codes.as_chunks().0), tails)
-}
-
-/// One chunk of each, as a slice.
-#[inline(always)]
-pub(super) fn each<const R: usize>(tails: &[[u8; CHUNK]; R]) -> [&[[u8; CHUNK]]; R] {
-    map(tails.each_ref(), &[][..], std::slice::from_ref)
-}
-
 #[inline(always)]
 fn add<const R: usize, const C: usize>(totals: &mut [[i64; C]; R], part: [[i32; C]; R]) {
     for (totals, part) in totals.iter_mut().zip(part) {
         totals.iter_mut().zip(part).for_each(|(total, part)| *total += i64::from(part));
     }
-}
-
-/// Σ of 16 lanes, always in the same order.
-#[inline(always)]
-pub(super) fn tree(lanes: [f32; LANES]) -> f32 {
-    let mut sums = lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    sums[0]
 }

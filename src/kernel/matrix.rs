@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use super::digits::WORD;
+use super::rows::Runs;
 use crate::container::{Granularity, TernaryTensor};
 use crate::pack::Encoding;
 use crate::{Error, Result};
@@ -140,6 +142,44 @@ impl<'a> PackedMatrix<'a> {
             Granularity::Group(size) => (self.filter_len as u64).div_ceil(size) as usize,
         };
         &self.scales[(plane * self.stored + self.view.start + filter) * per_filter..][..per_filter]
+    }
+
+    /// The scales of that filter and those behind it, and how many lie between one filter's and the next's.
+    pub(super) fn scales_from(&self, plane: usize, filter: usize) -> (&[f32], usize) {
+        let first = self.scales(plane, filter);
+        match self.granularity {
+            Granularity::Tensor => (first, 0),
+            Granularity::Filter | Granularity::Group(_) => {
+                let per_filter = first.len();
+                let start = (plane * self.stored + self.view.start + filter) * per_filter;
+                (&self.scales[start..], per_filter)
+            }
+        }
+    }
+
+    /// The same weights in `t2` in other memory, where each group begins on a word and zeros fill its last
+    /// one up.
+    pub(super) fn filled_up<'b>(&'b self, codes: &'b [u8], runs: Runs) -> PackedMatrix<'b> {
+        PackedMatrix {
+            encoding: Encoding::T2,
+            granularity: Granularity::Group((runs.words_per_run() * WORD) as u64),
+            filter_len: runs.rows(),
+            view: self.view.clone(),
+            codes,
+            scales: Cow::Borrowed(&self.scales),
+            ..*self
+        }
+    }
+
+    /// Filters of all planes that are stored, with those that this view leaves out.
+    pub(super) fn stored(&self) -> usize {
+        self.planes * self.stored
+    }
+
+    /// Which of them are these filters of a plane.
+    pub(super) fn stored_at(&self, plane: usize) -> Range<usize> {
+        let start = plane * self.stored + self.view.start;
+        start..start + self.view.len()
     }
 
     pub(super) fn check(&self, what: &str, found: &[usize], expected: &[usize]) -> Result<()> {

@@ -4,8 +4,8 @@
 //! ```text
 //!  PackedMatrix ──────────────┐
 //!  codes, scales as stored    ├──► tiles of R filters × C columns ──► α, bias ──► y
-//!  x ──► activations ─────────┘    one instruction set
-//!        quantized, permuted
+//!  x ──► activations ─────────┘    or tables for all filters
+//!        quantized, permuted       one instruction set
 //! ```
 //!
 //! Not here: how weights become ternary, or where they are stored.
@@ -14,12 +14,16 @@ mod activations;
 mod conv;
 mod digits;
 mod exact;
+mod fill;
 mod image;
 mod int8;
 mod lanes;
 mod matrix;
 mod product;
 pub mod reference;
+mod rows;
+mod tables;
+mod tile;
 mod workspace;
 
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
@@ -30,6 +34,8 @@ pub use self::conv::Conv2d;
 use self::digits::{B1, Digits, T2, T5};
 pub use self::matrix::PackedMatrix;
 use self::product::{Columns, Product};
+use self::rows::{Rows, Runs};
+use self::tables::{FILTERS, TableProduct};
 pub use self::workspace::Workspace;
 use crate::pack::Encoding;
 use crate::vector::Task;
@@ -40,15 +46,16 @@ use crate::{Error, Isa, Result};
 pub enum Arithmetic {
     /// Activations stay `f32`; weights only select, add and subtract, and each filter's sum (or
     /// group's) is multiplied by its scale. |error| ≤ k·2⁻²⁴·Σ|α·x| to first order, as long as
-    /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes; but k = g + n/g + 1 + planes
-    /// for groups of g < n weights that are not whole lanes (16 weights in `t2`, 20 in `t5`, 32 in
-    /// `b1`). A weight of zero leaves its activation out, even NaN or infinity.
+    /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes; where sums come from tables
+    /// ([`Kernel`] says when), k = g/16 + n/g + 6 + planes, g being the weights that share a scale. Groups
+    /// that are not whole lanes count as filled up to a multiple of 16 weights, in g and in n. A weight of
+    /// zero leaves its activation out, even NaN or infinity.
     ExactF32,
     /// Each vector of activations is rounded to 8 bits first, x ≈ s·q with s = max|x|/127, and
     /// summed as integers. A convolution rounds each image, or group of its channels, with one s.
     /// |error| ≤ s/2·Σ|ŵ|, besides roundings of `f32`: (n/g + 14 + planes)·2⁻²⁴·max|x|·Σ|α·t|, where
-    /// g is the weights that share a scale, at most 256, as long as α·127·n stays within the range of
-    /// `f32` and s is no denormal number. NaN or infinity in a vector makes all its
+    /// g is the weights that share a scale (filled up as above), at most 256, as long as α·127·n stays
+    /// within the range of `f32` and s is no denormal number. NaN or infinity in a vector makes all its
     /// products NaN.
     Int8,
 }
@@ -56,8 +63,16 @@ pub enum Arithmetic {
 /// Multiplies packed matrices with one arithmetic and one instruction set. All instruction sets and
 /// numbers of threads give the same bits; only which NaN it is may differ.
 ///
-/// Groups of weights that share a scale should be whole lanes: a multiple of 16 weights in `t2`, 20 in
-/// `t5`, 32 in `b1`. Others are added weight by weight, which is some fifty times slower.
+/// Sums of four neighbouring activations come from tables that all filters use where there are many filters
+/// and columns: 8 columns or more, and filters × columns (at most 16) of 1024 or more, in exact arithmetic, and
+/// in either for groups that are not whole lanes (a multiple of 16 weights in `t2`, 20 in `t5`, 32 in `b1`),
+/// these in convolutions always. The filters are those of the call, or of one group of a convolution; the
+/// columns those of the call, or the outputs of one image. Otherwise weight after weight is added, in another
+/// order: a product may differ in its last bits, within the bounds, from the same one with another number of
+/// filters or columns.
+///
+/// Groups that are not whole lanes are filled up to a multiple of 16 weights, which takes time in every
+/// product.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
     arithmetic: Arithmetic,
@@ -69,6 +84,11 @@ const PANEL: usize = 4 << 20;
 
 /// Codes that a thread keeps in its cache while it goes through the columns, in bytes.
 const CODES: usize = 256 << 10;
+
+/// Filters × columns (no more than [`BLOCK`] count) from which on tables are faster for exact arithmetic,
+/// if there are so many columns.
+const MANY: usize = 1 << 10;
+const MANY_COLUMNS: usize = 8;
 
 /// Below so many weights × columns, a product stays on one thread: it takes less time than waking
 /// another one.
@@ -185,11 +205,33 @@ impl Kernel {
         if w.filter_len() == 0 || w.planes() == 0 || y.is_empty() {
             return;
         }
+        let lane = 4 * w.encoding().weights_per_byte();
+        if w.group().is_some_and(|size| !size.is_multiple_of(lane)) && !is_many(w, x.ncols()) {
+            return self.add_filled_product(w, x, y, workspace);
+        }
         match w.encoding() {
             Encoding::T2 => self.add_product_of::<T2>(w, x, y, workspace),
             Encoding::T5 => self.add_product_of::<T5>(w, x, y, workspace),
             Encoding::B1 => self.add_product_of::<B1>(w, x, y, workspace),
         }
+    }
+
+    /// With groups that are not whole lanes, filled up.
+    fn add_filled_product(
+        &self,
+        w: &PackedMatrix<'_>,
+        x: ArrayView2<'_, f32>,
+        mut y: ArrayViewMut2<'_, f32>,
+        workspace: &mut Workspace,
+    ) {
+        let (runs, mut filled) = (Runs::of(w), std::mem::take(&mut workspace.filled));
+        let panel = self.panel::<T2>(runs.rows(), None).min(x.ncols());
+        let (codes, memory) = filled.codes(w, panel, is_large(w.filter_len(), w.filters()));
+        let w = w.filled_up(codes, runs);
+        for (x, y) in x.axis_chunks_iter(Axis(1), panel).zip(y.axis_chunks_iter_mut(Axis(1), panel)) {
+            self.add_product_of::<T2>(&w, fill::columns(x, runs, memory), y, workspace);
+        }
+        workspace.filled = filled;
     }
 
     fn add_product_of<D: Digits>(
@@ -200,9 +242,16 @@ impl Kernel {
         workspace: &mut Workspace,
     ) {
         let parallel = is_large(w.filter_len(), y.len());
-        let panel = self.panel::<D>(w.filter_len());
+        let runs = self.runs::<D>(w, x.ncols());
+        let panel = self.panel::<D>(w.filter_len(), runs);
         let panels = x.axis_chunks_iter(Axis(1), panel).zip(y.axis_chunks_iter_mut(Axis(1), panel));
         for (x, y) in panels {
+            if let Some(runs) = runs {
+                let words = words(w.filters(), runs, parallel);
+                let (x, words) = workspace.pack_rows(self.isa, self.arithmetic, runs, x, words, parallel);
+                self.add_table_panel(w, x, words, y, parallel);
+                continue;
+            }
             match self.arithmetic {
                 Arithmetic::Int8 => self.add_panel(w, workspace.pack8::<D>(self.isa, x, parallel), y, parallel),
                 Arithmetic::ExactF32 => self.add_panel(w, workspace.pack32::<D>(self.isa, x, parallel), y, parallel),
@@ -210,12 +259,21 @@ impl Kernel {
         }
     }
 
+    /// Whether tables are the way to multiply with so many columns, and how weights lie in words then.
+    /// Nothing but what is asked for decides: neither threads nor the instruction set, and not the
+    /// panel that is at hand.
+    fn runs<D: Digits>(&self, w: &PackedMatrix<'_>, columns: usize) -> Option<Runs> {
+        let whole_lanes = w.group().is_none_or(|size| size.is_multiple_of(D::PER_LANE));
+        (!whole_lanes || is_many(w, columns) && self.arithmetic == Arithmetic::ExactF32).then(|| Runs::of(w))
+    }
+
     /// How many columns are laid down at a time.
-    fn panel<D: Digits>(&self, filter_len: usize) -> usize {
+    fn panel<D: Digits>(&self, filter_len: usize, runs: Option<Runs>) -> usize {
         let activations = filter_len.next_multiple_of(D::PER_CHUNK);
-        let bytes = match self.arithmetic {
-            Arithmetic::Int8 => activations,
-            Arithmetic::ExactF32 => activations * size_of::<f32>(),
+        let bytes = match (runs, self.arithmetic) {
+            (Some(runs), _) => runs.rows() * size_of::<f32>(),
+            (None, Arithmetic::Int8) => activations,
+            (None, Arithmetic::ExactF32) => activations * size_of::<f32>(),
         };
         (PANEL / bytes / BLOCK).max(1) * BLOCK
     }
@@ -243,6 +301,48 @@ impl Kernel {
         let blocks = y.axis_chunks_iter_mut(Axis(axis), block);
         if parallel { blocks.into_par_iter().enumerate().for_each(add) } else { blocks.enumerate().for_each(add) }
     }
+
+    /// The same by tables. Each thread needs the words of its filters once for all columns, and tables
+    /// for its columns once for up to [`FILTERS`] filters.
+    fn add_table_panel<'a>(
+        &self,
+        w: &'a PackedMatrix<'a>,
+        x: Rows<'a>,
+        words: &mut [u32],
+        mut y: ArrayViewMut2<'_, f32>,
+        parallel: bool,
+    ) {
+        let (filters, columns) = y.dim();
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let (axis, block) = if filters < FILTERS * threads && columns >= 2 * BLOCK * threads {
+            (1, columns.div_ceil(threads).next_multiple_of(BLOCK))
+        } else {
+            (0, filters.div_ceil(threads))
+        };
+        let each = filters.min(FILTERS) * x.runs.words();
+        let add = |((i, y), words): ((usize, ArrayViewMut2<'_, f32>), &mut [u32])| {
+            let mut first = [0; 2];
+            first[axis] = i * block;
+            self.isa.run(TableProduct { w, x, first, y, words });
+        };
+        let blocks = y.axis_chunks_iter_mut(Axis(axis), block);
+        if parallel {
+            blocks.into_par_iter().enumerate().zip(words.par_chunks_mut(each)).for_each(add);
+        } else {
+            blocks.enumerate().zip(words.chunks_mut(each)).for_each(add);
+        }
+    }
+}
+
+/// Whether so many filters and columns are worth tables.
+fn is_many(w: &PackedMatrix<'_>, columns: usize) -> bool {
+    columns >= MANY_COLUMNS && w.filters().saturating_mul(columns.min(BLOCK)) >= MANY
+}
+
+/// Room for the words of all threads.
+fn words(filters: usize, runs: Runs, parallel: bool) -> usize {
+    let threads = if parallel { rayon::current_num_threads() } else { 1 };
+    threads * filters.min(FILTERS) * runs.words()
 }
 
 /// Whether a product is worth more than one thread; `filter_len` weights for each of `outputs`.

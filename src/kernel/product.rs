@@ -1,17 +1,17 @@
 //! Which tiles make up a product: planes, filters, panels of columns; and how large a tile is for
-//! each instruction set. Not here: the tiles ([`super::int8`], [`super::exact`]), threads and
-//! memory ([`super`]).
+//! each instruction set. Groups of weights are whole lanes here. Not here: the tiles ([`super::int8`],
+//! [`super::exact`]), the other way ([`super::tables`]), threads and memory ([`super`]).
 
 use std::marker::PhantomData;
 
 use ndarray::ArrayViewMut2;
 
 use super::activations::Quantized;
-use super::digits::{Digits, place8, place32};
-use super::int8::map;
-use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32, Portable};
+use super::digits::Digits;
+use super::lanes::{LANES, Lanes, Line8, Line32, Portable};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Ymm, Zmm};
+use super::tile::map;
 use super::{PackedMatrix, exact, int8};
 use crate::vector::Task;
 #[cfg(target_arch = "x86_64")]
@@ -86,20 +86,10 @@ impl<D: Digits> Columns for Columns8<'_, D> {
                 }
                 y
             }
-            Some(size) if size % D::PER_LANE == 0 => {
+            Some(size) => {
                 let scales = map(filters, &[][..], |filter| w.scales(plane, filter));
                 let sums = map(count(), &[][..], |i| column(self.sums, c + i, chunks));
                 int8::grouped_tile::<L, D, R, C>(lanes, codes, scales, size / D::PER_LANE, x, sums)
-            }
-            Some(size) => {
-                let scales = map(filters, &[][..], |filter| w.scales(plane, filter));
-                one_by_one(codes, scales, size, w.filter_len(), |codes, weights, i: usize| {
-                    let term = |j| {
-                        let place = place8::<D>(j);
-                        i64::from(sign::<D>(codes, j)) * i64::from(x[i][place / CHUNK].0[place % CHUNK])
-                    };
-                    weights.map(term).sum::<i64>() as f32
-                })
             }
         };
         for y in &mut y {
@@ -131,46 +121,9 @@ impl<D: Digits> Columns for Columns32<'_, D> {
                 }
                 y
             }
-            Some(size) if size % D::PER_LANE == 0 => {
-                exact::tile::<L, D, R, C>(lanes, codes, Some((scales, size / D::PER_LANE)), x)
-            }
-            Some(size) => one_by_one(codes, scales, size, w.filter_len(), |codes, weights, i: usize| {
-                weights.fold(0.0, |sum, j| {
-                    let place = place32::<D>(j);
-                    let x = x[i][place / LANES].0[place % LANES];
-                    match sign::<D>(codes, j) {
-                        0 => sum,
-                        1.. => sum + x,
-                        _ => sum - x,
-                    }
-                })
-            }),
+            Some(size) => exact::tile::<L, D, R, C>(lanes, codes, Some((scales, size / D::PER_LANE)), x),
         }
     }
-}
-
-/// t of weight `j`.
-fn sign<D: Digits>(codes: &[u8], j: usize) -> i8 {
-    D::ENCODING.code(codes[j / D::PER_BYTE], j % D::PER_BYTE) as i8 - 1
-}
-
-/// Groups that end within a lane: one weight after the other, the same on every machine.
-fn one_by_one<const R: usize, const C: usize>(
-    codes: [&[u8]; R],
-    scales: [&[f32]; R],
-    size: usize,
-    n: usize,
-    sum: impl Fn(&[u8], std::ops::Range<usize>, usize) -> f32,
-) -> [[f32; C]; R] {
-    let mut y = [[0.0; C]; R];
-    for r in 0..R {
-        for (c, y) in y[r].iter_mut().enumerate() {
-            for (group, scale) in scales[r].iter().enumerate() {
-                *y += scale * sum(codes[r], group * size..((group + 1) * size).min(n), c);
-            }
-        }
-    }
-    y
 }
 
 /// Adds to `y` the part of W·X that it is.

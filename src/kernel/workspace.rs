@@ -4,24 +4,33 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use ndarray::{ArrayView2, Axis};
+use ndarray::{ArrayView2, Axis, s};
 use rayon::prelude::*;
 
+use super::Arithmetic;
 use super::activations::{BLOCK, Pack8, Pack32, Quantized};
 use super::digits::Digits;
-use super::image::{Column8, Column32, Image};
+use super::fill::Filled;
+use super::image::{Column8, Column32, Image, ImageRows};
 use super::lanes::{CHUNK, LANES, Line8, Line32};
 use super::product::{Columns8, Columns32};
+use super::rows::{PackRows, Rows, Runs};
 use crate::Isa;
 
 /// Memory that products need besides their operands: a few MiB, or what 16 columns take if that is
-/// more, and for convolutions a copy of an image per thread. It grows to what is asked of it and is
+/// more, the codes of 256 filters per thread (of all filters where groups are not whole lanes, each filled
+/// up to 16 weights), and for convolutions a copy of an image per thread. It grows to what is asked of it and is
 /// used again, so that a second product of the same shapes allocates nothing.
 #[derive(Debug, Default)]
 pub struct Workspace {
     columns8: Memory8,
     lines32: Vec<Line32>,
+    /// What multiplies each column, for tables.
+    scales: Vec<Line32>,
+    /// Codes as the tables take them.
+    words: Vec<u32>,
     pub(super) image: Image,
+    pub(super) filled: Filled,
     /// For threads that take images of their own.
     others: Vec<Workspace>,
 }
@@ -89,6 +98,52 @@ impl Workspace {
         Columns32 { lines, digits: PhantomData }
     }
 
+    /// The columns of X as rows, and room for `words` words.
+    pub(super) fn pack_rows(
+        &mut self,
+        isa: Isa,
+        arithmetic: Arithmetic,
+        runs: Runs,
+        x: ArrayView2<'_, f32>,
+        words: usize,
+        parallel: bool,
+    ) -> (Rows<'_>, &mut [u32]) {
+        let blocks = x.ncols().div_ceil(BLOCK);
+        let lines = room(&mut self.lines32, blocks * runs.rows(), Line32([0.0; _]));
+        let scales = room(&mut self.scales, blocks, Line32([0.0; _]));
+        let round = arithmetic == Arithmetic::Int8;
+        in_blocks(lines, runs.rows(), scales, parallel, |i, lines, scales| {
+            let x = x.slice(s![.., i * BLOCK..x.ncols().min((i + 1) * BLOCK)]);
+            isa.run(PackRows { x, runs, round, lines, scales });
+        });
+        (Rows { lines, scales, runs }, room(&mut self.words, words, 0))
+    }
+
+    /// What lies under the filter at these outputs as rows, and room for `words` words.
+    #[expect(clippy::too_many_arguments, reason = "what to lay down, and how")]
+    pub(super) fn output_rows(
+        &mut self,
+        isa: Isa,
+        arithmetic: Arithmetic,
+        runs: Runs,
+        scale: f32,
+        outputs: Range<usize>,
+        words: usize,
+        parallel: bool,
+    ) -> (Rows<'_>, &mut [u32]) {
+        let blocks = outputs.len().div_ceil(BLOCK);
+        let lines = room(&mut self.lines32, blocks * runs.rows(), Line32([0.0; _]));
+        let scales = room(&mut self.scales, blocks, Line32([0.0; _]));
+        let image = &self.image;
+        in_blocks(lines, runs.rows(), scales, parallel, |i, lines, scales| {
+            *scales = Line32([scale; _]);
+            let first = outputs.start + i * BLOCK;
+            let outputs = first..outputs.end.min(first + BLOCK);
+            isa.run(ImageRows { image, outputs, arithmetic, lines });
+        });
+        (Rows { lines, scales, runs }, room(&mut self.words, words, 0))
+    }
+
     /// What lies under the filter at these outputs, in 8 bits.
     pub(super) fn outputs8<D: Digits>(
         &mut self,
@@ -131,8 +186,24 @@ impl Workspace {
     }
 }
 
+/// Lays down blocks of columns, some memory each.
+fn in_blocks<A: Send, B: Send>(
+    a: &mut [A],
+    a_each: usize,
+    b: &mut [B],
+    parallel: bool,
+    lay: impl Fn(usize, &mut [A], &mut B) + Sync,
+) {
+    if parallel && b.len() > 1 {
+        let blocks = a.par_chunks_mut(a_each).zip(b).enumerate();
+        blocks.for_each(|(i, (a, b))| lay(i, a, b));
+    } else {
+        a.chunks_mut(a_each).zip(b).enumerate().for_each(|(i, (a, b))| lay(i, a, b));
+    }
+}
+
 /// The first `len` elements of `memory`, which grows if it has to.
-fn room<T: Clone>(memory: &mut Vec<T>, len: usize, empty: T) -> &mut [T] {
+pub(super) fn room<T: Clone>(memory: &mut Vec<T>, len: usize, empty: T) -> &mut [T] {
     if memory.len() < len {
         memory.resize(len, empty);
     }

@@ -17,6 +17,7 @@ mod layouts;
 mod naive;
 mod random;
 mod shapes;
+mod tables;
 
 use ndarray::{Array2, ArrayView2};
 use twn_pack::Isa;

@@ -110,18 +110,30 @@ impl Weights {
         }
     }
 
-    /// How many roundings the documentation counts.
-    fn roundings(&self, arithmetic: Arithmetic) -> f64 {
+    /// How many roundings the documentation counts for a product with so many columns.
+    fn roundings(&self, arithmetic: Arithmetic, filters: usize, columns: usize) -> f64 {
         let (n, planes) = (self.n as f64, self.planes as f64);
         let lane = match self.encoding {
             Encoding::T2 => 16,
             Encoding::T5 => 20,
             Encoding::B1 => 32,
         };
-        match (arithmetic, self.group()) {
-            (Arithmetic::ExactF32, Some(g)) if g % lane != 0 => g as f64 + n / g as f64 + 1.0 + planes,
-            (Arithmetic::ExactF32, _) => n / 16.0 + 38.0 + planes,
-            (Arithmetic::Int8, group) => n / group.unwrap_or(256).min(256) as f64 + 14.0 + planes,
+        // Groups that are not whole lanes are filled up.
+        let (n, group) = match self.group() {
+            Some(g) if g % lane != 0 => {
+                let filled = g.next_multiple_of(16);
+                ((self.n.div_ceil(g) * filled) as f64, Some(filled))
+            }
+            group => (n, group),
+        };
+        let many = columns >= 8 && filters * columns.min(16) >= 1024;
+        match arithmetic {
+            Arithmetic::ExactF32 if many => {
+                let g = group.unwrap_or(self.n).max(1) as f64;
+                g / 16.0 + n / g + 6.0 + planes
+            }
+            Arithmetic::ExactF32 => n / 16.0 + 38.0 + planes,
+            Arithmetic::Int8 => n / group.unwrap_or(256).min(256) as f64 + 14.0 + planes,
         }
     }
 }
@@ -176,8 +188,8 @@ impl Expected {
             q[i] = step * steps.round_ties_even();
             near[i] = if (steps.fract().abs() - 0.5).abs() < 1e-4 { step } else { 0.0 };
         }
-        let exact_unit = UNIT * w.roundings(Arithmetic::ExactF32);
-        let int8_unit = UNIT * w.roundings(Arithmetic::Int8);
+        let exact_unit = UNIT * w.roundings(Arithmetic::ExactF32, filters.len(), columns);
+        let int8_unit = UNIT * w.roundings(Arithmetic::Int8, filters.len(), columns);
         for (row, filter) in filters.enumerate() {
             let mut weights = 0.0;
             for j in 0..n {

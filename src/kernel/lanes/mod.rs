@@ -83,6 +83,7 @@ pub(super) trait Lanes: Copy {
 
     fn floats(self, lanes: &Line32, part: usize) -> Self::Floats;
     fn store(self, floats: Self::Floats, lanes: &mut Line32, part: usize);
+    fn plus(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// a + b·c, rounded twice.
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;

@@ -131,6 +131,10 @@ impl Lanes for Portable {
         lanes.0.as_chunks_mut().0[part] = floats;
     }
     #[inline(always)]
+    fn plus(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
     fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         zip(a, b, |a, b| a - b)
     }

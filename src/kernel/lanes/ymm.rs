@@ -141,6 +141,10 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
         there!(_mm256_store_ps(lanes.0.as_chunks_mut::<8>().0[part].as_mut_ptr(), floats));
     }
     #[inline(always)]
+    fn plus(self, a: __m256, b: __m256) -> __m256 {
+        there!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
     fn sub(self, a: __m256, b: __m256) -> __m256 {
         there!(_mm256_sub_ps(a, b))
     }

@@ -140,6 +140,10 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
         there!(_mm512_store_ps(lanes.0.as_mut_ptr(), floats));
     }
     #[inline(always)]
+    fn plus(self, a: __m512, b: __m512) -> __m512 {
+        there!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
         there!(_mm512_sub_ps(a, b))
     }
