@@ -71,7 +71,7 @@ enum Command {
     /// Run a network over a data set: accuracy, images per second, memory
     Eval(eval::EvalArgs),
     /// Train a network whose weights are ternary, from a float checkpoint or from scratch
-    Train(train::TrainArgs),
+    Train(Box<train::TrainArgs>),
     /// Draw the accuracy of training runs over their epochs, as SVG
     Plot(plot::PlotArgs),
     /// Print a completion script for a shell
@@ -135,7 +135,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Verify(args)) => verify::run(args, &session),
         Some(Command::Unpack(args)) => unpack::run(args, &session),
         Some(Command::Eval(args)) => eval::run(args, &session),
-        Some(Command::Train(args)) => train::run(args, &session),
+        Some(Command::Train(args)) => train::run(*args, &session),
         Some(Command::Plot(args)) => plot::run(args),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();

@@ -8,7 +8,7 @@
 //! ```
 
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView4, ArrayViewMut4, s};
+use ndarray::{Array2, ArrayView4, ArrayViewMut4, s};
 use rayon::prelude::*;
 
 use super::{Bias, Layer, Pass, Tensor, Weights};
@@ -48,42 +48,30 @@ impl<R: Real> Layer<R> for Conv2d<R> {
     fn backward(&mut self, x: &Maps<R>, _y: &Maps<R>, dy: &Maps<R>, dx: Option<&mut Maps<R>>) {
         let (gradient, used) = self.weights.gradient_and_used();
         let (filters, n) = gradient.dim();
-        let groups = self.geometry.groups;
-        let (size, output) = ([x.shape[2], x.shape[3]], [dy.shape[2], dy.shape[3]]);
-        let outputs = dy.map_len();
-        let (image_in, image_out) = (x.image_len(), dy.image_len());
+        let walk = Walk {
+            geometry: &self.geometry,
+            input: [x.shape[2], x.shape[3]],
+            output: [dy.shape[2], dy.shape[3]],
+            image_in: x.image_len(),
+            image_out: dy.image_len(),
+        };
         let piece = x.images().div_ceil(PARTS);
         let pieces = x.images().div_ceil(piece);
-        self.columns.resize(pieces * n * outputs, R::zero());
+        self.columns.resize(pieces * n * dy.map_len(), R::zero());
         self.gradients.clear();
         self.gradients.resize(pieces * filters * n, R::zero());
-        let work = |((((x, dy), columns), sum), mut dx): ((((&[R], &[R]), &mut [R]), &mut [R]), Option<&mut [R]>)| {
-            for (i, (x, dy)) in x.chunks(image_in).zip(dy.chunks(image_out)).enumerate() {
-                for group in 0..groups {
-                    let rows = group * (filters / groups)..(group + 1) * (filters / groups);
-                    let channels = group * (image_in / groups)..(group + 1) * (image_in / groups);
-                    let dy = matrix(dy, [filters, outputs]);
-                    let dy = dy.slice(s![rows.clone(), ..]);
-                    im2col(&x[channels.clone()], size, &self.geometry, output, columns);
-                    let mut sum = matrix_mut(&mut sum[rows.start * n..rows.end * n], [filters / groups, n]);
-                    general_mat_mul(R::one(), &dy, &matrix(columns, [n, outputs]).t(), R::one(), &mut sum);
-                    let Some(dx) = &mut dx else { continue };
-                    let w = used.slice(s![rows, ..]);
-                    general_mat_mul(R::one(), &w.t(), &dy, R::zero(), &mut matrix_mut(columns, [n, outputs]));
-                    col2im(columns, size, &self.geometry, output, &mut dx[i * image_in..][channels]);
-                }
-            }
-        };
-        let parts = x.values.par_chunks(piece * image_in).zip(dy.values.par_chunks(piece * image_out));
-        let parts = parts.zip(self.columns.par_chunks_mut(n * outputs));
+        let parts = x.values.par_chunks(piece * walk.image_in).zip(dy.values.par_chunks(piece * walk.image_out));
+        let parts = parts.zip(self.columns.par_chunks_mut(n * dy.map_len()));
         let parts = parts.zip(self.gradients.par_chunks_mut(filters * n));
+        let parts = parts.map(|(((x, dy), columns), sum)| Piece { x, dy, columns, sum });
         match dx {
             Some(dx) => {
-                parts.zip(dx.values.par_chunks_mut(piece * image_in).map(Some)).for_each(work);
+                let dx = dx.values.par_chunks_mut(piece * walk.image_in);
+                parts.zip(dx).for_each(|(piece, dx)| piece.backward(&walk, used, Some(dx)));
             }
-            None => parts.zip(rayon::iter::repeat_n((), pieces).map(|()| None)).for_each(work),
+            None => parts.for_each(|piece| piece.backward(&walk, used, None)),
         }
-        let flat = gradient.as_slice_mut().expect("in C order");
+        let Some(flat) = gradient.as_slice_mut() else { return };
         flat.par_chunks_mut(4096).enumerate().for_each(|(i, to)| {
             to.fill(R::zero());
             for part in self.gradients.chunks(filters * n) {
@@ -92,8 +80,8 @@ impl<R: Real> Layer<R> for Conv2d<R> {
         });
         if let Some(bias) = &mut self.bias {
             bias.gradient.fill(R::zero());
-            for image in dy.values.chunks(image_out) {
-                let maps = bias.gradient.iter_mut().zip(image.chunks(outputs));
+            for image in dy.values.chunks(walk.image_out) {
+                let maps = bias.gradient.iter_mut().zip(image.chunks(dy.map_len()));
                 maps.for_each(|(sum, map)| *sum += map.iter().copied().sum());
             }
         }
@@ -103,6 +91,47 @@ impl<R: Real> Layer<R> for Conv2d<R> {
         visit(Tensor::Weights(&mut self.weights));
         if let Some(Bias { name, value, gradient }) = &mut self.bias {
             visit(Tensor::Vector { name, value, gradient });
+        }
+    }
+}
+
+/// How the filters walk over an image, and how large it is.
+struct Walk<'a> {
+    geometry: &'a kernel::Conv2d,
+    input: [usize; 2],
+    output: [usize; 2],
+    image_in: usize,
+    image_out: usize,
+}
+
+/// Some images of the batch.
+struct Piece<'a, R> {
+    x: &'a [R],
+    dy: &'a [R],
+    /// Room for one group of an unrolled image: n × outputs.
+    columns: &'a mut [R],
+    /// Their dW, zero at first.
+    sum: &'a mut [R],
+}
+
+impl<R: Real> Piece<'_, R> {
+    fn backward(self, walk: &Walk<'_>, w: &Array2<R>, mut dx: Option<&mut [R]>) {
+        let Walk { geometry, input, output, image_in, image_out } = *walk;
+        let ((filters, n), groups) = (w.dim(), geometry.groups);
+        let outputs = output[0] * output[1];
+        for (i, (x, dy)) in self.x.chunks(image_in).zip(self.dy.chunks(image_out)).enumerate() {
+            for group in 0..groups {
+                let rows = group * (filters / groups)..(group + 1) * (filters / groups);
+                let channels = group * (image_in / groups)..(group + 1) * (image_in / groups);
+                let dy = matrix(&dy[rows.start * outputs..rows.end * outputs], [rows.len(), outputs]);
+                im2col(&x[channels.clone()], input, geometry, output, self.columns);
+                let mut sum = matrix_mut(&mut self.sum[rows.start * n..rows.end * n], [rows.len(), n]);
+                general_mat_mul(R::one(), &dy, &matrix(self.columns, [n, outputs]).t(), R::one(), &mut sum);
+                let Some(dx) = &mut dx else { continue };
+                let w = w.slice(s![rows, ..]);
+                general_mat_mul(R::one(), &w.t(), &dy, R::zero(), &mut matrix_mut(self.columns, [n, outputs]));
+                col2im(self.columns, input, geometry, output, &mut dx[i * image_in..][channels]);
+            }
         }
     }
 }
