@@ -61,12 +61,13 @@ const ROOT: [(&str, &str); 15] = [
     ("write_atomically", "atomic_file"),
 ];
 
-/// The files that may say `unsafe`: instruction sets, the mapping of files, signals.
-const UNSAFE: [&str; 7] = [
+/// The files that may say `unsafe`: instruction sets, the mapping of files, signals, matrix products.
+const UNSAFE: [&str; 8] = [
     "cli/mod.rs",
     "kernel/lanes/ymm.rs",
     "kernel/lanes/zmm.rs",
     "mapped.rs",
+    "train/matmul.rs",
     "vector/avx2.rs",
     "vector/avx512.rs",
     "vector/x86.rs",

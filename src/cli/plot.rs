@@ -55,6 +55,9 @@ impl What {
     }
 }
 
+/// Axes are not divided any further.
+const LARGEST: f64 = 1e12;
+
 /// A run's name, and a point per epoch.
 type Curve = (String, Vec<(f64, f64)>);
 
@@ -74,7 +77,14 @@ fn read(path: &Path, what: What) -> anyhow::Result<Curve> {
         let metrics: Metrics = serde_json::from_str(line).map_err(|e| {
             Error::Request(format!("{}: line {}: {e}; expected an epoch of a run", file.display(), i + 1))
         })?;
-        Ok((f64::from(metrics.epoch), what.of(&metrics)))
+        let value = what.of(&metrics);
+        if !(value.abs() < LARGEST) {
+            let place = format!("{}: line {}", file.display(), i + 1);
+            return Err(
+                Error::Request(format!("{place}: {value} cannot be drawn; expected less than {LARGEST:e}")).into()
+            );
+        }
+        Ok((f64::from(metrics.epoch), value))
     });
     let points = lines.collect::<anyhow::Result<Vec<_>>>()?;
     if points.is_empty() {

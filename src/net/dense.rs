@@ -2,20 +2,13 @@
 //! `matrixmultiply`) per image and group. What packed products are compared with, in their numbers
 //! and in speed. Not here: packed weights ([`crate::kernel`]).
 
-use std::ops::AddAssign;
-
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView1, ArrayView2, ArrayView4, ArrayViewMut2, ArrayViewMut4, LinalgScalar, s};
+use ndarray::{ArrayView1, ArrayView2, ArrayView4, ArrayViewMut2, ArrayViewMut4, s};
 use rayon::prelude::*;
 
 use super::im2col::im2col;
 use crate::kernel::Conv2d;
 use crate::{Error, Result};
-
-/// What layers compute with: `f32`, or `f64` where gradients are checked.
-pub trait Number: LinalgScalar + Default + AddAssign + Send + Sync {}
-
-impl<T: LinalgScalar + Default + AddAssign + Send + Sync> Number for T {}
 
 /// A convolution over `x` of batch × channels × height × width; `y` is batch × filters × output
 /// height × output width ([`Conv2d::output`]), in C order. `w` has a row per filter: channels per group ×
@@ -24,13 +17,13 @@ impl<T: LinalgScalar + Default + AddAssign + Send + Sync> Number for T {}
 ///
 /// # Errors
 /// When a shape does not fit, or has a 0.
-pub fn conv2d<T: Number>(
-    w: ArrayView2<'_, T>,
-    bias: Option<&[T]>,
+pub fn conv2d(
+    w: ArrayView2<'_, f32>,
+    bias: Option<&[f32]>,
     geometry: &Conv2d,
-    x: ArrayView4<'_, T>,
-    mut y: ArrayViewMut4<'_, T>,
-    columns: &mut Vec<T>,
+    x: ArrayView4<'_, f32>,
+    mut y: ArrayViewMut4<'_, f32>,
+    columns: &mut Vec<f32>,
 ) -> Result<()> {
     let (batch, channels, height, width) = x.dim();
     let (filters, groups) = (w.nrows(), geometry.groups);
@@ -60,7 +53,7 @@ pub fn conv2d<T: Number>(
     // Each thread has its own columns and a run of images.
     let threads = rayon::current_num_threads().min(batch);
     let run = batch.div_ceil(threads);
-    columns.resize(threads * column * outputs, T::zero());
+    columns.resize(threads * column * outputs, 0.0);
     let runs = y.par_chunks_mut(run * image_out).zip(x.par_chunks(run * image_in));
     runs.zip(columns.par_chunks_mut(column * outputs)).for_each(|((y, x), columns)| {
         for (y, x) in y.chunks_mut(image_out).zip(x.chunks(image_in)) {
@@ -77,12 +70,12 @@ pub fn conv2d<T: Number>(
 }
 
 /// y = W·X for X with that many columns, and a bias per row.
-fn product<T: Number>(w: ArrayView2<'_, T>, (x, columns): (&[T], usize), bias: Option<&[T]>, y: &mut [T]) {
+fn product(w: ArrayView2<'_, f32>, (x, columns): (&[f32], usize), bias: Option<&[f32]>, y: &mut [f32]) {
     let shapes = (ArrayView2::from_shape((w.ncols(), columns), x), ArrayViewMut2::from_shape((w.nrows(), columns), y));
     let (Ok(x), Ok(mut y)) = shapes else { unreachable!("lengths follow from the checked shapes") };
-    general_mat_mul(T::one(), &w, &x, T::zero(), &mut y);
+    general_mat_mul(1.0, &w, &x, 0.0, &mut y);
     for (mut row, bias) in y.rows_mut().into_iter().zip(bias.into_iter().flatten()) {
-        row.iter_mut().for_each(|y| *y += *bias);
+        row += *bias;
     }
 }
 

@@ -12,6 +12,7 @@
 mod layers;
 mod loss;
 mod maps;
+mod matmul;
 mod methods;
 mod model;
 mod network;

@@ -7,15 +7,14 @@
 //!            dx = fold(Wᵀ·dy)    each column's derivatives added where its values came from
 //! ```
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView4, ArrayViewMut4, s};
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 
 use super::{Bias, Layer, Pass, Tensor, Weights};
 use crate::kernel;
-use crate::net::dense;
 use crate::net::im2col::{col2im, im2col};
 use crate::train::maps::{Maps, PARTS, Real, matrix, matrix_mut};
+use crate::train::matmul::matmul;
 
 /// Filters that walk over the images.
 #[derive(Debug)]
@@ -38,23 +37,23 @@ impl<R: Real> Conv2d<R> {
 
 impl<R: Real> Layer<R> for Conv2d<R> {
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
+        let w = self.weights.used();
+        let walk = Walk::new(&self.geometry, x, y);
+        let (column, piece) = (w.ncols() * y.map_len(), x.images().div_ceil(PARTS));
+        self.columns.resize(x.images().div_ceil(piece) * column, R::zero());
+        let parts = y.values.par_chunks_mut(piece * walk.image_out).zip(x.values.par_chunks(piece * walk.image_in));
         let bias = self.bias.as_ref().map(|bias| &*bias.value);
-        let x = ArrayView4::from_shape(x.shape, &x.values).expect("as many values as the shape says");
-        let y = ArrayViewMut4::from_shape(y.shape, &mut y.values).expect("as many values as the shape says");
-        dense::conv2d(self.weights.used().view(), bias, &self.geometry, x, y, &mut self.columns)
-            .expect("the description was checked");
+        parts.zip(self.columns.par_chunks_mut(column)).for_each(|((y, x), columns)| {
+            for (y, x) in y.chunks_mut(walk.image_out).zip(x.chunks(walk.image_in)) {
+                walk.forward(w, bias, x, columns, y);
+            }
+        });
     }
 
     fn backward(&mut self, x: &Maps<R>, _y: &Maps<R>, dy: &Maps<R>, dx: Option<&mut Maps<R>>) {
         let (gradient, used) = self.weights.gradient_and_used();
         let (filters, n) = gradient.dim();
-        let walk = Walk {
-            geometry: &self.geometry,
-            input: [x.shape[2], x.shape[3]],
-            output: [dy.shape[2], dy.shape[3]],
-            image_in: x.image_len(),
-            image_out: dy.image_len(),
-        };
+        let walk = Walk::new(&self.geometry, x, dy);
         let piece = x.images().div_ceil(PARTS);
         let pieces = x.images().div_ceil(piece);
         self.columns.resize(pieces * n * dy.map_len(), R::zero());
@@ -104,6 +103,27 @@ struct Walk<'a> {
     image_out: usize,
 }
 
+impl<'a> Walk<'a> {
+    fn new<R: Real>(geometry: &'a kernel::Conv2d, x: &Maps<R>, y: &Maps<R>) -> Self {
+        let [input, output] = [x, y].map(|maps| [maps.shape[2], maps.shape[3]]);
+        Self { geometry, input, output, image_in: x.image_len(), image_out: y.image_len() }
+    }
+
+    /// One image, group by group.
+    fn forward<R: Real>(&self, w: &Array2<R>, bias: Option<&[R]>, x: &[R], columns: &mut [R], y: &mut [R]) {
+        let ((filters, n), groups) = (w.dim(), self.geometry.groups);
+        let (each, outputs) = (filters / groups, self.output[0] * self.output[1]);
+        let images = x.chunks(self.image_in / groups).zip(y.chunks_mut(self.image_out / groups));
+        for (group, (x, y)) in images.enumerate() {
+            im2col(x, self.input, self.geometry, self.output, columns);
+            let w = w.slice(s![group * each..(group + 1) * each, ..]);
+            matmul(w, matrix(columns, [n, outputs]), matrix_mut(y, [each, outputs]), false);
+        }
+        let maps = y.chunks_mut(outputs).zip(bias.into_iter().flatten());
+        maps.for_each(|(y, bias)| y.iter_mut().for_each(|y| *y += *bias));
+    }
+}
+
 /// Some images of the batch.
 struct Piece<'a, R> {
     x: &'a [R],
@@ -125,11 +145,11 @@ impl<R: Real> Piece<'_, R> {
                 let channels = group * (image_in / groups)..(group + 1) * (image_in / groups);
                 let dy = matrix(&dy[rows.start * outputs..rows.end * outputs], [rows.len(), outputs]);
                 im2col(&x[channels.clone()], input, geometry, output, self.columns);
-                let mut sum = matrix_mut(&mut self.sum[rows.start * n..rows.end * n], [rows.len(), n]);
-                general_mat_mul(R::one(), &dy, &matrix(self.columns, [n, outputs]).t(), R::one(), &mut sum);
+                let sum = matrix_mut(&mut self.sum[rows.start * n..rows.end * n], [rows.len(), n]);
+                matmul(dy, matrix(self.columns, [n, outputs]).reversed_axes(), sum, true);
                 let Some(dx) = &mut dx else { continue };
                 let w = w.slice(s![rows, ..]);
-                general_mat_mul(R::one(), &w.t(), &dy, R::zero(), &mut matrix_mut(self.columns, [n, outputs]));
+                matmul(w.reversed_axes(), dy, matrix_mut(self.columns, [n, outputs]), false);
                 col2im(self.columns, input, geometry, output, &mut dx[i * image_in..][channels]);
             }
         }

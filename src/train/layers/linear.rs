@@ -1,11 +1,11 @@
 //! Linear layer: y = x·Wᵀ + bias. Not here: how W becomes ternary.
 
-use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use super::{Bias, Layer, Pass, Tensor, Weights};
 use crate::train::maps::{Maps, PARTS, Real};
+use crate::train::matmul::matmul;
 
 /// A row of W per output.
 #[derive(Debug)]
@@ -51,7 +51,5 @@ impl<R: Real> Layer<R> for Linear<R> {
 fn product<R: Real>(a: ArrayView2<'_, R>, b: ArrayView2<'_, R>, mut c: ArrayViewMut2<'_, R>) {
     let columns = c.ncols().div_ceil(PARTS).max(16);
     let pieces = c.axis_chunks_iter_mut(Axis(1), columns).into_par_iter();
-    pieces.zip(b.axis_chunks_iter(Axis(1), columns)).for_each(|(mut c, b)| {
-        general_mat_mul(R::one(), &a, &b, R::zero(), &mut c);
-    });
+    pieces.zip(b.axis_chunks_iter(Axis(1), columns)).for_each(|(c, b)| matmul(a, b, c, false));
 }
