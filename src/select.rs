@@ -250,11 +250,11 @@ impl Plan {
                 settings = (*its).clone().or(&settings);
                 forced = its.keep.map(|_| pattern.text.as_str()).or(forced);
             }
-            let before = trained.get(tensor.name);
-            if let (Some(before), None) = (before, &settings.method) {
+            let (before, says_method) = (trained.get(tensor.name), settings.method.is_some());
+            if let (Some(before), false) = (before, says_method) {
                 settings = Settings { keep: settings.keep, ..settings.or(before) };
             }
-            let before = before.and_then(|before| before.keep);
+            let before = before.filter(|_| !says_method).and_then(|before| before.keep);
             let (keep, reason) = decide(tensor, &settings, (forced, before), &include, &exclude);
             let decision = match keep {
                 Keep::Dense => Decision::Dense,

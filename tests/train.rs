@@ -26,7 +26,8 @@ layers = [
     ] } },
     "relu",
     "flatten",
-    { linear = { weight = "fc.weight", bias = "fc.bias", outputs = 10 } },
+    # A name that the converter would keep dense.
+    { linear = { weight = "lm_head.weight", bias = "lm_head.bias", outputs = 10 } },
 ]
 "#;
 
@@ -60,11 +61,12 @@ impl World {
         self.directory.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// The arguments of a run that writes `NAME.safetensors` and `NAME.twn`.
+    /// The arguments of a run that writes `NAME.safetensors` and, if it is ternary, `NAME.twn`.
     fn arguments(&self, name: &str, more: &[&str]) -> Vec<String> {
         let (output, packed) = (self.path(&format!("{name}.safetensors")), self.path(&format!("{name}.twn")));
-        let fixed = ["train", "--net", &self.network, "--data", &self.data, "-o", &output, "--pack", &packed];
-        fixed.iter().chain(more).map(|&argument| argument.to_owned()).collect()
+        let fixed = ["train", "--net", &self.network, "--data", &self.data, "-o", &output];
+        let pack: &[&str] = if more.contains(&"none") { &[] } else { &["--pack", &packed] };
+        fixed.iter().chain(pack).chain(more).map(|&argument| argument.to_owned()).collect()
     }
 
     fn train(&self, code: i32, name: &str, more: &[&str]) -> (String, String) {
@@ -104,12 +106,13 @@ fn every_method_learns_and_is_packed_as_it_was_trained() {
         let accuracy = metrics[8]["test_accuracy"].as_f64().unwrap();
         // The same on the checkpoint with its method, on unpacked floats, and on the packed kernels.
         let (checkpoint, packed) = (format!("{method}.safetensors"), format!("{method}.twn"));
-        let predictions = world.predictions(&packed, &[]);
-        assert_eq!(predictions, world.predictions(&packed, &["--float"]), "{method}");
+        let file = if method == "none" { &checkpoint } else { &packed };
+        let predictions = world.predictions(file, &[]);
+        assert_eq!(predictions, world.predictions(file, &["--float"]), "{method}");
         assert_eq!(predictions, world.predictions(&checkpoint, &[]), "{method}");
         assert_eq!(predictions, world.predictions(&checkpoint, &["--float"]), "{method}");
         let (stdout, _) =
-            expect(0, &["eval", &world.path(&packed), "--net", &world.network, "--data", &world.data, "--json"]);
+            expect(0, &["eval", &world.path(file), "--net", &world.network, "--data", &world.data, "--json"]);
         let results: Value = serde_json::from_str(&stdout).unwrap();
         assert_eq!(results["accuracy"].as_f64().unwrap(), accuracy, "{method}: what training said");
         let layers = if method == "none" { 0 } else { 3 };
@@ -149,29 +152,22 @@ fn a_killed_run_goes_on_bit_for_bit() {
     let resume = [&options[..], &["--resume"]].concat();
     let mut kills = 0;
     for attempt in 0..100 {
-        let first = !Path::new(&world.path("killed.run/state.safetensors")).exists();
         if Path::new(&world.path("killed.safetensors")).exists() {
             break;
         }
-        if !first || attempt == 0 || !Path::new(&world.path("killed.run")).exists() {
-            let options = if first { &options[..] } else { &resume };
-            let mut child = Command::new(env!("CARGO_BIN_EXE_twn-pack"))
-                .args(world.arguments("killed", options))
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            std::thread::sleep(
-                Duration::max(whole / 4, Duration::from_millis(30)) + Duration::from_millis(7 * attempt),
-            );
-            if child.try_wait().unwrap().is_none() {
-                child.kill().unwrap();
-                kills += 1;
-            }
-            child.wait().unwrap();
-        } else {
-            // Killed before its first state was there: it begins anew.
-            std::fs::remove_dir_all(world.path("killed.run")).unwrap();
+        // Killed before its first state was there, it begins anew.
+        let begun = Path::new(&world.path("killed.run/state.safetensors")).exists();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_twn-pack"))
+            .args(world.arguments("killed", if begun { &resume } else { &options[..] }))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::max(whole / 4, Duration::from_millis(30)) + Duration::from_millis(7 * attempt));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
         }
+        child.wait().unwrap();
     }
     assert!(kills > 0, "no run was killed");
     assert!(world.bytes("whole.safetensors") == world.bytes("killed.safetensors"));
@@ -216,13 +212,18 @@ fn from_a_checkpoint() {
     let (stdout, _) = expect(0, &["inspect", &world.path("tuned.twn")]);
     let reasons = stdout.matches("as it was trained").count();
     assert_eq!(reasons, 2, "the first and the last layer stay dense as they were trained: {stdout}");
+    // A method that is given counts, whatever the training was.
+    let packed = world.path("float.twn2");
+    expect(0, &[&float, "-m", "optimal", "-i", "*.weight", "-o", &packed, "-q"]);
+    let (stdout, _) = expect(0, &["inspect", &packed]);
+    assert_eq!(stdout.matches("t2 optimal filter").count(), 3, "{stdout}");
     // An epoch that starts from what it ends with is better than one from nothing.
     let first = |name: &str| world.metrics(name)[1]["loss"].as_f64().unwrap();
     assert!(first("tuned") < first("float"));
     // PyTorch's names are all there.
     let bytes = world.bytes("tuned.safetensors");
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    for name in ["bn1.num_batches_tracked", "block.bn.running_var", "block.conv.weight", "fc.bias"] {
+    for name in ["bn1.num_batches_tracked", "block.bn.running_var", "block.conv.weight", "lm_head.bias"] {
         assert!(file.names().contains(&name), "{name}");
     }
 }
@@ -230,7 +231,14 @@ fn from_a_checkpoint() {
 #[test]
 fn what_makes_no_sense_is_refused() {
     let world = World::new();
-    let cases: [(&[&str], &str); 11] = [
+    let damaged = world.path("damaged.toml");
+    std::fs::write(&damaged, NETWORK.replace("block.conv", "conv1")).unwrap();
+    let cases: [(&[&str], &str); 16] = [
+        (&["--epochs", "1", "--set", "*", "encoding=t5"], "are for packing"),
+        (&["--epochs", "1", "--run", &world.path("bad.safetensors")], "different paths"),
+        (&["--epochs", "1", "--pack", &world.path("bad.safetensors")], "cannot be used multiple times"),
+        (&["--epochs", "1", "--batch", "64", "--rate", "1e300", "--schedule", "constant", "-m", "tga"], "lower --rate"),
+        (&["--epochs", "1", "--batch", "64", "--rate", "1e300", "--schedule", "constant"], "lower --rate"),
         (&[], "say how to train"),
         (&["--epochs", "0"], "at least 1 of each"),
         (&["--epochs", "1", "--method", "twm"], "unknown method `twm`"),
@@ -252,6 +260,11 @@ fn what_makes_no_sense_is_refused() {
         assert!(!Path::new(&world.path("bad.safetensors")).exists());
         let _ = std::fs::remove_dir_all(world.path("bad.run"));
     }
+    // Two layers with one tensor.
+    let arguments =
+        ["train", "--net", &damaged, "--data", &world.data, "--epochs", "1", "-o", &world.path("bad.safetensors")];
+    let (_, stderr) = expect(2, &arguments);
+    assert!(stderr.contains("two layers have a tensor `conv1.weight`"), "{stderr}");
     world.train(0, "twice", &["--epochs", "1", "-q"]);
     let (_, stderr) = world.train(2, "twice", &["--epochs", "1", "-q"]);
     assert!(stderr.contains("exists"), "{stderr}");

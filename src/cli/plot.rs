@@ -78,7 +78,7 @@ fn read(path: &Path, what: What) -> anyhow::Result<Curve> {
             Error::Request(format!("{}: line {}: {e}; expected an epoch of a run", file.display(), i + 1))
         })?;
         let value = what.of(&metrics);
-        if !(value.abs() < LARGEST) {
+        if value.is_nan() || value.abs() >= LARGEST {
             let place = format!("{}: line {}", file.display(), i + 1);
             return Err(
                 Error::Request(format!("{place}: {value} cannot be drawn; expected less than {LARGEST:e}")).into()

@@ -236,6 +236,10 @@ impl MethodArgs {
         session.warn(&rules.unused_patterns(&names)?.into_iter().map(warn).collect::<Vec<_>>());
         let mut methods = BTreeMap::new();
         for (name, settings) in names.iter().zip(rules.for_layers(&names)?) {
+            if settings.axis.is_some() || settings.encoding.is_some() || settings.scale_dtype.is_some() {
+                let message = "axis, encoding and scale-dtype are for packing; training has no use for them";
+                return Err(Error::Request(message.to_owned()));
+            }
             let chosen = settings.method.unwrap_or_default();
             let request = Request {
                 factor: settings.factor,
@@ -259,10 +263,12 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let description = args.net.open()?;
     let recipe = args.recipe.recipe(args.init.is_none())?;
     let methods = args.methods.methods(&description, session)?;
-    for output in [Some(&args.output), args.pack.as_ref()].into_iter().flatten() {
-        if output.exists() && !args.force {
-            return Err(Error::OutputExists { path: output.clone() }.into());
-        }
+    let directory = args.run.clone().unwrap_or_else(|| args.output.with_extension("run"));
+    check_outputs(&args, &directory)?;
+    if args.pack.is_some() && methods.is_empty() {
+        let message =
+            "--pack: no layer becomes ternary in this training; pack what it writes with `twn-pack MODEL -o OUT.twn`";
+        return Err(Error::Request(message.to_owned()).into());
     }
     let [train, test] = [Split::Train, Split::Test].map(|split| args.data.open(split, description.input()));
     let (train, test) = (train?, test?);
@@ -281,7 +287,6 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
         }
     };
     say(&summary(&setup));
-    let directory = args.run.clone().unwrap_or_else(|| args.output.with_extension("run"));
     let display = Display::of_images(&session.global);
     let options = train::Options {
         init: init.as_ref(),
@@ -318,6 +323,25 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let peak = memory("VmHWM:").map_or("-".to_owned(), report::bytes);
     let percent = 100.0 * outcome.metrics.test_accuracy;
     print(format!("test accuracy {percent:.2} %, {peak} of memory at most\n"))
+}
+
+/// Before the long work, so that it is not in vain.
+fn check_outputs(args: &TrainArgs, directory: &Path) -> Result<()> {
+    let outputs: Vec<&PathBuf> = [Some(&args.output), args.pack.as_ref()].into_iter().flatten().collect();
+    for (i, output) in outputs.iter().enumerate() {
+        if outputs[..i].contains(output) || output.as_path() == directory {
+            let output = output.display();
+            return Err(Error::Request(format!("{output}: expected different paths for -o, --pack and --run")));
+        }
+        if output.exists() && !args.force {
+            return Err(Error::OutputExists { path: (*output).clone() });
+        }
+        let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+            return Err(Error::Request(format!("{}: there is no directory {}", output.display(), parent.display())));
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoint, packed as it was trained.

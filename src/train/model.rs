@@ -1,7 +1,7 @@
 //! Trained weights in and out: any checkpoint whose names and shapes fit, and `.safetensors` with PyTorch's
 //! names, which the converter packs as they were trained. Not here: the state of a run ([`super::state`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -18,6 +18,10 @@ pub(super) type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
 /// Writes tensors and metadata as one file, which appears whole or not at all.
 pub(super) fn write(path: &Path, overwrite: bool, tensors: Vec<Raw>, metadata: BTreeMap<String, String>) -> Result<()> {
     let refused = |what: String| Error::Request(format!("{}: {what}", path.display()));
+    let mut names = BTreeSet::new();
+    if let Some((name, ..)) = tensors.iter().find(|(name, ..)| name == "__metadata__" || !names.insert(name)) {
+        return Err(refused(format!("two tensors would be called `{name}`, or that name is not free")));
+    }
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         let view = TensorView::new(*dtype, shape.clone(), bytes);
         view.map(|view| (name, view)).map_err(|e| refused(format!("tensor `{name}`: {e}")))
@@ -48,7 +52,16 @@ impl Network<f32> {
                 }
             };
             if failed.is_ok() {
-                failed = tensors.values(name, &shape).map(|found| values.copy_from_slice(&found));
+                failed = tensors.values(name, &shape).and_then(|found| {
+                    if let Some(at) = found.iter().position(|x| !x.is_finite()) {
+                        let path = source.path().display();
+                        let message =
+                            format!("{path}: tensor `{name}`: element {at} is {}; expected finite numbers", found[at]);
+                        return Err(Error::Request(message));
+                    }
+                    values.copy_from_slice(&found);
+                    Ok(())
+                });
             }
         });
         failed
@@ -61,7 +74,9 @@ impl Network<f32> {
     /// # Errors
     /// An output that exists without `overwrite`, or cannot be written.
     pub fn save(&mut self, path: &Path, overwrite: bool, steps: u64) -> Result<()> {
-        let settings = serde_json::to_string(&self.settings()).map_err(|e| Error::Request(e.to_string()))?;
+        let settings = self.settings();
+        let text = serde_json::to_string(&settings).map_err(|e| Error::Request(e.to_string()))?;
+        let metadata = (!settings.is_empty()).then(|| (TRAINED_KEY.to_owned(), text));
         self.ternarize(Pass::Evaluate);
         let mut tensors: Vec<Raw> = Vec::new();
         self.visit(&mut |tensor| match tensor {
@@ -82,6 +97,6 @@ impl Network<f32> {
                 }
             }
         });
-        write(path, overwrite, tensors, BTreeMap::from([(TRAINED_KEY.to_owned(), settings)]))
+        write(path, overwrite, tensors, metadata.into_iter().collect())
     }
 }

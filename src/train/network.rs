@@ -16,7 +16,7 @@ use super::random::{Purpose, generator, symmetric};
 use crate::Result;
 use crate::net::Description;
 use crate::net::layers::{Described, Layer};
-use crate::select::Settings;
+use crate::select::{Keep, Settings};
 
 /// Gives each weight layer its method, by the tensor's name.
 pub type Choose<'a, R> = dyn FnMut(&str) -> Result<Option<Box<dyn Method<R>>>> + 'a;
@@ -39,6 +39,13 @@ pub struct Step {
     pub penalty: f64,
     /// How many images had their label's logit as the largest.
     pub correct: usize,
+}
+
+/// What the optimizer has to know of a parameter besides its value.
+pub(super) struct Parameter<'a, R> {
+    pub gradient: &'a [R],
+    /// Whether weight decay is for it.
+    pub decays: bool,
 }
 
 impl<R: Real> Network<R> {
@@ -145,47 +152,67 @@ impl<R: Real> Network<R> {
     /// Moves every parameter by one step.
     pub fn step(&mut self, optimizer: &mut Optimizer<R>, rate: f64) {
         optimizer.begin();
-        self.layers.visit(&mut |tensor| match tensor {
-            Tensor::Weights(weights) => {
-                let Weights { value, gradient, method, .. } = weights;
-                let (Some(values), Some(gradient)) = (value.as_slice_mut(), gradient.as_slice()) else { return };
-                optimizer.update(values, gradient, rate, true);
-                let Some(method) = method else { return };
-                if let Some((value, gradient)) = method.learned() {
-                    optimizer.update(value, gradient, rate, false);
-                }
+        self.parameters(&mut |value, Parameter { gradient, decays }| optimizer.update(value, gradient, rate, decays));
+        self.visit_weights(&mut |Weights { value, method, .. }| {
+            if let Some(method) = method {
                 method.constrain(value.view_mut());
             }
-            Tensor::Vector { value, gradient, .. } => optimizer.update(value, gradient, rate, true),
+        });
+    }
+
+    /// Everything that is learned, always in the same order.
+    pub(super) fn parameters(&mut self, visit: &mut dyn FnMut(&mut [R], Parameter<'_, R>)) {
+        self.layers.visit(&mut |tensor| match tensor {
+            Tensor::Weights(Weights { value, gradient, method, .. }) => {
+                let (Some(value), Some(gradient)) = (value.as_slice_mut(), gradient.as_slice()) else { return };
+                visit(value, Parameter { gradient, decays: true });
+                if let Some((value, gradient)) = method.as_mut().and_then(|method| method.learned()) {
+                    visit(value, Parameter { gradient, decays: false });
+                }
+            }
+            Tensor::Vector { value, gradient, .. } => visit(value, Parameter { gradient, decays: true }),
             Tensor::Statistics { .. } => {}
         });
     }
 
-    /// The first layer in whose parameters something is not a finite number.
+    /// The first tensor, in the order of the layers, in which something is not a finite number: what was
+    /// learned or remembered, or else a gradient.
     pub fn broken(&mut self) -> Option<String> {
-        let mut found = None;
+        let [mut of_value, mut of_gradient] = [None, None];
+        let finite = |values: &[R]| values.iter().all(|x| x.to_f64().is_finite());
         self.layers.visit(&mut |tensor| {
-            let (name, broken) = match tensor {
-                Tensor::Weights(weights) => (&*weights.name, weights.gradient.iter().any(|g| !g.to_f64().is_finite())),
-                Tensor::Vector { name, gradient, .. } => (name, gradient.iter().any(|g| !g.to_f64().is_finite())),
-                Tensor::Statistics { name, value } => (name, value.iter().any(|v| !v.to_f64().is_finite())),
+            let (name, value, gradient) = match &tensor {
+                Tensor::Weights(w) => {
+                    let [value, gradient] = [&w.value, &w.gradient].map(|matrix| matrix.as_slice().is_none_or(finite));
+                    (&*w.name, value, gradient)
+                }
+                Tensor::Vector { name, value, gradient } => (*name, finite(value), finite(gradient)),
+                Tensor::Statistics { name, value } => (*name, finite(value), true),
             };
-            if broken && found.is_none() {
-                found = Some(name.to_owned());
+            if !value {
+                of_value.get_or_insert_with(|| name.to_owned());
+            }
+            if !gradient {
+                of_gradient.get_or_insert_with(|| name.to_owned());
             }
         });
-        found
+        of_value.or(of_gradient)
     }
 
     /// By tensor name, the settings by which the converter makes of the saved tensors what was
-    /// trained; a layer without a method stays dense.
+    /// trained; a layer without a method stays dense. Empty where no layer has one.
     pub fn settings(&mut self) -> BTreeMap<String, Settings> {
         let mut settings = BTreeMap::new();
         self.visit_weights(&mut |weights| {
-            let dense = || Settings { keep: Some(crate::select::Keep::Dense), ..Settings::default() };
-            let its = weights.method.as_ref().map_or_else(dense, |method| method.settings());
+            let dense = || Settings { keep: Some(Keep::Dense), ..Settings::default() };
+            // Whatever it is called: names that stay dense by default were trained too.
+            let ternary = |settings| Settings { keep: Some(Keep::Ternary), ..settings };
+            let its = weights.method.as_ref().map_or_else(dense, |method| ternary(method.settings()));
             settings.insert(weights.name.clone(), its);
         });
+        if settings.values().all(|settings| settings.keep == Some(Keep::Dense)) {
+            settings.clear();
+        }
         settings
     }
 

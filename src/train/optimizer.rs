@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::maps::Real;
+use super::network::Network;
 
 /// Which rule.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,13 @@ impl<R: Real> Optimizer<R> {
             Rule::Sgd { .. } => 1,
             Rule::Adam => 2,
         }
+    }
+
+    /// Makes room for the momenta of every parameter of the network, all 0.
+    pub(super) fn reserve(&mut self, network: &mut Network<R>) {
+        self.momenta.clear();
+        let size = Self::per_element(self.rule);
+        network.parameters(&mut |value, _| self.momenta.push(vec![R::zero(); size * value.len()]));
     }
 
     /// Begins a step: every parameter has to follow, in the same order each time.

@@ -1,7 +1,7 @@
 //! The loop: epochs of steps, accuracy after each, and what is kept so that nothing is lost. Not here:
 //! what a step is ([`super::network`]), or how results are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -139,18 +139,19 @@ impl Directory<'_> {
         self.0.join(STATE)
     }
 
+    /// Metrics without a state are those of a run that never began.
     fn create(&self, setup: &Setup) -> Result<()> {
         fs::create_dir_all(self.0).map_err(Error::io(self.0, "make the run's directory"))?;
-        for name in [STATE, METRICS] {
-            let path = self.0.join(name);
-            if path.exists() {
-                return Err(Error::Request(format!(
-                    "{}: a run is there already; go on with --resume, or choose another directory with --run",
-                    path.display()
-                )));
-            }
+        let state = self.state();
+        if state.exists() {
+            return Err(Error::Request(format!(
+                "{}: a run is there already; go on with --resume, or choose another directory with --run",
+                state.display()
+            )));
         }
-        self.append(setup)
+        let path = self.0.join(METRICS);
+        let text = serde_json::to_string(setup).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
+        write_atomically(&path, true, (text + "\n").as_bytes())
     }
 
     fn append(&self, line: &impl Serialize) -> Result<()> {
@@ -163,7 +164,7 @@ impl Directory<'_> {
     /// Drops the lines of epochs that are done again, since the state is older than they.
     fn cut(&self, epoch: u32) -> Result<()> {
         let path = self.0.join(METRICS);
-        let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        let text = fs::read_to_string(&path).map_err(Error::io(&path, "go on with the metrics in"))?;
         let keep = text.lines().enumerate().filter(|(i, line)| {
             *i == 0 || serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.epoch <= epoch)
         });
@@ -186,6 +187,13 @@ pub fn train(
     options: &Options<'_>,
 ) -> Result<Outcome> {
     setup.recipe.check()?;
+    let mut names = BTreeSet::new();
+    if let Some((name, _)) = description.tensors().into_iter().find(|(name, _)| !names.insert(*name)) {
+        let network = description.name();
+        return Err(Error::Request(format!(
+            "{network}: two layers have a tensor `{name}`; training wants one for each"
+        )));
+    }
     for (data, images) in [(train, setup.train_images), (test, setup.test_images)] {
         if data.shape() != description.input() {
             return Err(Error::Request(format!(
@@ -229,15 +237,14 @@ pub fn train(
     let mut run = Run { train, test, setup, options, x: Maps::default(), labels: Vec::new() };
     let mut metrics = None;
     while position.epoch < recipe.epochs {
-        match run.epoch(&mut network, &mut optimizer, &mut position) {
-            Ok(()) => {}
+        let found = run.epoch(&mut network, &mut optimizer, &mut position);
+        let found = match found.and_then(|()| run.metrics(&mut network, &position)) {
             Err(Error::Cancelled) => {
                 state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
                 return Err(Error::Cancelled);
             }
-            Err(error) => return Err(error),
-        }
-        let found = run.metrics(&mut network, &position)?;
+            found => found?,
+        };
         (position.epoch, position.batches, position.sums) = (position.epoch + 1, 0, Sums::default());
         directory.append(&found)?;
         state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
@@ -278,20 +285,18 @@ impl Run<'_> {
         let seed = random::augmentation(*seed, position.epoch);
         let batches = train_images.div_ceil(recipe.batch) as f64;
         for indices in order.chunks(recipe.batch).skip(position.batches) {
-            if self.options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-                return Err(Error::Cancelled);
-            }
+            self.check()?;
             let start = Instant::now();
             self.read(self.train, indices, augmentation.as_ref().map(|augmentation| (augmentation, seed)))?;
             let done = f64::from(position.epoch) + position.batches as f64 / batches;
             let strength = recipe.strength(done / f64::from(recipe.epochs));
             let step = network.learn(&self.x, &self.labels, recipe.loss, strength);
+            position.batches += 1;
             if !(step.loss + step.penalty).is_finite() {
                 return Err(diverged(position, network.broken()));
             }
             network.step(optimizer, recipe.schedule.rate(recipe.rate, done, recipe.epochs));
             position.steps += 1;
-            position.batches += 1;
             position.sums.add(&step, indices.len(), start.elapsed().as_secs_f64());
             if let Some(progress) = self.options.progress {
                 let images = position.sums.images as u64;
@@ -304,7 +309,13 @@ impl Run<'_> {
                 });
             }
         }
-        Ok(())
+        // The last step has no loss behind it that would tell.
+        network.broken().map_or(Ok(()), |layer| Err(diverged(position, Some(layer))))
+    }
+
+    fn check(&self) -> Result<()> {
+        let cancelled = self.options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed));
+        if cancelled { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn metrics(&mut self, network: &mut Network<f32>, position: &Position) -> Result<Metrics> {
@@ -312,7 +323,8 @@ impl Run<'_> {
         network.ternarize(Pass::Evaluate);
         let mut right = 0;
         let indices: Vec<usize> = (0..*test_images).collect();
-        for indices in indices.chunks(recipe.batch.max(100)) {
+        for indices in indices.chunks(recipe.batch) {
+            self.check()?;
             self.read(self.test, indices, None)?;
             right += correct(network.forward(&self.x, Pass::Evaluate), &self.labels);
         }
@@ -348,6 +360,12 @@ impl Run<'_> {
 }
 
 impl Sums {
+    /// Whether an epoch over so many images can have found this.
+    pub fn are_possible(&self, images: usize) -> bool {
+        let finite = [self.loss, self.penalty, self.seconds].iter().all(|x| x.is_finite());
+        finite && self.correct <= self.images && self.images <= images
+    }
+
     fn add(&mut self, step: &Step, images: usize, seconds: f64) {
         self.loss += step.loss * images as f64;
         self.penalty += step.penalty * images as f64;
@@ -358,12 +376,12 @@ impl Sums {
 }
 
 fn diverged(position: &Position, layer: Option<String>) -> Error {
-    let layer = layer.map_or(String::new(), |layer| format!(", first seen in the gradient of `{layer}`"));
+    let layer = layer.map_or(String::new(), |layer| format!(", nor is everything in `{layer}` or its gradient"));
     Error::Request(format!(
         "epoch {}, batch {}: the loss is not a finite number{layer}; the run's state is that of the last whole epoch. Try a \
          lower --rate, or look for values that are far from 0 to 1 in the images",
         position.epoch + 1,
-        position.batches + 1
+        position.batches
     ))
 }
 

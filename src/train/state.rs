@@ -33,6 +33,19 @@ pub(super) struct Position {
     pub sums: Sums,
 }
 
+impl Position {
+    /// Whether its numbers fit together.
+    fn is_possible(&self) -> bool {
+        let Setup { recipe, train_images, .. } = &self.setup;
+        let batches = train_images.div_ceil(recipe.batch.max(1));
+        let steps = u64::from(self.epoch) * batches as u64;
+        self.epoch <= recipe.epochs
+            && self.batches <= batches
+            && Some(self.steps) == steps.checked_add(self.batches as u64)
+            && self.sums.are_possible(*train_images)
+    }
+}
+
 /// Calls `visit` with the name and the values of everything that a step changes.
 fn visit(network: &mut Network<f32>, momenta: &mut [Vec<f32>], visit: &mut dyn FnMut(String, &mut [f32])) {
     network.visit(&mut |tensor| match tensor {
@@ -78,8 +91,12 @@ pub(super) fn load(path: &Path) -> Result<(Checkpoint, Position)> {
     let refused = |what: String| Error::Request(format!("{}: {what}", path.display()));
     let text = checkpoint.metadata().get(KEY);
     let text = text.ok_or_else(|| refused(format!("it has no metadata `{KEY}`; expected the state of a run")))?;
-    let position = serde_json::from_str(text).map_err(|e| refused(format!("metadata `{KEY}`: {e}")))?;
-    Ok((checkpoint, position))
+    let position: Position = serde_json::from_str(text).map_err(|e| refused(format!("metadata `{KEY}`: {e}")))?;
+    if position.is_possible() {
+        return Ok((checkpoint, position));
+    }
+    let Position { epoch, batches, steps, .. } = position;
+    Err(refused(format!("no run stands at epoch {epoch}, batch {batches}, step {steps} of its setup")))
 }
 
 /// Puts everything back.
@@ -89,9 +106,7 @@ pub(super) fn restore(
     optimizer: &mut Optimizer<f32>,
 ) -> Result<()> {
     let path = checkpoint.path().display();
-    // As many momenta as there are in the file; the visit below checks their lengths.
-    let lengths = (0..).map_while(|i| checkpoint.by_name(&format!("momenta/{i:05}"))).map(|view| view.elements());
-    optimizer.momenta = lengths.map(|length| vec![0.0; length]).collect();
+    optimizer.reserve(network);
     let mut failed = None;
     visit(network, &mut optimizer.momenta, &mut |name, values| {
         let found =

@@ -73,7 +73,11 @@ impl<R: Real> Layer<R> for BatchNorm<R> {
             let rest = mu - rounded.to_f64();
             let sigma2 = (squares / count - rest * rest).max(0.0);
             *batch = [mu, 1.0 / (sigma2 + eps).sqrt()];
-            let unbiased = sigma2 * count / (count - 1.0).max(1.0);
+            // One value has no variance to be remembered.
+            if count < 2.0 {
+                return;
+            }
+            let unbiased = sigma2 * count / (count - 1.0);
             *mean = R::from_f64((1.0 - MOMENTUM) * mean.to_f64() + MOMENTUM * mu);
             *variance = R::from_f64((1.0 - MOMENTUM) * variance.to_f64() + MOMENTUM * unbiased);
         });

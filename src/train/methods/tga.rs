@@ -65,7 +65,8 @@ impl<R: Real> Method<R> for Tga<R> {
 
     fn ternarize(&mut self, w: ArrayView2<'_, R>, mut used: ArrayViewMut2<'_, R>, _pass: Pass) {
         let [mu, sigma] = moments(w);
-        let delta = self.delta[0].to_f64().clamp(0.0, LARGEST * sigma);
+        // Not clamp, which panics where σ is NaN; that is for the loss to say.
+        let delta = self.delta[0].to_f64().min(LARGEST * sigma).max(0.0);
         self.delta = [R::from_f64(delta)];
         let [alpha, slope] = truncated([mu, sigma], delta);
         self.slope = slope;
