@@ -200,6 +200,10 @@ fn an_interrupted_run_is_saved() {
     // Another setup cannot go on with it.
     let (_, stderr) = world.train(2, "run", &["--epochs", "500", "--batch", "8", "-q", "--resume"]);
     assert!(stderr.contains("recipe.batch: found 4, asked for 8"), "{stderr}");
+    // Nor another network of that name.
+    std::fs::write(&world.network, NETWORK.replace("stride = 2", "stride = 3, padding = 6")).unwrap();
+    let (_, stderr) = world.train(2, "run", &[&options[..], &["--resume"]].concat());
+    assert!(stderr.contains("layers: found"), "{stderr}");
 }
 
 #[test]

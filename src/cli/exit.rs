@@ -12,7 +12,7 @@ Exit codes:
   2    the request makes no sense: unknown option, contradicting settings, output exists
   3    the input is not what it should be: damaged, inconsistent, NaN weights
   4    the machine refused: no such file, no permission, disk full
-  130  interrupted; nothing was written
+  130  interrupted; no output was written
 
 Environment:
   TWN_PACK_ISA   portable, avx2, avxvnni, avx512 or avx512vnni: use that instruction set (the bytes are the same)";

@@ -274,7 +274,9 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let (train, test) = (train?, test?);
     let init = args.init.as_deref().map(|path| open(path, session)).transpose()?;
     let setup = Setup {
-        network: description.name().to_owned(),
+        network: name_of(description.name()),
+        layers: description.checksum(),
+        data: [train.checksum()?, test.checksum()?],
         methods,
         recipe,
         seed: args.seed,
@@ -323,6 +325,11 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let peak = memory("VmHWM:").map_or("-".to_owned(), report::bytes);
     let percent = 100.0 * outcome.metrics.test_accuracy;
     print(format!("test accuracy {percent:.2} %, {peak} of memory at most\n"))
+}
+
+/// The same wherever a description's file is seen from.
+fn name_of(network: &str) -> String {
+    Path::new(network).file_name().map_or(network.into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Before the long work, so that it is not in vain.

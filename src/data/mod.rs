@@ -228,6 +228,20 @@ impl DataSet {
         Ok(())
     }
 
+    /// A number that another data set hardly has: of the shape, the labels, and the first image as it is read.
+    ///
+    /// # Errors
+    /// A first image that cannot be read.
+    pub fn checksum(&self) -> Result<u32> {
+        let mut hasher = crc32fast::Hasher::new();
+        self.shape.iter().for_each(|n| hasher.update(&(*n as u64).to_le_bytes()));
+        self.labels.iter().for_each(|label| hasher.update(&label.to_le_bytes()));
+        let mut image = vec![0.0; self.shape.iter().product()];
+        self.fill_one(0, None, &mut image)?;
+        image.iter().for_each(|x| hasher.update(&x.to_le_bytes()));
+        Ok(hasher.finalize())
+    }
+
     /// Whether every one of the first `images` labels is one of `classes` classes, counted from 0.
     ///
     /// # Errors

@@ -207,6 +207,11 @@ impl Description {
         found
     }
 
+    /// A number that another network hardly has: of the layers, their tensors' names and the input.
+    pub fn checksum(&self) -> u32 {
+        crc32fast::hash(format!("{:?}{:?}", self.input, self.layers).as_bytes())
+    }
+
     /// The names of what convolutions and linear layers multiply by, in the order of the layers.
     pub fn weight_names(&self) -> Vec<&str> {
         self.tensors().into_iter().filter(|(_, shape)| shape.len() > 1).map(|(name, _)| name).collect()

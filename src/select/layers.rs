@@ -20,12 +20,11 @@ impl Rules {
             for (_, its) in overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(name)) {
                 settings = (*its).clone().or(&settings);
             }
-            let out = matching(&exclude, name).is_some()
-                || !include.is_empty() && matching(&include, name).is_none()
-                || self.keep_first_last && (i == 0 || i + 1 == names.len());
-            if out {
-                settings.keep = Some(Keep::Dense);
-            }
+            let end = self.keep_first_last && (i == 0 || i + 1 == names.len());
+            let out = end || !include.is_empty() && matching(&include, name).is_none();
+            let keep = if out { Keep::Dense } else { Keep::Ternary };
+            let excluded = matching(&exclude, name).is_some();
+            settings.keep = Some(if excluded { Keep::Dense } else { settings.keep.unwrap_or(keep) });
             settings
         });
         Ok(decided.collect())

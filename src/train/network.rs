@@ -175,28 +175,21 @@ impl<R: Real> Network<R> {
         });
     }
 
-    /// The first tensor, in the order of the layers, in which something is not a finite number: what was
-    /// learned or remembered, or else a gradient.
+    /// Where something is not a finite number first, if anywhere: in what the last forward pass gave, or in
+    /// a tensor that is learned or remembered, in the order of the layers.
     pub fn broken(&mut self) -> Option<String> {
-        let [mut of_value, mut of_gradient] = [None, None];
+        let mut found = self.layers.first_broken().map(|layer| format!("what layer {layer} gives"));
         let finite = |values: &[R]| values.iter().all(|x| x.to_f64().is_finite());
         self.layers.visit(&mut |tensor| {
-            let (name, value, gradient) = match &tensor {
-                Tensor::Weights(w) => {
-                    let [value, gradient] = [&w.value, &w.gradient].map(|matrix| matrix.as_slice().is_none_or(finite));
-                    (&*w.name, value, gradient)
-                }
-                Tensor::Vector { name, value, gradient } => (*name, finite(value), finite(gradient)),
-                Tensor::Statistics { name, value } => (*name, finite(value), true),
+            let (name, good) = match &tensor {
+                Tensor::Weights(w) => (&*w.name, w.value.as_slice().is_none_or(finite)),
+                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value } => (*name, finite(value)),
             };
-            if !value {
-                of_value.get_or_insert_with(|| name.to_owned());
-            }
-            if !gradient {
-                of_gradient.get_or_insert_with(|| name.to_owned());
+            if !good {
+                found.get_or_insert_with(|| format!("tensor `{name}`"));
             }
         });
-        of_value.or(of_gradient)
+        found
     }
 
     /// By tensor name, the settings by which the converter makes of the saved tensors what was

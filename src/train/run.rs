@@ -29,6 +29,10 @@ use crate::{Error, Result, write_atomically};
 pub struct Setup {
     /// The network's name.
     pub network: String,
+    /// A checksum of its layers ([`Description::checksum`]).
+    pub layers: u32,
+    /// Checksums of the data sets' labels and first images ([`DataSet::checksum`]): training, test.
+    pub data: [u32; 2],
     /// By the name of a layer's weights: how they become ternary. Layers that are missing do not.
     pub methods: BTreeMap<String, Method>,
     /// How to train.
@@ -310,7 +314,7 @@ impl Run<'_> {
             }
         }
         // The last step has no loss behind it that would tell.
-        network.broken().map_or(Ok(()), |layer| Err(diverged(position, Some(layer))))
+        network.broken().map_or(Ok(()), |place| Err(diverged(position, Some(place))))
     }
 
     fn check(&self) -> Result<()> {
@@ -375,10 +379,10 @@ impl Sums {
     }
 }
 
-fn diverged(position: &Position, layer: Option<String>) -> Error {
-    let layer = layer.map_or(String::new(), |layer| format!(", nor is everything in `{layer}` or its gradient"));
+fn diverged(position: &Position, place: Option<String>) -> Error {
+    let place = place.map_or("the loss".to_owned(), |place| format!("the loss, or {place},"));
     Error::Request(format!(
-        "epoch {}, batch {}: the loss is not a finite number{layer}; the run's state is that of the last whole epoch. Try a \
+        "epoch {}, batch {}: {place} is not a finite number any more; the run's state is that of the last whole epoch. Try a \
          lower --rate, or look for values that are far from 0 to 1 in the images",
         position.epoch + 1,
         position.batches

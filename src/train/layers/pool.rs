@@ -71,7 +71,7 @@ impl<R: Real> Layer<R> for MaxPool {
     }
 }
 
-/// The mean of each window; the padding counts as zeros, as PyTorch's default has it.
+/// The mean of each window, summed in `f64`; the padding counts as zeros, as PyTorch's default has it.
 #[derive(Debug)]
 pub struct AvgPool {
     /// `None`: one window over all of the map.
@@ -98,12 +98,12 @@ impl<R: Real> Layer<R> for AvgPool {
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
         let (input, output) = sizes(x, y);
         let geometry = self.geometry(input);
-        let count = R::from_f64(geometry.kernel.iter().product::<usize>() as f64);
+        let share = 1.0 / geometry.kernel.iter().product::<usize>() as f64;
         let maps = y.values.par_chunks_mut(y.shape[2] * y.shape[3]).zip(x.values.par_chunks(x.map_len()));
         maps.for_each(|(y, x)| {
             for (y, [rows, columns]) in y.iter_mut().zip(windows(&geometry, input, output)) {
-                let sum: R = rows.flat_map(|row| &x[row * input[1]..][columns.clone()]).copied().sum();
-                *y = sum / count;
+                let values = rows.flat_map(|row| &x[row * input[1]..][columns.clone()]);
+                *y = R::from_f64(values.map(|x| x.to_f64()).sum::<f64>() * share);
             }
         });
     }

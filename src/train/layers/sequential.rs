@@ -35,6 +35,11 @@ impl<R: Real> Sequential<R> {
         x
     }
 
+    /// The first layer, counted from 1, that last gave something that is not a finite number.
+    pub fn first_broken(&self) -> Option<usize> {
+        self.steps.iter().position(|step| step.y.values.iter().any(|y| !y.to_f64().is_finite())).map(|i| i + 1)
+    }
+
     /// After [`Sequential::forward`] with the same `x`: from the derivatives by what the last layer gave to
     /// those by `x`, if they are asked for.
     pub fn backward(&mut self, x: &Maps<R>, dy: &Maps<R>, mut dx: Option<&mut Maps<R>>) {
