@@ -16,7 +16,8 @@
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Lanes, Line32};
-use super::tile::{EMPTY, map, split, spread, tree};
+use super::tile::{EMPTY, map, split, spread};
+use crate::vector::block::tree;
 
 /// Scales within a filter: (the filters' scales, how many lanes share one).
 pub(super) type Groups<'a, const R: usize> = Option<([&'a [f32]; R], usize)>;

@@ -14,7 +14,8 @@
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32};
-use super::tile::{EMPTY, each, map, split, spread, tree};
+use super::tile::{EMPTY, each, map, split, spread};
+use crate::vector::block::tree;
 
 /// Chunks whose sums fit into 32 bits: 2¹² · 16 lanes · 2¹⁴ = 2³⁰.
 const SEGMENT: usize = 1 << 12;

@@ -50,17 +50,3 @@ pub(super) fn split<L: Lanes, const R: usize>(
 pub(super) fn each<const R: usize>(tails: &[[u8; CHUNK]; R]) -> [&[[u8; CHUNK]]; R] {
     map(tails.each_ref(), &[][..], std::slice::from_ref)
 }
-
-/// Σ of 16 lanes, always in the same order.
-#[inline(always)]
-pub(super) fn tree(lanes: [f32; LANES]) -> f32 {
-    let mut sums = lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    sums[0]
-}

@@ -3,6 +3,8 @@
 //! (lane = index mod 16, f64, one tree), so all of them give the same bits.
 //! Not here: thresholds and scales ([`crate::ternarize`]), bit orders ([`crate::pack`]).
 
+use std::ops::AddAssign;
+
 use super::Task;
 #[cfg(target_arch = "x86_64")]
 use super::{Avx2, Avx512};
@@ -103,7 +105,7 @@ impl Weight for f64 {
 
 /// The lanes of one sum, added in a fixed tree: 16 → 8 → 4 → 2 → 1.
 #[inline(always)]
-pub(super) fn tree(mut lanes: [f64; LANES]) -> f64 {
+pub(crate) fn tree<T: Copy + AddAssign>(mut lanes: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
