@@ -3,23 +3,16 @@
 
 #![cfg(feature = "eval")]
 
+#[path = "common/data_sets.rs"]
+mod common;
+
 use std::path::Path;
 
+use common::{directory, refusal};
 use half::f16;
 use ndarray::{Array4, ArrayView3, s};
 use twn_pack::data::{DataSet, Normalization, Split};
 use twn_pack::{Error, Fault};
-
-/// A directory with these files; names may have folders in front.
-fn directory(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    for (name, bytes) in files {
-        let path = directory.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    }
-    directory
-}
 
 fn open(files: &[(&str, Vec<u8>)], split: Split) -> Result<DataSet, Error> {
     DataSet::open(directory(files).path(), split)
@@ -27,9 +20,7 @@ fn open(files: &[(&str, Vec<u8>)], split: Split) -> Result<DataSet, Error> {
 
 /// What is wrong with a directory of these files, which is the files' fault.
 fn message(files: &[(&str, Vec<u8>)], split: Split) -> String {
-    let error = open(files, split).map(|data| data.len()).unwrap_err();
-    assert_eq!(error.fault(), Fault::Input, "{error}");
-    error.to_string()
+    refusal(directory(files).path(), split)
 }
 
 fn read(data: &DataSet, indices: &[usize]) -> Array4<f32> {

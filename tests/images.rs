@@ -3,30 +3,17 @@
 
 #![cfg(feature = "train")]
 
+#[path = "common/data_sets.rs"]
+mod common;
+
 use std::collections::BTreeSet;
 use std::io::Cursor;
-use std::path::Path;
 
+use common::{directory, refusal};
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage, RgbaImage, imageops};
 use ndarray::{Array3, Array4, ArrayView3, s};
 use twn_pack::data::{Augmentation, Crop, DataSet, Normalization, Split};
 use twn_pack::{Error, Fault};
-
-fn directory(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    for (name, bytes) in files {
-        let path = directory.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    }
-    directory
-}
-
-fn message(directory: &Path, split: Split) -> String {
-    let error = DataSet::open(directory, split).map(|data| data.len()).unwrap_err();
-    assert_eq!(error.fault(), Fault::Input, "{error}");
-    error.to_string()
-}
 
 /// A pattern that no two places near each other have in common.
 fn pattern(width: u32, height: u32) -> RgbImage {
@@ -108,7 +95,7 @@ fn what_is_wrong_with_folders_is_named() {
         ),
         (vec![file("x/y/1.png")], Split::Test, "no data set here"),
     ] {
-        let found = message(directory(&files).path(), split);
+        let found = refusal(directory(&files).path(), split);
         assert!(found.contains(says), "{says}\n{found}");
     }
     // ImageNet's test images have no classes.
