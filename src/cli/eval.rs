@@ -7,13 +7,13 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use twn_pack::kernel::{Arithmetic, Kernel};
 use twn_pack::net::{self, Network, Source, Weights};
-use twn_pack::{Checkpoint, Container, Error, Isa, Plan, Rules, Settings, convert, report, select};
+use twn_pack::{Container, Error, Isa, Plan, Rules, Settings, convert, report, select};
 
 use super::data::{DataArgs, SplitName};
 use super::exit::Exit;
 use super::network::NetworkArgs;
 use super::progress::Display;
-use super::{Session, is_container, naming_input, print, printable};
+use super::{Session, naming_input, open_source, print, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
@@ -161,15 +161,14 @@ pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
 
 /// A checkpoint that is to be ternary is packed first, into a file that is gone with the run.
 fn open(path: &Path, method: Option<&str>, session: &Session) -> anyhow::Result<Source> {
-    if is_container(path)? {
-        if method.is_some() {
+    let checkpoint = match open_source(path, session)? {
+        Source::Container(_) if method.is_some() => {
             let message = "--method is for checkpoints; a .twn file is ternary already";
             return Err(Error::Request(message.to_owned()).into());
         }
-        return Ok(Source::Container(Container::open(path)?));
-    }
-    let checkpoint = Checkpoint::open(path)?;
-    session.warn(checkpoint.warnings());
+        Source::Checkpoint(checkpoint) => checkpoint,
+        container => return Ok(container),
+    };
     if method == Some("none") || method.is_none() && select::trained(&checkpoint)?.is_empty() {
         return Ok(Source::Checkpoint(checkpoint));
     }

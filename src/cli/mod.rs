@@ -23,7 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use twn_pack::Error;
+use twn_pack::net::Source;
+use twn_pack::{Checkpoint, Container, Error};
 
 use self::exit::Exit;
 
@@ -168,6 +169,16 @@ fn is_container(path: &Path) -> Result<bool, Error> {
     let io = |source| Error::Io { path: path.to_path_buf(), action: "open", source };
     let read = File::open(path).map_err(io)?.read(&mut magic).map_err(io)?;
     Ok(read == 4 && magic == *b"\x89TWN" || path.extension().is_some_and(|extension| extension == "twn"))
+}
+
+/// A `.twn` file or a checkpoint, with its warnings.
+fn open_source(path: &Path, session: &Session) -> Result<Source, Error> {
+    if is_container(path)? {
+        return Ok(Source::Container(Container::open(path)?));
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    session.warn(checkpoint.warnings());
+    Ok(Source::Checkpoint(checkpoint))
 }
 
 /// Results go to stdout.

@@ -6,6 +6,37 @@ use clap::Args;
 use twn_pack::select::Override;
 use twn_pack::{Checkpoint, Plan, Result, Rules, Settings};
 
+/// Which tensors; shared with `train`.
+#[derive(Debug, Default, PartialEq, Args)]
+pub(super) struct WhichArgs {
+    /// Make only tensors that match ternary (repeatable); names that stay dense by default count too
+    #[arg(short, long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Keep tensors that match dense (repeatable); stronger than --include
+    #[arg(short = 'x', long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Keep the first and the last layer dense
+    #[arg(long)]
+    keep_first_last: bool,
+    /// Other settings for tensors that match (repeatable, later ones win): method, factor, granularity,
+    /// keep=ternary|dense and, for packing, axis, encoding, scale-dtype; as key=value,key=value
+    #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
+    set: Vec<String>,
+}
+
+impl WhichArgs {
+    /// Adds them to the rules.
+    pub fn add_to(&self, rules: &mut Rules) -> Result<()> {
+        rules.include.extend(self.include.iter().cloned());
+        rules.exclude.extend(self.exclude.iter().cloned());
+        rules.keep_first_last |= self.keep_first_last;
+        for pair in self.set.chunks_exact(2) {
+            rules.overrides.push(Override { pattern: pair[0].clone(), settings: Settings::parse(&pair[1])? });
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, Default, PartialEq, Args)]
 #[command(next_help_heading = "What becomes ternary, and how")]
 pub(super) struct RuleArgs {
@@ -28,19 +59,8 @@ pub(super) struct RuleArgs {
     /// The type of the scales: f32 or f16 [default: f32]
     #[arg(long, value_name = "TYPE")]
     scale_dtype: Option<String>,
-    /// Make only tensors that match ternary (repeatable); names that stay dense by default count too
-    #[arg(short, long, value_name = "GLOB")]
-    include: Vec<String>,
-    /// Keep tensors that match dense (repeatable); stronger than --include
-    #[arg(short = 'x', long, value_name = "GLOB")]
-    exclude: Vec<String>,
-    /// Keep the first and the last layer dense
-    #[arg(long)]
-    keep_first_last: bool,
-    /// Other settings for tensors that match (repeatable, later ones win): method, factor,
-    /// granularity, axis, encoding, scale-dtype, keep=ternary|dense; as key=value,key=value
-    #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
-    set: Vec<String>,
+    #[command(flatten)]
+    which: WhichArgs,
     /// Read rules from a TOML file; options given here win over its own settings, --set over its
     /// overrides
     #[arg(long, value_name = "FILE")]
@@ -52,18 +72,13 @@ impl RuleArgs {
         Plan::new(checkpoint, &self.rules()?)
     }
 
-    pub fn rules(&self) -> Result<Rules> {
+    fn rules(&self) -> Result<Rules> {
         let mut rules = match &self.rules {
             Some(path) => Rules::from_toml_file(path)?,
             None => Rules::default(),
         };
         rules.settings = self.settings()?.or(&rules.settings);
-        rules.include.extend(self.include.iter().cloned());
-        rules.exclude.extend(self.exclude.iter().cloned());
-        rules.keep_first_last |= self.keep_first_last;
-        for pair in self.set.chunks_exact(2) {
-            rules.overrides.push(Override { pattern: pair[0].clone(), settings: Settings::parse(&pair[1])? });
-        }
+        self.which.add_to(&mut rules)?;
         Ok(rules)
     }
 

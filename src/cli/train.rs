@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use twn_pack::data::Split;
-use twn_pack::net::{Description, Source};
-use twn_pack::select::{Keep, Override};
+use twn_pack::net::Description;
+use twn_pack::select::Keep;
 use twn_pack::train::{self, Augment, LayerMethod, Loss, Metrics, Recipe, Request, Rule, Schedule, Setup};
-use twn_pack::{Checkpoint, Container, Error, Plan, Result, Rules, Settings, convert, report};
+use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings, convert, report};
 
 use super::data::DataArgs;
 use super::eval::memory;
 use super::exit::Exit;
 use super::network::NetworkArgs;
 use super::progress::Display;
-use super::{Session, is_container, print, printable};
+use super::rules::WhichArgs;
+use super::{Session, open_source, print, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
@@ -75,19 +76,8 @@ struct MethodArgs {
     /// The paper's controller of sparsity for esa, between 0 and 2 [default: 0.5]
     #[arg(long, value_name = "A", allow_negative_numbers = true)]
     sparsity_alpha: Option<f64>,
-    /// Train only layers whose weights match as ternary (repeatable)
-    #[arg(short, long, value_name = "GLOB")]
-    include: Vec<String>,
-    /// Keep layers whose weights match in full precision (repeatable)
-    #[arg(short = 'x', long, value_name = "GLOB")]
-    exclude: Vec<String>,
-    /// Keep the first and the last layer in full precision
-    #[arg(long)]
-    keep_first_last: bool,
-    /// Other settings for layers whose weights match (repeatable, later ones win): method, factor,
-    /// granularity, keep=ternary|dense; as key=value,key=value
-    #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
-    set: Vec<String>,
+    #[command(flatten)]
+    which: WhichArgs,
 }
 
 #[derive(Debug, Args)]
@@ -215,16 +205,9 @@ impl MethodArgs {
     fn rules(&self) -> Result<Rules> {
         let granularity = self.granularity.as_ref().map(|text| format!("granularity={text}"));
         let settings = Settings::parse(&granularity.unwrap_or_default())?;
-        let mut rules = Rules {
-            settings: Settings { method: Some(self.method.clone()), factor: self.factor, ..settings },
-            include: self.include.clone(),
-            exclude: self.exclude.clone(),
-            keep_first_last: self.keep_first_last,
-            overrides: Vec::new(),
-        };
-        for pair in self.set.chunks_exact(2) {
-            rules.overrides.push(Override { pattern: pair[0].clone(), settings: Settings::parse(&pair[1])? });
-        }
+        let settings = Settings { method: Some(self.method.clone()), factor: self.factor, ..settings };
+        let mut rules = Rules { settings, ..Rules::default() };
+        self.which.add_to(&mut rules)?;
         Ok(rules)
     }
 
@@ -272,7 +255,7 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     }
     let [train, test] = [Split::Train, Split::Test].map(|split| args.data.open(split, description.input()));
     let (train, test) = (train?, test?);
-    let init = args.init.as_deref().map(|path| open(path, session)).transpose()?;
+    let init = args.init.as_deref().map(|path| open_source(path, session)).transpose()?;
     let setup = Setup {
         network: name_of(description.name()),
         layers: description.checksum(),
@@ -357,15 +340,6 @@ fn pack(checkpoint: &Path, output: &Path, overwrite: bool, session: &Session) ->
     let plan = Plan::new(&checkpoint, &Rules::default())?;
     let options = convert::Options { overwrite, cancel: Some(&session.cancel), ..convert::Options::default() };
     convert::pack(&checkpoint, &plan, output, &options).map(drop)
-}
-
-fn open(path: &Path, session: &Session) -> Result<Source> {
-    if is_container(path)? {
-        return Ok(Source::Container(Container::open(path)?));
-    }
-    let checkpoint = Checkpoint::open(path)?;
-    session.warn(checkpoint.warnings());
-    Ok(Source::Checkpoint(checkpoint))
 }
 
 /// One line on what is to come.

@@ -242,6 +242,20 @@ impl DataSet {
         Ok(hasher.finalize())
     }
 
+    /// Whether a network can take the images, which wants `[channels, height, width]`.
+    ///
+    /// # Errors
+    /// When they have another shape.
+    pub fn check_shape(&self, expected: [usize; 3]) -> Result<()> {
+        if self.shape == expected {
+            return Ok(());
+        }
+        let found = self.shape;
+        Err(Error::Request(format!(
+            "the images are {found:?} (channels, height, width), the network takes {expected:?}"
+        )))
+    }
+
     /// Whether every one of the first `images` labels is one of `classes` classes, counted from 0.
     ///
     /// # Errors

@@ -57,12 +57,7 @@ pub struct Evaluation {
 /// output that exists or cannot be written, or cancellation.
 pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options: &Options<'_>) -> Result<Evaluation> {
     let [channels, height, width] = network.input();
-    if data.shape() != network.input() {
-        let (found, expected) = (data.shape(), network.input());
-        return Err(Error::Request(format!(
-            "the images are {found:?} (channels, height, width), the network takes {expected:?}"
-        )));
-    }
+    data.check_shape(network.input())?;
     let count = options.limit.map_or(data.len(), |limit| limit.min(data.len()));
     if options.batch == 0 || count == 0 {
         return Err(Error::Request("there is nothing to do: a batch or a limit of 0 images".to_owned()));

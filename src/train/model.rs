@@ -15,6 +15,11 @@ use crate::{Dtype, Error, Result, write_atomically};
 /// A tensor to be written: name, type, shape, little-endian bytes in C order.
 pub(super) type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
 
+/// A tensor of floats.
+pub(super) fn floats(name: String, shape: Vec<usize>, values: &[f32]) -> Raw {
+    (name, Dtype::F32, shape, bytemuck::cast_slice(values).to_vec())
+}
+
 /// Writes tensors and metadata as one file, which appears whole or not at all.
 pub(super) fn write(path: &Path, overwrite: bool, tensors: Vec<Raw>, metadata: BTreeMap<String, String>) -> Result<()> {
     let refused = |what: String| Error::Request(format!("{}: {what}", path.display()));
@@ -83,14 +88,14 @@ impl Network<f32> {
             Tensor::Weights(weights) => {
                 let used = weights.method.as_ref().is_some_and(|method| method.saves_used());
                 let values = if used { weights.used() } else { &weights.value };
-                let bytes = bytemuck::cast_slice(values.as_slice().unwrap_or_default()).to_vec();
-                tensors.push((weights.name.clone(), Dtype::F32, weights.shape.clone(), bytes));
+                let values = values.as_slice().unwrap_or_default();
+                tensors.push(floats(weights.name.clone(), weights.shape.clone(), values));
             }
             Tensor::Vector { name, value, .. } => {
-                tensors.push((name.to_owned(), Dtype::F32, vec![value.len()], bytemuck::cast_slice(value).to_vec()));
+                tensors.push(floats(name.to_owned(), vec![value.len()], value));
             }
             Tensor::Statistics { name, value } => {
-                tensors.push((name.to_owned(), Dtype::F32, vec![value.len()], bytemuck::cast_slice(value).to_vec()));
+                tensors.push(floats(name.to_owned(), vec![value.len()], value));
                 if let Some(layer) = name.strip_suffix("running_var") {
                     let name = format!("{layer}num_batches_tracked");
                     tensors.push((name, Dtype::I64, Vec::new(), steps.to_le_bytes().to_vec()));

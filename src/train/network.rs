@@ -55,7 +55,7 @@ impl<R: Real> Network<R> {
     /// What `choose` says.
     pub fn new(description: &Description, seed: u64, choose: &mut Choose<'_, R>) -> Result<Self> {
         let mut layers = Sequential::default();
-        append(&mut layers, description.layers(), description.input()[0], choose)?;
+        append(&mut layers, description.layers(), choose)?;
         let mut network =
             Self { layers, input: description.input(), classes: description.classes(), gradient: Maps::default() };
         network.start(seed);
@@ -232,21 +232,14 @@ pub(super) fn correct<R: Real>(logits: ArrayView2<'_, R>, labels: &[usize]) -> u
     right.count()
 }
 
-fn append<R: Real>(
-    to: &mut Sequential<R>,
-    layers: &[Described],
-    mut channels: usize,
-    choose: &mut Choose<'_, R>,
-) -> Result<()> {
-    for Described { layer, output, .. } in layers {
+fn append<R: Real>(to: &mut Sequential<R>, layers: &[Described], choose: &mut Choose<'_, R>) -> Result<()> {
+    for Described { layer, input, output } in layers {
+        let channels = input[0];
         match layer {
             Layer::Conv2d(conv) => {
-                let geometry = conv.geometry();
-                let [height, width] = geometry.kernel;
-                let shape = [conv.filters, channels / geometry.groups, height, width];
-                let weights = Weights::new(&conv.weight, &shape, choose(&conv.weight)?);
+                let weights = Weights::new(&conv.weight, &conv.shape(channels), choose(&conv.weight)?);
                 let bias = conv.bias.as_ref().map(|name| Bias::new(name, conv.filters));
-                to.push(Conv2d::new(weights, bias, geometry), *output);
+                to.push(Conv2d::new(weights, bias, conv.geometry()), *output);
             }
             Layer::Linear(linear) => {
                 let weights = Weights::new(&linear.weight, &[linear.outputs, channels], choose(&linear.weight)?);
@@ -264,12 +257,11 @@ fn append<R: Real>(
             Layer::Flatten => to.push(Flatten, *output),
             Layer::Residual(block) => {
                 let [mut body, mut shortcut] = [Sequential::default(), Sequential::default()];
-                append(&mut body, &block.body, channels, choose)?;
-                append(&mut shortcut, &block.shortcut, channels, choose)?;
+                append(&mut body, &block.body, choose)?;
+                append(&mut shortcut, &block.shortcut, choose)?;
                 to.push(Residual::new(body, shortcut), *output);
             }
         }
-        channels = output[0];
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ pub struct Setup {
     /// Checksums of the data sets' labels and first images ([`DataSet::checksum`]): training, test.
     pub data: [u32; 2],
     /// By the name of a layer's weights: how they become ternary. Layers that are missing do not.
-    pub methods: BTreeMap<String, Method>,
+    pub methods: BTreeMap<String, LayerMethod>,
     /// How to train.
     pub recipe: Recipe,
     /// What first weights, order and augmentation follow from.
@@ -47,7 +47,7 @@ pub struct Setup {
 
 /// How one layer's weights become ternary: a name of [`METHODS`](super::METHODS), and what is asked of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Method {
+pub struct LayerMethod {
     /// Its name.
     pub name: String,
     /// What is asked of it.
@@ -143,6 +143,15 @@ impl Directory<'_> {
         self.0.join(STATE)
     }
 
+    fn metrics(&self) -> PathBuf {
+        self.0.join(METRICS)
+    }
+
+    fn line(&self, value: &impl Serialize) -> Result<String> {
+        let text = serde_json::to_string(value);
+        text.map(|text| text + "\n").map_err(|e| Error::Request(format!("{}: {e}", self.metrics().display())))
+    }
+
     /// Metrics without a state are those of a run that never began.
     fn create(&self, setup: &Setup) -> Result<()> {
         fs::create_dir_all(self.0).map_err(Error::io(self.0, "make the run's directory"))?;
@@ -153,21 +162,18 @@ impl Directory<'_> {
                 state.display()
             )));
         }
-        let path = self.0.join(METRICS);
-        let text = serde_json::to_string(setup).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
-        write_atomically(&path, true, (text + "\n").as_bytes())
+        write_atomically(self.metrics(), true, self.line(setup)?.as_bytes())
     }
 
     fn append(&self, line: &impl Serialize) -> Result<()> {
-        let path = self.0.join(METRICS);
-        let text = serde_json::to_string(line).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
+        let (path, line) = (self.metrics(), self.line(line)?);
         let mut file = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path, "open"))?;
-        file.write_all((text + "\n").as_bytes()).map_err(Error::io(&path, "write"))
+        file.write_all(line.as_bytes()).map_err(Error::io(&path, "write"))
     }
 
     /// Drops the lines of epochs that are done again, since the state is older than they.
     fn cut(&self, epoch: u32) -> Result<()> {
-        let path = self.0.join(METRICS);
+        let path = self.metrics();
         let text = fs::read_to_string(&path).map_err(Error::io(&path, "go on with the metrics in"))?;
         let keep = text.lines().enumerate().filter(|(i, line)| {
             *i == 0 || serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.epoch <= epoch)
@@ -199,13 +205,7 @@ pub fn train(
         )));
     }
     for (data, images) in [(train, setup.train_images), (test, setup.test_images)] {
-        if data.shape() != description.input() {
-            return Err(Error::Request(format!(
-                "the images are {:?} (channels, height, width), the network takes {:?}",
-                data.shape(),
-                description.input()
-            )));
-        }
+        data.check_shape(description.input())?;
         if images == 0 || images > data.len() {
             return Err(Error::Request(format!("{images} images, expected 1 to {}", data.len())));
         }
@@ -213,7 +213,7 @@ pub fn train(
     }
     let directory = Directory(options.directory);
     let mut network = Network::new(description, setup.seed, &mut |name| match setup.methods.get(name) {
-        Some(Method { name, request }) => methods::method(name, request),
+        Some(LayerMethod { name, request }) => methods::method(name, request),
         None => Ok(None),
     })?;
     if let Some(source) = options.init {
@@ -227,14 +227,14 @@ pub fn train(
         if found.setup != *setup {
             return Err(Error::Request(differences(&directory.state(), &found.setup, setup)?));
         }
-        optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, found.steps);
+        optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, found.steps());
         state::restore(&checkpoint, &mut network, &mut optimizer)?;
         directory.cut(found.epoch)?;
         position = found;
     } else {
         directory.create(setup)?;
         optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, 0);
-        position = Position { setup: setup.clone(), epoch: 0, batches: 0, steps: 0, sums: Sums::default() };
+        position = Position { setup: setup.clone(), epoch: 0, batches: 0, sums: Sums::default() };
         state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
     }
 
@@ -262,7 +262,7 @@ pub fn train(
         // The run was over before.
         None => Metrics { epoch: position.epoch, ..run.metrics(&mut network, &position)? },
     };
-    Ok(Outcome { network, metrics, steps: position.steps })
+    Ok(Outcome { network, metrics, steps: position.steps() })
 }
 
 /// What every epoch needs.
@@ -287,7 +287,7 @@ impl Run<'_> {
         let order = random::order(*train_images, *seed, position.epoch);
         let augmentation = recipe.augment.augmentation();
         let seed = random::augmentation(*seed, position.epoch);
-        let batches = train_images.div_ceil(recipe.batch) as f64;
+        let batches = position.batches_per_epoch() as f64;
         for indices in order.chunks(recipe.batch).skip(position.batches) {
             self.check()?;
             let start = Instant::now();
@@ -300,7 +300,6 @@ impl Run<'_> {
                 return Err(diverged(position, network.broken()));
             }
             network.step(optimizer, recipe.schedule.rate(recipe.rate, done, recipe.epochs));
-            position.steps += 1;
             position.sums.add(&step, indices.len(), start.elapsed().as_secs_f64());
             if let Some(progress) = self.options.progress {
                 let images = position.sums.images as u64;

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::layers::Tensor;
-use super::model::write;
+use super::model::{floats, write};
 use super::network::Network;
 use super::optimizer::Optimizer;
 use super::run::{Setup, Sums};
@@ -27,22 +27,26 @@ pub(super) struct Position {
     pub epoch: u32,
     /// Steps of the present epoch that are over.
     pub batches: usize,
-    /// Steps in all.
-    pub steps: u64,
     /// What the present epoch has found.
     pub sums: Sums,
 }
 
 impl Position {
+    /// Steps of a whole epoch.
+    pub fn batches_per_epoch(&self) -> usize {
+        self.setup.train_images.div_ceil(self.setup.recipe.batch.max(1))
+    }
+
+    /// Steps in all that are over.
+    pub fn steps(&self) -> u64 {
+        u64::from(self.epoch) * self.batches_per_epoch() as u64 + self.batches as u64
+    }
+
     /// Whether its numbers fit together.
     fn is_possible(&self) -> bool {
-        let Setup { recipe, train_images, .. } = &self.setup;
-        let batches = train_images.div_ceil(recipe.batch.max(1));
-        let steps = u64::from(self.epoch) * batches as u64;
-        self.epoch <= recipe.epochs
-            && self.batches <= batches
-            && Some(self.steps) == steps.checked_add(self.batches as u64)
-            && self.sums.are_possible(*train_images)
+        self.epoch <= self.setup.recipe.epochs
+            && self.batches <= self.batches_per_epoch()
+            && self.sums.are_possible(self.setup.train_images)
     }
 }
 
@@ -77,8 +81,7 @@ pub(super) fn save(
 ) -> Result<()> {
     let mut tensors = Vec::new();
     visit(network, &mut optimizer.momenta, &mut |name, values| {
-        let bytes = bytemuck::cast_slice(values).to_vec();
-        tensors.push((name, Dtype::F32, vec![values.len()], bytes));
+        tensors.push(floats(name, vec![values.len()], values));
     });
     let text = serde_json::to_string(position).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
     write(path, true, tensors, BTreeMap::from([(KEY.to_owned(), text)]))
@@ -95,8 +98,8 @@ pub(super) fn load(path: &Path) -> Result<(Checkpoint, Position)> {
     if position.is_possible() {
         return Ok((checkpoint, position));
     }
-    let Position { epoch, batches, steps, .. } = position;
-    Err(refused(format!("no run stands at epoch {epoch}, batch {batches}, step {steps} of its setup")))
+    let Position { epoch, batches, .. } = position;
+    Err(refused(format!("no run stands behind {epoch} epochs and {batches} batches of its setup")))
 }
 
 /// Puts everything back.
