@@ -32,6 +32,7 @@ def run(data, directory, options):
     metrics = directory / "metrics.jsonl"
     output = directory / "trained.safetensors"
     if not output.exists():
+        directory.mkdir(parents=True, exist_ok=True)
         binary = Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "release/twn-pack"
         command = [binary, "train", "--net", "lenet5", "--data", data, "--recipe", "twn-mnist", "--run", directory]
         resume = ["--resume"] if (directory / "state.safetensors").exists() else []

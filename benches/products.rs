@@ -1,6 +1,7 @@
 //! Products of packed weights against the memory's own speed and against `f32`, as one table.
 //!
-//! `cargo bench --bench products` (some minutes; `-- SECONDS` for each line, 0.3 by default)
+//! `cargo bench --bench products` (some minutes; `-- SECONDS WEIGHTS`: for each line, 0.3 by default; only
+//! weights with that in their name, as 8192)
 //!
 //! From memory: the weights rotate among copies of 512 MiB together, so that no cache holds them.
 //! "reading" is the best of several plain ways to read the same bytes. Activations are laid down,
@@ -23,6 +24,7 @@ const MEMORY: usize = 512 << 20;
 
 fn main() {
     let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(0.3);
+    let only = std::env::args().nth(2).unwrap_or_default();
     let mut codes = vec![0; MEMORY];
     codes.par_chunks_mut(1 << 20).for_each(|codes| {
         let random = random(codes.as_ptr() as u64);
@@ -30,7 +32,7 @@ fn main() {
     });
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| table(threads, &codes, seconds));
+        pool.install(|| table(threads, &codes, seconds, &only));
     }
 }
 
@@ -63,7 +65,7 @@ impl Line {
     }
 }
 
-fn table(threads: usize, codes: &[u8], seconds: f64) {
+fn table(threads: usize, codes: &[u8], seconds: f64, only: &str) {
     let ways = [(1, false), (2, false), (4, false), (4, true), (8, false), (8, true)];
     let times = ways.map(|(streams, ahead)| time(seconds, || read(threads, codes, streams, ahead)));
     let best = (0..ways.len()).min_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap();
@@ -75,8 +77,11 @@ fn table(threads: usize, codes: &[u8], seconds: f64) {
         "weights", "columns", "arithmetic", "set", "G", "of reading", "against f32"
     );
     for (filters, n) in [(4096, 4096), (11008, 4096), (8192, 28672)] {
+        let weights = format!("{filters}×{n}");
+        if !weights.contains(only) {
+            continue;
+        }
         for columns in [1, 8, 32, 512] {
-            let weights = format!("{filters}×{n}");
             let f32_rate = dense_matrix(filters, n, columns, seconds);
             let line = |what, set, rate, of_reading| {
                 Line { weights: weights.clone(), columns, what, set, rate, of_reading, f32_rate }.print();
@@ -90,8 +95,10 @@ fn table(threads: usize, codes: &[u8], seconds: f64) {
             }
         }
     }
-    in_cache(codes, seconds);
-    for batch in [1, 32] {
+    if "256×4096".contains(only) {
+        in_cache(codes, seconds);
+    }
+    for batch in [1, 32].into_iter().filter(|_| "conv 3×3".contains(only)) {
         convolution(codes, batch, seconds);
     }
 }

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Its minima are 0 and ±1 with a barrier at √(a/2), so that zeros grow with a (`sparsity_alpha`). The
-//! paper has no scale, since batch norm takes it up; here s = E|w| per filter stays what it is at the
-//! start, so that a trained network goes in as it is, and a layer without batch norm keeps its size.
+//! paper has no scale, since batch norm takes it up; here each filter has s, the α that TWN gives it at
+//! the start, so that a layer without batch norm keeps its size, the first t is about TWN's (0 up to s/2),
+//! and weights that are ternary already stay what they are.
 //! What θ gets of the loss's derivatives is divided by s²: then a step moves s·tanh θ as far as one of
 //! plain float weights, and the penalty weighs the same in every filter, however small its weights are.
 
@@ -16,9 +17,10 @@ use rayon::prelude::*;
 
 use super::Method;
 use crate::select::Settings;
+use crate::ternarize::{self, ScaleDtype, Twn};
 use crate::train::layers::Pass;
 use crate::train::maps::Real;
-use crate::{Error, Result};
+use crate::{Error, Isa, Result};
 
 /// Where w/s is cut off at the start, so that tanh still moves.
 const STEEPEST: f64 = 0.97;
@@ -27,6 +29,9 @@ const STEEPEST: f64 = 0.97;
 #[derive(Debug)]
 pub(super) struct Esa<R> {
     sparsity_alpha: f64,
+    /// What finds s.
+    twn: Twn,
+    isa: Isa,
     /// s, per filter.
     scales: Vec<R>,
 }
@@ -36,7 +41,7 @@ impl<R: Real> Esa<R> {
     /// When `sparsity_alpha` is not between 0 and 2.
     pub fn new(sparsity_alpha: f64) -> Result<Self> {
         if sparsity_alpha > 0.0 && sparsity_alpha < 2.0 {
-            return Ok(Self { sparsity_alpha, scales: Vec::new() });
+            return Ok(Self { sparsity_alpha, twn: Twn::new(Twn::FACTOR)?, isa: Isa::detect()?, scales: Vec::new() });
         }
         Err(Error::Request(format!("sparsity alpha is {sparsity_alpha}; it must lie between 0 and 2, ends excluded")))
     }
@@ -50,7 +55,8 @@ impl<R: Real> Method<R> for Esa<R> {
     fn start(&mut self, mut w: ArrayViewMut2<'_, R>) {
         self.scales.clear();
         for mut filter in w.rows_mut() {
-            let s = filter.iter().map(|w| w.abs().to_f64()).sum::<f64>() / filter.len() as f64;
+            let weights = R::unit(self.isa, filter.as_slice().unwrap_or_default());
+            let s = f64::from(ternarize::fit(&self.twn, &weights, ScaleDtype::F32).scale);
             self.scales.push(R::from_f64(s));
             let theta = |w: R| if s > 0.0 { (w.to_f64() / s).clamp(-STEEPEST, STEEPEST).atanh() } else { 0.0 };
             filter.iter_mut().for_each(|w| *w = R::from_f64(theta(*w)));

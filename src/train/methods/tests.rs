@@ -81,11 +81,17 @@ fn esa_goes_from_tanh_to_codes() {
     let mut w = array![[0.4, -0.1, 0.25, -0.25], [0.0, 0.0, 0.0, 0.0]];
     esa.start(w.view_mut());
     let trained = used(&mut *esa, &w, Pass::Train);
-    // s = 0.25: what is under 0.97·s stays what it was.
+    // s is TWN's α, the mean of 0.4, 0.25 and 0.25: what is under 0.97·s stays what it was.
+    let s = f64::from(0.3_f32);
     assert!((trained[[0, 1]] + 0.1).abs() < 1e-12);
-    assert!((trained[[0, 0]] - 0.97 * 0.25).abs() < 1e-12);
-    assert_eq!(used(&mut *esa, &w, Pass::Evaluate).row(0), array![0.25, 0.0, 0.25, -0.25]);
-    assert_eq!(used(&mut *esa, &w, Pass::Evaluate).row(1), array![0.0, 0.0, 0.0, 0.0]);
+    assert!((trained[[0, 0]] - 0.97 * s).abs() < 1e-12);
+    let ternary = used(&mut *esa, &w, Pass::Evaluate);
+    assert_eq!(ternary, array![[s, 0.0, s, -s], [0.0, 0.0, 0.0, 0.0]]);
+    // Ternary weights are what they were.
+    let mut again = made("esa", &Request::default());
+    let mut theta = ternary.clone();
+    again.start(theta.view_mut());
+    assert_eq!(used(&mut *again, &theta, Pass::Evaluate), ternary);
     // Both derivatives: through tanh, and of the penalty.
     let c = array![[1.0, 2.0, -3.0, 0.5], [1.0, 1.0, 1.0, 1.0]];
     let strength = 0.3;
@@ -100,8 +106,8 @@ fn esa_goes_from_tanh_to_codes() {
         let ends = [1e-6, -1e-6].map(|by| {
             w[at] = middle + by;
             let penalty = esa.penalty(w.view(), 0.0, none.view_mut());
-            // Of the first filter, 1/s² = 16 times.
-            (&used(&mut *esa, &w, Pass::Train) * &c).row(0).sum() * 16.0 + strength * penalty
+            // Of the first filter, over s².
+            (&used(&mut *esa, &w, Pass::Train) * &c).row(0).sum() / (s * s) + strength * penalty
         });
         w[at] = middle;
         assert!((gradient[at] - (ends[0] - ends[1]) / 2e-6).abs() < 1e-6, "{at:?}");
