@@ -205,6 +205,12 @@ pub enum NetworkProblem {
         /// Its type.
         found: Dtype,
     },
+    /// Several planes, where one is needed.
+    #[error("has {found} planes, expected one: sums of planes are not ternary; do this to the float checkpoint")]
+    Planes {
+        /// How many it has.
+        found: usize,
+    },
     /// Packed along an axis that is not the layer's outputs.
     #[error(
         "packed with filters along axis {found}, expected axis 0, the layer's outputs; pack it with --axis 0, or run it with --float"

@@ -19,7 +19,7 @@ const MODULES: [(&str, &[&str]); 23] = [
     ("strict_json", &[]),
     ("vector", &[]),
     ("atomic_file", &[]),
-    ("source", &[]),
+    ("source", &["atomic_file"]),
     ("ternarize", &[]),
     ("pack", &[]),
     ("container", &["ternarize", "pack", "atomic_file"]),
@@ -32,7 +32,7 @@ const MODULES: [(&str, &[&str]); 23] = [
     ("unpack", &["container", "atomic_file"]),
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),
-    ("net", &["source", "container", "kernel", "data", "atomic_file"]),
+    ("net", &["source", "pack", "container", "select", "kernel", "data", "atomic_file"]),
     ("train", &["source", "ternarize", "container", "select", "atomic_file", "kernel", "data", "net"]),
     // The command line is a user of the library like any other: it says `twn_pack::`.
     ("cli", &[]),

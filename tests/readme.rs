@@ -76,7 +76,7 @@ fn options_and_exit_codes_are_those_of_the_program() {
     let (help, _) = common::expect(0, &["--help"]);
     for option in README.split('`').filter(|span| span.starts_with("--")) {
         let option = option.split_whitespace().next().unwrap();
-        let known = ["", "inspect", "verify", "unpack", "eval", "train", "plot"].iter().any(|command| {
+        let known = ["", "inspect", "verify", "unpack", "eval", "fold", "train", "plot"].iter().any(|command| {
             let arguments: Vec<&str> = [*command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
             common::expect(0, &arguments).0.contains(option)
         });

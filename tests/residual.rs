@@ -8,7 +8,7 @@ mod common;
 use common::networks::{checkpoint, classes, difference, f64s, fixture, logits, packed};
 use ndarray::{Array4, Axis};
 use twn_pack::kernel::{Arithmetic, Kernel};
-use twn_pack::net::{Buffers, Description, Network, Overrides, Weights};
+use twn_pack::net::{Buffers, Description, Network, Overrides, Weights, fold};
 use twn_pack::{Checkpoint, Isa};
 
 /// The networks of `fixtures/residual/make_golden.py`, with their images and logits.
@@ -87,4 +87,69 @@ fn too_many_images_at_once_are_refused() {
                 time (--batch)";
     assert_eq!(error, says);
     assert!(forward(usize::MAX / (1 << 26)).unwrap_err().to_string().contains("run fewer at a time"));
+}
+
+#[test]
+fn batch_norm_goes_into_scales_and_biases() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut ways = vec![None];
+    ways.extend(
+        ["method=twn", "method=twn,granularity=tensor,scale-dtype=f16", "granularity=group:4,encoding=t5", "method=bwn"]
+            .map(Some),
+    );
+    for (name, description, images, golden) in golden() {
+        for (i, settings) in ways.iter().enumerate() {
+            let file = fixture(&format!("residual/{name}.safetensors"));
+            let source = settings.map_or_else(|| checkpoint(file.clone()), |settings| packed(&file, settings));
+            let network = Network::load(&description, &source, false).unwrap();
+            let expected = match settings {
+                None => golden.clone(),
+                Some(_) => f64s(&logits(&network, Arithmetic::ExactF32, images.view())),
+            };
+            let found = fold(&description, &source).unwrap();
+            assert_eq!((found.folded.len(), found.left.len()), if name == "small" { (3, 0) } else { (20, 0) }, "{name}");
+            // Written, read, and packed without being told how.
+            let path = directory.path().join(format!("{name}-{i}.safetensors"));
+            found.save(&path, false).unwrap();
+            let text = found.description.to_toml().unwrap();
+            let folded = Description::parse("folded.toml", &text).unwrap();
+            assert_eq!(folded.checksum(), found.description.checksum(), "{name}: {text}");
+            assert!(!text.contains("batch_norm"), "{text}");
+            let source = if settings.is_some() { packed(&path, "") } else { checkpoint(path) };
+            let without = Network::load(&folded, &source, false).unwrap();
+            let packed = |network: &Network<'_>| {
+                network.weights().filter(|weights| matches!(weights, Weights::Packed(_))).count()
+            };
+            assert_eq!(packed(&without), packed(&network), "{name}, {settings:?}");
+            let worst = difference(&logits(&without, Arithmetic::ExactF32, images.view()), &expected);
+            assert!(worst < 4e-6, "{name}, {settings:?}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_folded_is_left_or_refused() {
+    let (name, description, images, _) = golden().into_iter().next_back().unwrap();
+    let file = fixture(&format!("residual/{name}.safetensors"));
+    // A batch norm of its own, and one behind a bias that has no name yet.
+    let text = description.to_toml().unwrap();
+    let first = text.lines().find(|line| line.contains("stem_bn")).unwrap().to_owned();
+    let apart = Description::parse("apart.toml", &text.replacen(&first, &format!("\"relu\",\n{first}"), 1)).unwrap();
+    let source = checkpoint(file.clone());
+    let folded = fold(&apart, &source).unwrap();
+    assert_eq!(folded.left, ["stem_bn.weight"]);
+    assert!(folded.description.to_toml().unwrap().contains("stem_bn.running_var"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("apart.safetensors");
+    folded.save(&path, false).unwrap();
+    let [before, after] = [(&apart, source), (&folded.description, checkpoint(path))].map(|(description, source)| {
+        logits(&Network::load(description, &source, false).unwrap(), Arithmetic::ExactF32, images.view())
+    });
+    assert!(difference(&after, &f64s(&before)) < 4e-6);
+    // The new bias would have the name of another tensor.
+    let taken = Description::parse("taken.toml", &text.replace("\"fc.bias\"", "\"plain.bias\"")).unwrap();
+    let error = fold(&taken, &checkpoint(file)).unwrap_err().to_string();
+    assert!(error.contains("`plain.bias`"), "{error}");
+    let across = packed(&fixture("residual/small.safetensors"), "method=twn,axis=1");
+    assert!(fold(&description, &across).unwrap_err().to_string().contains("axis 1"));
 }

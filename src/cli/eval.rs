@@ -1,19 +1,18 @@
 //! `twn-pack eval`: a network over a data set.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use twn_pack::kernel::{Arithmetic, Kernel};
-use twn_pack::net::{self, Network, Source, Weights};
-use twn_pack::{Container, Error, Isa, Plan, Rules, Settings, convert, report, select};
+use twn_pack::net::{self, Network, Weights};
+use twn_pack::{Error, Isa, report};
 
 use super::data::{DataArgs, SplitName};
 use super::exit::Exit;
 use super::network::NetworkArgs;
 use super::progress::Display;
-use super::{Session, naming_input, open_source, print, printable};
+use super::{Session, open_ternary, print, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
@@ -102,7 +101,7 @@ struct Results {
 
 pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
     let description = args.net.open()?;
-    let source = open(&args.file, args.method.as_deref(), session)?;
+    let source = open_ternary(&args.file, args.method.as_deref(), session)?;
     let network = Network::load(&description, &source, args.float)?;
     let packed = network.weights().filter(|weights| matches!(weights, Weights::Packed(_))).count();
     if let (Some(arithmetic), 0) = (args.arithmetic, packed) {
@@ -157,30 +156,6 @@ pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     print(printable(&results.text()))
-}
-
-/// A checkpoint that is to be ternary is packed first, into a file that is gone with the run.
-fn open(path: &Path, method: Option<&str>, session: &Session) -> anyhow::Result<Source> {
-    let checkpoint = match open_source(path, session)? {
-        Source::Container(_) if method.is_some() => {
-            let message = "--method is for checkpoints; a .twn file is ternary already";
-            return Err(Error::Request(message.to_owned()).into());
-        }
-        Source::Checkpoint(checkpoint) => checkpoint,
-        container => return Ok(container),
-    };
-    if method == Some("none") || method.is_none() && select::trained(&checkpoint)?.is_empty() {
-        return Ok(Source::Checkpoint(checkpoint));
-    }
-    let settings = Settings { method: method.map(str::to_owned), ..Settings::default() };
-    let plan = Plan::new(&checkpoint, &Rules { settings, ..Rules::default() })?;
-    session.warn(&plan.warnings);
-    let directory = tempfile::tempdir().context("cannot make a temporary directory for the packed weights")?;
-    let packed = directory.path().join("packed.twn");
-    let options = convert::Options { cancel: Some(&session.cancel), ..convert::Options::default() };
-    convert::pack(&checkpoint, &plan, &packed, &options).map_err(|e| naming_input(e, path))?;
-    // What is mapped stays there when its name is gone.
-    Ok(Source::Container(Container::open(&packed)?))
 }
 
 impl Results {

@@ -4,6 +4,7 @@
 mod data;
 mod eval;
 mod exit;
+mod fold;
 mod inspect;
 mod network;
 mod pack;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use twn_pack::net::Source;
-use twn_pack::{Checkpoint, Container, Error};
+use twn_pack::{Checkpoint, Container, Error, Plan, Rules, Settings, convert, select};
 
 use self::exit::Exit;
 
@@ -71,6 +72,8 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     /// Run a network over a data set: accuracy, images per second, memory
     Eval(eval::EvalArgs),
+    /// Fold batch norm into the scales and biases of the layers before it
+    Fold(fold::FoldArgs),
     /// Train a network whose weights are ternary, from a float checkpoint or from scratch
     Train(Box<train::TrainArgs>),
     /// Draw the accuracy of training runs over their epochs, as SVG
@@ -136,6 +139,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Verify(args)) => verify::run(args, &session),
         Some(Command::Unpack(args)) => unpack::run(args, &session),
         Some(Command::Eval(args)) => eval::run(args, &session),
+        Some(Command::Fold(args)) => fold::run(args, &session),
         Some(Command::Train(args)) => train::run(*args, &session),
         Some(Command::Plot(args)) => plot::run(args),
         Some(Command::Completions { shell }) => {
@@ -179,6 +183,31 @@ fn open_source(path: &Path, session: &Session) -> Result<Source, Error> {
     let checkpoint = Checkpoint::open(path)?;
     session.warn(checkpoint.warnings());
     Ok(Source::Checkpoint(checkpoint))
+}
+
+/// A `.twn` file, or a checkpoint: one that is to be ternary, by `method` or as it was trained, is packed
+/// first, into a file that is gone with the run.
+fn open_ternary(path: &Path, method: Option<&str>, session: &Session) -> anyhow::Result<Source> {
+    let checkpoint = match open_source(path, session)? {
+        Source::Container(_) if method.is_some() => {
+            let message = "--method is for checkpoints; a .twn file is ternary already";
+            return Err(Error::Request(message.to_owned()).into());
+        }
+        Source::Checkpoint(checkpoint) => checkpoint,
+        container => return Ok(container),
+    };
+    if method == Some("none") || method.is_none() && select::trained(&checkpoint)?.is_empty() {
+        return Ok(Source::Checkpoint(checkpoint));
+    }
+    let settings = Settings { method: method.map(str::to_owned), ..Settings::default() };
+    let plan = Plan::new(&checkpoint, &Rules { settings, ..Rules::default() })?;
+    session.warn(&plan.warnings);
+    let directory = tempfile::tempdir().context("cannot make a temporary directory for the packed weights")?;
+    let packed = directory.path().join("packed.twn");
+    let options = convert::Options { cancel: Some(&session.cancel), ..convert::Options::default() };
+    convert::pack(&checkpoint, &plan, &packed, &options).map_err(|e| naming_input(e, path))?;
+    // What is mapped stays there when its name is gone.
+    Ok(Source::Container(Container::open(&packed)?))
 }
 
 /// Results go to stdout.

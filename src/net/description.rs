@@ -217,6 +217,24 @@ impl Description {
         self.tensors().into_iter().filter(|(_, shape)| shape.len() > 1).map(|(name, _)| name).collect()
     }
 
+    /// The network as a file: every layer as it is, with width and classes applied.
+    ///
+    /// # Errors
+    /// None for what was read.
+    pub fn to_toml(&self) -> Result<String> {
+        let mut text = format!("input = {:?}\nlayers = [\n", self.input);
+        for described in &self.layers {
+            let layer = toml::Value::try_from(described.written()).map_err(|e| refused(&self.name, &e.to_string()))?;
+            text += &format!("    {layer},\n");
+        }
+        Ok(text + "]\n")
+    }
+
+    /// These layers after one another.
+    pub(super) fn from_layers(name: &str, input: [usize; 3], layers: Vec<Written>) -> Result<Self> {
+        Self::new(name, layers, Overrides { input: Some(input), ..Overrides::default() })
+    }
+
     /// The layers in their order, at least one.
     pub(crate) fn layers(&self) -> &[Described] {
         &self.layers

@@ -6,14 +6,14 @@ use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::kernel::Conv2d;
 use crate::limits::LAYER_VALUES;
 
 /// A layer; strings are names of tensors. `L` is what a residual layer is made of: [`Written`], or
 /// [`Described`].
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Layer<L> {
     /// Zeros around the image are its padding.
@@ -37,9 +37,9 @@ pub(crate) enum Layer<L> {
 }
 
 /// A layer as it stands in a file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(transparent)]
-pub(super) struct Written(pub Layer<Written>);
+pub(crate) struct Written(pub Layer<Written>);
 
 /// A layer in its place: it can take what comes to it.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ pub(crate) struct Described {
 }
 
 /// `weight` is filters × channels per group × kernel height × kernel width, `bias` one per filter.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Convolution {
     pub weight: String,
@@ -71,7 +71,7 @@ pub(crate) struct Convolution {
 }
 
 /// `weight` is outputs × inputs, `bias` one per output.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Linear {
     pub weight: String,
@@ -80,7 +80,7 @@ pub(crate) struct Linear {
 }
 
 /// One of each tensor's elements per channel. A string stands for PyTorch's names behind it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct BatchNorm {
     pub weight: String,
     pub bias: String,
@@ -92,7 +92,7 @@ pub(crate) struct BatchNorm {
 }
 
 /// How a window walks over each channel.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pool {
     kernel: Extent,
@@ -102,7 +102,7 @@ pub(crate) struct Pool {
 }
 
 /// Both start from the same input and give the same shape.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Residual<L> {
     /// At least one layer.
@@ -113,7 +113,7 @@ pub(crate) struct Residual<L> {
 }
 
 /// `3`, or `[3, 5]`: height and width.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, Serialize)]
 #[serde(from = "NumberOrPair")]
 struct Extent([usize; 2]);
 
@@ -218,6 +218,24 @@ impl Pool {
 }
 
 impl Described {
+    /// As it would stand in a file.
+    pub fn written(&self) -> Written {
+        let all = |layers: &[Self]| layers.iter().map(Self::written).collect();
+        Written(match &self.layer {
+            Layer::Conv2d(conv) => Layer::Conv2d(conv.clone()),
+            Layer::Linear(linear) => Layer::Linear(linear.clone()),
+            Layer::BatchNorm(norm) => Layer::BatchNorm(norm.clone()),
+            Layer::MaxPool(pool) => Layer::MaxPool(pool.clone()),
+            Layer::AvgPool(pool) => Layer::AvgPool(pool.clone()),
+            Layer::GlobalAvgPool => Layer::GlobalAvgPool,
+            Layer::Relu => Layer::Relu,
+            Layer::Flatten => Layer::Flatten,
+            Layer::Residual(Residual { body, shortcut }) => {
+                Layer::Residual(Residual { body: all(body), shortcut: all(shortcut) })
+            }
+        })
+    }
+
     /// Adds the names and shapes of its tensors, those of a residual layer body first.
     pub fn tensors<'a>(&'a self, found: &mut Vec<(&'a str, Vec<usize>)>) {
         let channels = self.input[0];

@@ -7,12 +7,15 @@
 //!  Source ──────┘                dense (f32)
 //! ```
 //!
+//! [`fold`] makes of a network with batch norm one without, of the same function.
+//!
 //! Not here: products of packed weights ([`crate::kernel`]), data sets ([`crate::data`]), training.
 
 mod batch_norm;
 pub mod dense;
 mod description;
 mod evaluate;
+mod fold;
 mod forward;
 pub(crate) mod im2col;
 pub(crate) mod layers;
@@ -21,7 +24,7 @@ mod tensors;
 
 pub use self::description::{Description, NETWORKS, Overrides};
 pub use self::evaluate::{Evaluation, Options, evaluate};
+pub use self::fold::{Folded, fold};
 pub use self::forward::{Buffers, Network};
-#[cfg(feature = "train")]
 pub(crate) use self::tensors::Tensors;
 pub use self::tensors::{Packed, Source, Weights};

@@ -4,6 +4,8 @@
 pub(crate) mod header;
 mod shards;
 pub(crate) mod weights;
+#[cfg(feature = "eval")]
+pub(crate) mod write;
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;

@@ -1,43 +1,14 @@
 //! Trained weights in and out: any checkpoint whose names and shapes fit, and `.safetensors` with PyTorch's
 //! names, which the converter packs as they were trained. Not here: the state of a run ([`super::state`]).
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-
-use safetensors::tensor::TensorView;
 
 use super::layers::{Pass, Tensor};
 use super::network::Network;
 use crate::net::{Source, Tensors};
 use crate::select::TRAINED_KEY;
-use crate::{Dtype, Error, Result, write_atomically};
-
-/// A tensor to be written: name, type, shape, little-endian bytes in C order.
-pub(super) type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
-
-/// A tensor of floats.
-pub(super) fn floats(name: String, shape: Vec<usize>, values: &[f32]) -> Raw {
-    (name, Dtype::F32, shape, bytemuck::cast_slice(values).to_vec())
-}
-
-/// Writes tensors and metadata as one file, which appears whole or not at all.
-pub(super) fn write(path: &Path, overwrite: bool, tensors: Vec<Raw>, metadata: BTreeMap<String, String>) -> Result<()> {
-    let refused = |what: String| Error::Request(format!("{}: {what}", path.display()));
-    let mut names = BTreeSet::new();
-    if let Some((name, ..)) = tensors.iter().find(|(name, ..)| name == "__metadata__" || !names.insert(name)) {
-        return Err(refused(format!("two tensors would be called `{name}`, or that name is not free")));
-    }
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        let view = TensorView::new(*dtype, shape.clone(), bytes);
-        view.map(|view| (name, view)).map_err(|e| refused(format!("tensor `{name}`: {e}")))
-    });
-    let views = views.collect::<Result<Vec<_>>>()?;
-    // The crate writes metadata in random order; with one key there is only one.
-    debug_assert!(metadata.len() <= 1, "reproducible only with one key");
-    let metadata = (!metadata.is_empty()).then(|| metadata.into_iter().collect());
-    let bytes = safetensors::serialize(views, metadata).map_err(|e| refused(e.to_string()))?;
-    write_atomically(path, overwrite, &bytes)
-}
+use crate::source::write::{Raw, floats, write};
+use crate::{Dtype, Error, Result};
 
 impl Network<f32> {
     /// Takes weights, biases and statistics from a file, by name; ternary ones are unpacked.
@@ -102,6 +73,6 @@ impl Network<f32> {
                 }
             }
         });
-        write(path, overwrite, tensors, metadata.into_iter().collect())
+        write(path, overwrite, &tensors, metadata.into_iter().collect())
     }
 }

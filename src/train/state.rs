@@ -7,11 +7,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::layers::Tensor;
-use super::model::{floats, write};
 use super::network::Network;
 use super::optimizer::Optimizer;
 use super::run::{Setup, Sums};
 use crate::source::Checkpoint;
+use crate::source::write::{floats, write};
 use crate::{Dtype, Error, Result};
 
 /// The metadata's key.
@@ -84,7 +84,7 @@ pub(super) fn save(
         tensors.push(floats(name, vec![values.len()], values));
     });
     let text = serde_json::to_string(position).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
-    write(path, true, tensors, BTreeMap::from([(KEY.to_owned(), text)]))
+    write(path, true, &tensors, BTreeMap::from([(KEY.to_owned(), text)]))
 }
 
 /// Reads where a run stands. `network` and `optimizer` are made for the same setup, which is checked
