@@ -94,8 +94,13 @@ fn batch_norm_goes_into_scales_and_biases() {
     let directory = tempfile::tempdir().unwrap();
     let mut ways = vec![None];
     ways.extend(
-        ["method=twn", "method=twn,granularity=tensor,scale-dtype=f16", "granularity=group:4,encoding=t5", "method=bwn"]
-            .map(Some),
+        [
+            "method=twn",
+            "method=twn,granularity=tensor,scale-dtype=f16",
+            "granularity=group:4,encoding=t5",
+            "method=bwn",
+        ]
+        .map(Some),
     );
     for (name, description, images, golden) in golden() {
         for (i, settings) in ways.iter().enumerate() {
@@ -107,7 +112,11 @@ fn batch_norm_goes_into_scales_and_biases() {
                 Some(_) => f64s(&logits(&network, Arithmetic::ExactF32, images.view())),
             };
             let found = fold(&description, &source).unwrap();
-            assert_eq!((found.folded.len(), found.left.len()), if name == "small" { (3, 0) } else { (20, 0) }, "{name}");
+            assert_eq!(
+                (found.folded.len(), found.left.len()),
+                if name == "small" { (3, 0) } else { (20, 0) },
+                "{name}"
+            );
             // Written, read, and packed without being told how.
             let path = directory.path().join(format!("{name}-{i}.safetensors"));
             found.save(&path, false).unwrap();

@@ -194,9 +194,14 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-/// A line of Linux's account of this process, in bytes; `None` on other systems.
+/// What Linux's account of this process says in that line, in bytes; `None` on other systems.
 pub(super) fn memory(key: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    account("/proc/self/status", key)
+}
+
+/// A line `KEY N kB` of such a file, in bytes.
+pub(super) fn account(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

@@ -12,7 +12,7 @@ use twn_pack::train::{self, Augment, LayerMethod, Loss, Metrics, Recipe, Request
 use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings, convert, report};
 
 use super::data::DataArgs;
-use super::eval::memory;
+use super::eval::{account, memory};
 use super::exit::Exit;
 use super::network::NetworkArgs;
 use super::progress::Display;
@@ -266,12 +266,21 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
         train_images: args.train_images.unwrap_or(train.len()),
         test_images: args.test_images.unwrap_or(test.len()),
     };
+    let needed = train::memory(&description, &setup);
+    if let Some(available) = available().filter(|&available| needed > available) {
+        let [needed, available] = [needed, available].map(report::bytes);
+        return Err(Error::Request(format!(
+            "training takes up to {needed} of memory besides the images, and {available} are free; expected a smaller \
+             --batch or --width"
+        ))
+        .into());
+    }
     let say = |text: &str| {
         if !session.global.quiet {
             let _ = writeln!(io::stderr(), "{}", printable(text));
         }
     };
-    say(&summary(&setup));
+    say(&format!("{}; up to {} of memory besides the images", summary(&setup), report::bytes(needed)));
     let display = Display::of_images(&session.global);
     let options = train::Options {
         init: init.as_ref(),
@@ -340,6 +349,11 @@ fn pack(checkpoint: &Path, output: &Path, overwrite: bool, session: &Session) ->
     let plan = Plan::new(&checkpoint, &Rules::default())?;
     let options = convert::Options { overwrite, cancel: Some(&session.cancel), ..convert::Options::default() };
     convert::pack(&checkpoint, &plan, output, &options).map(drop)
+}
+
+/// Memory that is free, in bytes; `None` where the system does not say.
+fn available() -> Option<u64> {
+    account("/proc/meminfo", "MemAvailable:")
 }
 
 /// One line on what is to come.

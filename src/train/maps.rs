@@ -80,7 +80,10 @@ impl<R: Real> Maps<R> {
     /// Makes room for so many images of `[channels, height, width]`; what is in it then is of no use.
     pub fn resize(&mut self, images: usize, [channels, height, width]: [usize; 3]) {
         self.shape = [images, channels, height, width];
-        self.values.resize(self.shape.iter().product(), R::zero());
+        let len: usize = self.shape.iter().product();
+        // No more than that: `resize` alone would double what is there.
+        self.values.reserve_exact(len.saturating_sub(self.values.len()));
+        self.values.resize(len, R::zero());
     }
 
     /// How many images.

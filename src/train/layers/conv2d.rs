@@ -28,6 +28,11 @@ pub struct Conv2d<R: Real> {
     gradients: Vec<R>,
 }
 
+/// Into how many pieces a batch is cut, each with a sum of its own for dW: the same for any number of threads.
+pub fn conv_pieces(images: usize) -> usize {
+    images.div_ceil(images.div_ceil(PARTS).max(1))
+}
+
 impl<R: Real> Conv2d<R> {
     /// With those weights, which walk in that way.
     pub fn new(weights: Weights<R>, bias: Option<Bias<R>>, geometry: kernel::Conv2d) -> Self {
@@ -40,7 +45,7 @@ impl<R: Real> Layer<R> for Conv2d<R> {
         let w = self.weights.used();
         let walk = Walk::new(&self.geometry, x, y);
         let (column, piece) = (w.ncols() * y.map_len(), x.images().div_ceil(PARTS));
-        self.columns.resize(x.images().div_ceil(piece) * column, R::zero());
+        self.columns.resize(conv_pieces(x.images()) * column, R::zero());
         let parts = y.values.par_chunks_mut(piece * walk.image_out).zip(x.values.par_chunks(piece * walk.image_in));
         let bias = self.bias.as_ref().map(|bias| &*bias.value);
         parts.zip(self.columns.par_chunks_mut(column)).for_each(|((y, x), columns)| {
@@ -55,7 +60,7 @@ impl<R: Real> Layer<R> for Conv2d<R> {
         let (filters, n) = gradient.dim();
         let walk = Walk::new(&self.geometry, x, dy);
         let piece = x.images().div_ceil(PARTS);
-        let pieces = x.images().div_ceil(piece);
+        let pieces = conv_pieces(x.images());
         self.columns.resize(pieces * n * dy.map_len(), R::zero());
         self.gradients.clear();
         self.gradients.resize(pieces * filters * n, R::zero());

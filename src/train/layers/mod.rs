@@ -15,7 +15,7 @@ mod weights;
 
 pub(super) use self::activation::{Flatten, Relu};
 pub(super) use self::batch_norm::BatchNorm;
-pub(super) use self::conv2d::Conv2d;
+pub(super) use self::conv2d::{Conv2d, conv_pieces};
 pub(super) use self::linear::Linear;
 pub(super) use self::pool::{AvgPool, MaxPool};
 pub(super) use self::residual::Residual;
