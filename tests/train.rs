@@ -207,6 +207,63 @@ fn an_interrupted_run_is_saved() {
 }
 
 #[test]
+fn a_run_goes_on_with_another_recipe_if_it_is_told_to() {
+    let world = World::new();
+    let started = ["--epochs", "2", "--batch", "16", "--rate", "0.05", "--schedule", "constant", "-q"];
+    world.train(0, "run", &started);
+    let changed = |more: &[&'static str]| {
+        let fixed = ["--epochs", "4", "--rate", "0.01", "--schedule", "constant", "-q", "-f", "--resume"];
+        [&fixed[..], more].concat()
+    };
+    let (_, stderr) = world.train(2, "run", &changed(&["--batch", "16"]));
+    assert!(stderr.contains("recipe.rate: found 0.05, asked for 0.01"), "{stderr}");
+    let (_, stderr) = world.train(2, "run", &changed(&["--batch", "8", "--new-recipe"]));
+    assert!(stderr.contains("batches of 16"), "{stderr}");
+    world.train(0, "run", &changed(&["--batch", "16", "--new-recipe"]));
+    let lines = world.metrics("run");
+    let rates: Vec<Option<f64>> = lines.iter().map(|line| line["rate"].as_f64()).collect();
+    assert_eq!(rates, [None, Some(0.05), Some(0.05), None, Some(0.01), Some(0.01)], "setups and epochs");
+    assert_eq!(lines[3]["recipe"]["rate"], 0.01);
+    // A plot takes that, and a line that is being written.
+    let path = world.path("run.run/metrics.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{text}{}", &text[..20])).unwrap();
+    let plot = world.path("plot.svg");
+    expect(0, &["plot", &world.path("run.run"), "-o", &plot]);
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("<polyline"));
+    // Without metrics a run goes on, too; what is over is not known any more.
+    std::fs::remove_file(&path).unwrap();
+    let longer = ["--epochs", "5", "--rate", "0.01", "--schedule", "constant", "--batch", "16", "-q", "-f", "--resume"];
+    world.train(0, "run", &[&longer[..], &["--new-recipe"]].concat());
+    let epochs: Vec<Value> = world.metrics("run").iter().map(|line| line["epoch"].clone()).collect();
+    assert_eq!(epochs, [Value::Null, Value::Null, 5.into()]);
+    expect(0, &["plot", &world.path("run.run"), "-o", &plot, "-f"]);
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("<circle"), "one epoch is a point");
+}
+
+#[test]
+fn two_processes_do_not_train_in_one_directory() {
+    let world = World::new();
+    std::fs::create_dir(world.path("run.run")).unwrap();
+    let lock = std::fs::File::create(world.path("run.run/lock")).unwrap();
+    lock.lock().unwrap();
+    let (_, stderr) = world.train(2, "run", &["--epochs", "1", "-q"]);
+    assert!(stderr.contains("another process is training"), "{stderr}");
+    drop(lock);
+    world.train(0, "run", &["--epochs", "1", "-q"]);
+}
+
+/// Elsewhere nobody says how much memory is free.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_network_that_memory_cannot_hold_is_refused() {
+    let world = World::new();
+    let (_, stderr) = world.train(2, "large", &["--epochs", "1", "--width", "4000"]);
+    assert!(stderr.contains("of memory besides the images"), "{stderr}");
+    assert!(!Path::new(&world.path("large.run")).exists());
+}
+
+#[test]
 fn from_a_checkpoint() {
     let world = World::new();
     world.train(0, "float", &["--method", "none", "--epochs", "6", "--batch", "16", "--rate", "0.05", "-q"]);
@@ -237,7 +294,8 @@ fn what_makes_no_sense_is_refused() {
     let world = World::new();
     let damaged = world.path("damaged.toml");
     std::fs::write(&damaged, NETWORK.replace("block.conv", "conv1")).unwrap();
-    let cases: [(&[&str], &str); 16] = [
+    let cases: [(&[&str], &str); 17] = [
+        (&["--epochs", "1", "--penalty", "1", "2"], "--penalty is for esa"),
         (&["--epochs", "1", "--set", "*", "encoding=t5"], "are for packing"),
         (&["--epochs", "1", "--run", &world.path("bad.safetensors")], "different paths"),
         (&["--epochs", "1", "--pack", &world.path("bad.safetensors")], "cannot be used multiple times"),

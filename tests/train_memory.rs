@@ -76,6 +76,7 @@ fn memory_is_what_was_said() {
             init: None,
             directory: directory.path(),
             resume: false,
+            new_recipe: false,
             progress: None,
             epoch: None,
             cancel: None,

@@ -129,7 +129,13 @@ pub(crate) fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<Exit> {
     let session = Session { global: cli.global, cancel: Arc::new(AtomicBool::new(false)) };
     let cancel = Arc::clone(&session.cancel);
-    ctrlc::set_handler(move || cancel.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C")?;
+    // The first asks, the second does not wait for an answer.
+    let interrupt = move || {
+        if cancel.swap(true, Ordering::Relaxed) {
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    };
+    ctrlc::set_handler(interrupt).context("cannot watch for Ctrl-C")?;
     prepare_signals();
     let threads = session.global.threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;

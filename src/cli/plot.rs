@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use plotters::prelude::*;
-use twn_pack::train::{METRICS, Metrics};
+use twn_pack::train::{METRICS, Metrics, Setup};
 use twn_pack::{Error, write_atomically};
 
 use super::exit::Exit;
@@ -72,8 +72,10 @@ pub(super) fn run(args: PlotArgs) -> anyhow::Result<Exit> {
 fn read(path: &Path, what: What) -> anyhow::Result<Curve> {
     let file = if path.is_dir() { path.join(METRICS) } else { path.to_path_buf() };
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    // The first line is the setup.
-    let lines = text.lines().enumerate().skip(1).map(|(i, line)| {
+    // A line without an end is being written. Others are epochs, or setups.
+    let whole = text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n'));
+    let epochs = whole.filter(|(_, line)| serde_json::from_str::<Setup>(line).is_err());
+    let lines = epochs.map(|(i, line)| {
         let metrics: Metrics = serde_json::from_str(line).map_err(|e| {
             Error::Request(format!("{}: line {}: {e}; expected an epoch of a run", file.display(), i + 1))
         })?;
@@ -116,6 +118,10 @@ fn draw(curves: &[Curve], title: &str, svg: &mut String) -> Result<(), Box<dyn s
             .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        // One epoch makes no line.
+        if let [point] = points[..] {
+            chart.draw_series([Circle::new(point, 3, colour.filled())])?;
+        }
     }
     chart
         .configure_series_labels()

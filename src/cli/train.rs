@@ -43,6 +43,9 @@ pub(super) struct TrainArgs {
     /// Go on with an interrupted run, bit for bit; all else has to be given as before
     #[arg(long)]
     resume: bool,
+    /// With --resume: another recipe from there on, such as a lower --rate; batch and optimizer stay
+    #[arg(long, requires = "resume")]
+    new_recipe: bool,
     #[command(flatten)]
     methods: MethodArgs,
     #[command(flatten)]
@@ -235,17 +238,24 @@ impl MethodArgs {
                 methods.insert((*name).to_owned(), LayerMethod { name: chosen, request });
             }
         }
-        if self.sparsity_alpha.is_some() && !methods.values().any(|method| method.name == "esa") {
+        if self.sparsity_alpha.is_some() && !uses_esa(&methods) {
             return Err(Error::Request("--sparsity-alpha is for esa, and no layer has that method".to_owned()));
         }
         Ok(methods)
     }
 }
 
+fn uses_esa(methods: &BTreeMap<String, LayerMethod>) -> bool {
+    methods.values().any(|method| method.name == "esa")
+}
+
 pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let description = args.net.open()?;
     let recipe = args.recipe.recipe(args.init.is_none())?;
     let methods = args.methods.methods(&description, session)?;
+    if args.recipe.penalty.is_some() && !uses_esa(&methods) {
+        return Err(Error::Request("--penalty is for esa, and no layer has that method".to_owned()).into());
+    }
     let directory = args.run.clone().unwrap_or_else(|| args.output.with_extension("run"));
     check_outputs(&args, &directory)?;
     if args.pack.is_some() && methods.is_empty() {
@@ -286,6 +296,7 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
         init: init.as_ref(),
         directory: &directory,
         resume: args.resume,
+        new_recipe: args.new_recipe,
         progress: Some(&|progress| {
             let state = format!("loss {:.4}, {:.2} %", progress.loss, 100.0 * progress.accuracy);
             let what = format!("epoch {}: {state}", progress.epoch);

@@ -2,8 +2,8 @@
 //! what a step is ([`super::network`]), or how results are shown.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -64,6 +64,8 @@ pub struct Options<'a> {
     pub directory: &'a Path,
     /// Go on from the state in that directory.
     pub resume: bool,
+    /// With another recipe from there on, of the same batch size and optimizer.
+    pub new_recipe: bool,
     /// Is told of every step.
     pub progress: Option<&'a dyn Fn(&Progress)>,
     /// Is told of every epoch.
@@ -132,8 +134,11 @@ pub struct Outcome {
 
 /// The state's file in a run's directory.
 const STATE: &str = "state.safetensors";
-/// The metrics' file in a run's directory: a JSON object per line; the first one is the setup.
+/// The metrics' file in a run's directory: a JSON object per line, [`Setup`] or [`Metrics`]. The first one is
+/// the setup; another one follows where the recipe changed.
 pub const METRICS: &str = "metrics.jsonl";
+/// Whoever trains there holds a lock on it.
+const LOCK: &str = "lock";
 
 /// A run's directory and what is in it.
 struct Directory<'a>(&'a Path);
@@ -152,9 +157,23 @@ impl Directory<'_> {
         text.map(|text| text + "\n").map_err(|e| Error::Request(format!("{}: {e}", self.metrics().display())))
     }
 
+    /// Keeps other processes out until the file is dropped. The directory is made if it is not there.
+    fn lock(&self) -> Result<File> {
+        fs::create_dir_all(self.0).map_err(Error::io(self.0, "make the run's directory"))?;
+        let path = self.0.join(LOCK);
+        let file = File::create(&path).map_err(Error::io(&path, "open"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(Error::Request(format!(
+                "{}: another process is training in this directory; wait for it, or choose another one with --run",
+                self.0.display()
+            ))),
+            Err(TryLockError::Error(e)) => Err(Error::io(&path, "lock")(e)),
+        }
+    }
+
     /// Metrics without a state are those of a run that never began.
     fn create(&self, setup: &Setup) -> Result<()> {
-        fs::create_dir_all(self.0).map_err(Error::io(self.0, "make the run's directory"))?;
         let state = self.state();
         if state.exists() {
             return Err(Error::Request(format!(
@@ -171,14 +190,19 @@ impl Directory<'_> {
         file.write_all(line.as_bytes()).map_err(Error::io(&path, "write"))
     }
 
-    /// Drops the lines of epochs that are done again, since the state is older than they.
-    fn cut(&self, epoch: u32) -> Result<()> {
+    /// Drops the lines of epochs that are done again, since the state is older than they. Where the file is
+    /// gone, it begins anew.
+    fn cut(&self, epoch: u32, setup: &Setup) -> Result<()> {
         let path = self.metrics();
-        let text = fs::read_to_string(&path).map_err(Error::io(&path, "go on with the metrics in"))?;
-        let keep = text.lines().enumerate().filter(|(i, line)| {
-            *i == 0 || serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.epoch <= epoch)
+        let text = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.line(setup)?,
+            text => text.map_err(Error::io(&path, "go on with the metrics in"))?,
+        };
+        let keep = text.lines().filter(|line| match serde_json::from_str::<Metrics>(line) {
+            Ok(metrics) => metrics.epoch <= epoch,
+            Err(_) => serde_json::from_str::<Setup>(line).is_ok(),
         });
-        let text: String = keep.map(|(_, line)| format!("{line}\n")).collect();
+        let text: String = keep.map(|line| format!("{line}\n")).collect();
         write_atomically(&path, true, text.as_bytes())
     }
 }
@@ -222,16 +246,27 @@ pub fn train(
     network.begin();
     let recipe = &setup.recipe;
     let (mut optimizer, mut position);
+    let _lock;
     if options.resume {
-        let (checkpoint, found) = state::load(&directory.state())?;
+        let path = directory.state();
+        let (checkpoint, mut found) = state::load(&path)?;
+        _lock = directory.lock()?;
+        let before = found.setup.clone();
+        if options.new_recipe {
+            found.change_recipe(recipe).map_err(|what| Error::Request(format!("{}: {what}", path.display())))?;
+        }
         if found.setup != *setup {
-            return Err(Error::Request(differences(&directory.state(), &found.setup, setup)?));
+            return Err(Error::Request(differences(&path, &found.setup, setup)?));
         }
         optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, found.steps());
         state::restore(&checkpoint, &mut network, &mut optimizer)?;
-        directory.cut(found.epoch)?;
+        directory.cut(found.epoch, &before)?;
+        if before != *setup {
+            directory.append(setup)?;
+        }
         position = found;
     } else {
+        _lock = directory.lock()?;
         directory.create(setup)?;
         optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, 0);
         position = Position { setup: setup.clone(), epoch: 0, batches: 0, sums: Sums::default() };
@@ -381,8 +416,8 @@ impl Sums {
 fn diverged(position: &Position, place: Option<String>) -> Error {
     let place = place.map_or("the loss".to_owned(), |place| format!("the loss, or {place},"));
     Error::Request(format!(
-        "epoch {}, batch {}: {place} is not a finite number any more; the run's state is that of the last whole epoch. Try a \
-         lower --rate, or look for values that are far from 0 to 1 in the images",
+        "epoch {}, batch {}: {place} is not a finite number any more; the run's state is that of the last whole epoch. Go \
+         on from it with a lower --rate (--resume --new-recipe), or look for values that are far from 0 to 1 in the images",
         position.epoch + 1,
         position.batches
     ))

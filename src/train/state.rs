@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::layers::Tensor;
 use super::network::Network;
 use super::optimizer::Optimizer;
+use super::recipe::Recipe;
 use super::run::{Setup, Sums};
 use crate::source::Checkpoint;
 use crate::source::write::{floats, write};
@@ -40,6 +41,26 @@ impl Position {
     /// Steps in all that are over.
     pub fn steps(&self) -> u64 {
         u64::from(self.epoch) * self.batches_per_epoch() as u64 + self.batches as u64
+    }
+
+    /// Goes on with another recipe; or says why that cannot be.
+    pub fn change_recipe(&mut self, recipe: &Recipe) -> std::result::Result<(), String> {
+        let Recipe { batch, rule, epochs, .. } = &self.setup.recipe;
+        if (*batch, *rule) != (recipe.batch, recipe.rule) {
+            return Err(format!(
+                "a new recipe for {:?} in batches of {}; momenta and order are those of {rule:?} in batches of {batch}, \
+                 which a run keeps",
+                recipe.rule, recipe.batch
+            ));
+        }
+        if recipe.epochs < self.epoch {
+            return Err(format!(
+                "a new recipe of {} epochs, and {} of {epochs} are over; expected at least as many",
+                recipe.epochs, self.epoch
+            ));
+        }
+        self.setup.recipe = recipe.clone();
+        Ok(())
     }
 
     /// Whether its numbers fit together.
