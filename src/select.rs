@@ -129,6 +129,15 @@ pub enum Keep {
 }
 
 impl Settings {
+    /// Whether they say something that makes other weights than `trained` does.
+    fn is_not_as(&self, trained: &Self) -> bool {
+        let differs = self.method.is_some() && self.method != trained.method
+            || self.factor.is_some() && self.factor != trained.factor
+            || self.granularity.is_some_and(|asked| asked != trained.granularity.unwrap_or_default())
+            || self.axis.is_some_and(|axis| axis != trained.axis.unwrap_or_default());
+        differs && trained.keep != Some(Keep::Dense)
+    }
+
     /// Parses `key=value,key=value`.
     ///
     /// # Errors
@@ -241,6 +250,7 @@ impl Plan {
             rules.overrides.iter().map(|o| Ok((Pattern::new(&o.pattern)?, &o.settings))).collect::<Result<Vec<_>>>()?;
         rules.settings.treatment()?;
         let trained = trained(checkpoint)?;
+        let mut otherwise = Vec::new();
         let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
         for tensor in checkpoint.tensors() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
@@ -251,6 +261,9 @@ impl Plan {
                 forced = its.keep.map(|_| pattern.text.as_str()).or(forced);
             }
             let (before, says_method) = (trained.get(tensor.name), settings.method.is_some());
+            if before.is_some_and(|before| settings.is_not_as(before)) {
+                otherwise.push(tensor.name);
+            }
             if let (Some(before), false) = (before, says_method) {
                 settings = Settings { keep: settings.keep, ..settings.or(before) };
             }
@@ -261,6 +274,13 @@ impl Plan {
                 Keep::Ternary => Decision::Ternary(checked_treatment(tensor, &settings)?),
             };
             plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason });
+        }
+        if let Some(first) = otherwise.first() {
+            let others = otherwise.len() - 1;
+            plan.warnings.push(format!(
+                "`{first}` and {others} others were trained in another way than is asked for: what is packed is not what \
+                 was trained"
+            ));
         }
         plan.warn_of_unused(checkpoint, include.iter().chain(&exclude).chain(overrides.iter().map(|o| &o.0)));
         plan.warn_of_transposed(checkpoint);

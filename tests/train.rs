@@ -278,6 +278,19 @@ fn from_a_checkpoint() {
     expect(0, &[&float, "-m", "optimal", "-i", "*.weight", "-o", &packed, "-q"]);
     let (stdout, _) = expect(0, &["inspect", &packed]);
     assert_eq!(stdout.matches("t2 optimal filter").count(), 3, "{stdout}");
+    // It says so where that is not what was trained.
+    let tuned = world.path("tuned.safetensors");
+    for (options, warns) in [(["-g", "tensor"], true), (["-m", "bwn"], true), (["-g", "filter"], false)] {
+        let (_, stderr) = expect(0, &[&[&*tuned, "-o", &world.path("other.twn"), "-f"], &options[..]].concat());
+        assert_eq!(stderr.contains("what is packed is not what was trained"), warns, "{options:?}: {stderr}");
+    }
+    let (damaged, mut bytes) = (world.path("damaged.safetensors"), world.bytes("tuned.safetensors"));
+    let method = br#"\"method\":\"twn"#; // JSON within JSON
+    let at = bytes.windows(method.len()).position(|window| window == method).unwrap() + method.len() - 3;
+    bytes[at..at + 3].copy_from_slice(b"tvn");
+    std::fs::write(&damaged, bytes).unwrap();
+    let (_, stderr) = expect(2, &[&damaged, "-o", &world.path("damaged.twn")]);
+    assert!(stderr.contains("damaged.safetensors: metadata") && stderr.contains("unknown method `tvn`"), "{stderr}");
     // An epoch that starts from what it ends with is better than one from nothing.
     let first = |name: &str| world.metrics(name)[1]["loss"].as_f64().unwrap();
     assert!(first("tuned") < first("float"));

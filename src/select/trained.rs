@@ -16,8 +16,13 @@ pub const TRAINED_KEY: &str = "twn-pack.trained";
 /// Metadata of that key that is not understood.
 pub fn trained(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Settings>> {
     let Some(text) = checkpoint.metadata().get(TRAINED_KEY) else { return Ok(BTreeMap::new()) };
-    serde_json::from_str(text).map_err(|e| {
+    let refused = |what: String| {
         let path = checkpoint.path().display();
-        Error::Request(format!("{path}: metadata `{TRAINED_KEY}`: {e}; expected settings by tensor name"))
-    })
+        Error::Request(format!("{path}: metadata `{TRAINED_KEY}`: {what}; expected settings by tensor name"))
+    };
+    let found: BTreeMap<String, Settings> = serde_json::from_str(text).map_err(|e| refused(e.to_string()))?;
+    for (name, settings) in &found {
+        settings.treatment().map_err(|e| refused(format!("tensor `{name}`: {e}")))?;
+    }
+    Ok(found)
 }
