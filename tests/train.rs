@@ -253,6 +253,46 @@ fn two_processes_do_not_train_in_one_directory() {
     world.train(0, "run", &["--epochs", "1", "-q"]);
 }
 
+/// A folder of images in ImageNet's layout goes through all of it: random crops, a residual network, packing.
+#[test]
+fn a_folder_of_images_trains_a_residual_network() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    for (split, count) in [("train", 16), ("val", 6)] {
+        for (class, name) in ["n01-across", "n02-down"].into_iter().enumerate() {
+            let folder = directory.path().join("data").join(split).join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            for i in 0..count {
+                // Stripes of some width and colour, in images of many sizes.
+                let (width, height, period) = (40 + 7 * (i % 5), 44 + 5 * (i % 7), 6 + i % 5);
+                let image = image::RgbImage::from_fn(width, height, |x, y| {
+                    let on = if class == 0 { y } else { x } / period % 2 == 0;
+                    image::Rgb([on, on, !on].map(|on| if on { 200 + (x * y * 31 % 40) as u8 } else { 10 * i as u8 }))
+                });
+                let file = folder.join(format!("{i}.{}", if i % 2 == 0 { "png" } else { "jpg" }));
+                image.save(file).unwrap();
+            }
+        }
+    }
+    let (data, output, packed) = (path("data"), path("tuned.safetensors"), path("tuned.twn"));
+    let network = ["--net", "resnet18", "--width", "0.0625", "--classes", "2", "--input", "3x48x48", "--data", &data];
+    let recipe = ["--recipe", "twn-imagenet", "--epochs", "12", "--batch", "8", "--normalize", "imagenet", "-q"];
+    expect(0, &[&["train", "-o", &output, "--pack", &packed][..], &network, &recipe].concat());
+    let text = std::fs::read_to_string(path("tuned.run/metrics.jsonl")).unwrap();
+    let epochs: Vec<Value> = text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let loss = |i: usize| epochs[i]["loss"].as_f64().unwrap();
+    assert!(loss(11) < 0.7 * loss(0), "from {} to {}", loss(0), loss(11));
+    let eval = |file: &str| {
+        let (stdout, _) = expect(0, &[&["eval", file, "--json", "--normalize", "imagenet"][..], &network].concat());
+        serde_json::from_str::<Value>(&stdout).unwrap()
+    };
+    let results = eval(&packed);
+    assert_eq!(results["packed_layers"], 21);
+    assert_eq!(results["accuracy"], epochs[11]["test_accuracy"], "what training said");
+    assert_eq!(results["correct"], eval(&output)["correct"]);
+    assert!(results["accuracy"].as_f64().unwrap() > 0.7, "{results}");
+}
+
 /// Elsewhere nobody says how much memory is free.
 #[cfg(target_os = "linux")]
 #[test]
