@@ -37,7 +37,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::layers::{Described, Layer, Residual, Written, maps, size};
+use super::layers::{Convolution, Described, Layer, Linear, Residual, Written, maps, size};
 use crate::limits::{LAYER_VALUES, NETWORK_BYTES, RESIDUAL_DEPTH};
 use crate::mapped::open_regular;
 use crate::{Error, Result};
@@ -310,37 +310,22 @@ impl Builder {
             let place = || format!("{part} {} ({})", i + 1, written.name());
             let misfit = |message| Misfit { place: vec![place()], message };
             let classifier = depth == 0 && self.classifier == Some(i);
-            let layer = match written {
-                Layer::Conv2d(conv) => {
-                    let mut conv = conv.clone();
-                    conv.filters = self.outputs(conv.filters, classifier).map_err(misfit)?;
-                    Layer::Conv2d(conv)
+            if let Layer::Residual(Residual { body, .. }) = written {
+                if depth == RESIDUAL_DEPTH {
+                    return Err(misfit(format!("inside {depth} others, expected at most {RESIDUAL_DEPTH} in all")));
                 }
-                Layer::Linear(linear) => {
-                    let mut linear = linear.clone();
-                    linear.outputs = self.outputs(linear.outputs, classifier).map_err(misfit)?;
-                    Layer::Linear(linear)
+                if body.is_empty() {
+                    return Err(misfit("body: expected at least one layer".to_owned()));
                 }
-                Layer::Residual(Residual { body, shortcut }) => {
-                    if depth == RESIDUAL_DEPTH {
-                        return Err(misfit(format!("inside {depth} others, expected at most {RESIDUAL_DEPTH} in all")));
-                    }
-                    if body.is_empty() {
-                        return Err(misfit("body: expected at least one layer".to_owned()));
-                    }
-                    let nested = |part: &str, layers: &[Written]| {
-                        self.layers(part, layers, shape, depth + 1).map_err(|misfit| misfit.within(place()))
-                    };
-                    let body = nested("body", body)?;
-                    Layer::Residual(Residual { body, shortcut: nested("shortcut", shortcut)? })
-                }
-                Layer::BatchNorm(norm) => Layer::BatchNorm(norm.clone()),
-                Layer::MaxPool(pool) => Layer::MaxPool(pool.clone()),
-                Layer::AvgPool(pool) => Layer::AvgPool(pool.clone()),
-                Layer::GlobalAvgPool => Layer::GlobalAvgPool,
-                Layer::Relu => Layer::Relu,
-                Layer::Flatten => Layer::Flatten,
-            };
+            }
+            let mut layer = written.map(|part, layers| {
+                self.layers(part, layers, shape, depth + 1).map_err(|misfit| misfit.within(place()))
+            })?;
+            if let Layer::Conv2d(Convolution { filters: outputs, .. }) | Layer::Linear(Linear { outputs, .. }) =
+                &mut layer
+            {
+                *outputs = self.outputs(*outputs, classifier).map_err(misfit)?;
+            }
             let output = layer.output(shape).map_err(misfit)?;
             described.push(Described { layer, input: shape, output });
             shape = output;

@@ -2,6 +2,7 @@
 //! shape comes out of them. Not here: how a description is read ([`super::description`]), or any
 //! arithmetic.
 
+use std::convert::Infallible;
 use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
@@ -220,20 +221,8 @@ impl Pool {
 impl Described {
     /// As it would stand in a file.
     pub fn written(&self) -> Written {
-        let all = |layers: &[Self]| layers.iter().map(Self::written).collect();
-        Written(match &self.layer {
-            Layer::Conv2d(conv) => Layer::Conv2d(conv.clone()),
-            Layer::Linear(linear) => Layer::Linear(linear.clone()),
-            Layer::BatchNorm(norm) => Layer::BatchNorm(norm.clone()),
-            Layer::MaxPool(pool) => Layer::MaxPool(pool.clone()),
-            Layer::AvgPool(pool) => Layer::AvgPool(pool.clone()),
-            Layer::GlobalAvgPool => Layer::GlobalAvgPool,
-            Layer::Relu => Layer::Relu,
-            Layer::Flatten => Layer::Flatten,
-            Layer::Residual(Residual { body, shortcut }) => {
-                Layer::Residual(Residual { body: all(body), shortcut: all(shortcut) })
-            }
-        })
+        let Ok(layer) = self.layer.map(|_, layers| Ok::<_, Infallible>(layers.iter().map(Self::written).collect()));
+        Written(layer)
     }
 
     /// Adds the names and shapes of its tensors, those of a residual layer body first.
@@ -260,6 +249,23 @@ impl Described {
 }
 
 impl<L> Layer<L> {
+    /// The same, with what `nested` makes of a residual layer's parts.
+    pub fn map<M, E>(&self, mut nested: impl FnMut(&str, &[L]) -> Result<Vec<M>, E>) -> Result<Layer<M>, E> {
+        Ok(match self {
+            Self::Conv2d(conv) => Layer::Conv2d(conv.clone()),
+            Self::Linear(linear) => Layer::Linear(linear.clone()),
+            Self::BatchNorm(norm) => Layer::BatchNorm(norm.clone()),
+            Self::MaxPool(pool) => Layer::MaxPool(pool.clone()),
+            Self::AvgPool(pool) => Layer::AvgPool(pool.clone()),
+            Self::GlobalAvgPool => Layer::GlobalAvgPool,
+            Self::Relu => Layer::Relu,
+            Self::Flatten => Layer::Flatten,
+            Self::Residual(Residual { body, shortcut }) => {
+                Layer::Residual(Residual { body: nested("body", body)?, shortcut: nested("shortcut", shortcut)? })
+            }
+        })
+    }
+
     /// Its name in a description.
     pub fn name(&self) -> &'static str {
         match self {
