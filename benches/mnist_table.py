@@ -2,9 +2,10 @@
 of the test accuracy after the last epoch, over seeds. Every arm has the same recipe.
 
     cargo build --release
-    python3 benches/mnist_table.py DIRECTORY-WITH-THE-FOUR-MNIST-FILES RUNS-DIRECTORY [--epochs 30] [--seeds 3]
+    python3 benches/mnist_table.py DIRECTORY-WITH-THE-FOUR-MNIST-FILES RUNS-DIRECTORY [--epochs 30] [--seeds 3] [--threads N]
 
-A run that is in RUNS-DIRECTORY already is not done again, so that this can be interrupted and started anew.
+A run that is in RUNS-DIRECTORY already is not done again, so that this can be interrupted and started anew, and several
+can share the work (--arms). The number of threads changes nothing but the time.
 Needs Python's standard library only.
 """
 
@@ -46,13 +47,14 @@ def main():
     parser.add_argument("runs", type=Path)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", default=str(os.cpu_count()))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     arguments = parser.parse_args()
     found = {name: [] for name in arguments.arms}
     # Seed by seed, so that an interrupted table has all arms.
     for seed in range(1, arguments.seeds + 1):
         for name in arguments.arms:
-            options = [*ARMS[name], "--epochs", str(arguments.epochs), "--seed", str(seed)]
+            options = [*ARMS[name], "--epochs", str(arguments.epochs), "--seed", str(seed), "-j", arguments.threads]
             place = "".join(c if c.isalnum() or c == "." else "-" for c in name)
             metrics = run(arguments.data, arguments.runs / f"{place}-{arguments.epochs}-{seed}", options)
             found[name].append(metrics)

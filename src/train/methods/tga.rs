@@ -8,7 +8,10 @@
 //! dL/dΔ = Σ dL/d(α·t)·t·dα/dΔ
 //! ```
 //!
-//! The straight-through derivatives are TWN's. Δ starts at 0.05·max|w|.
+//! The straight-through derivatives are TWN's. Δ starts at 0.05·max|w|. The sum over a layer's n weights is
+//! divided by n: to Adam, with which the paper trains, that is nothing; under plain SGD Δ would move n times
+//! as far as a weight, and in a last layer without batch norm, where a larger α is always welcome, lose all
+//! of its weights in the first epoch.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -79,7 +82,7 @@ impl<R: Real> Method<R> for Tga<R> {
             0.0 => 0.0,
             used => gradient.to_f64() * used.signum(),
         });
-        self.gradient = [R::from_f64(signed.sum::<f64>() * self.slope)];
+        self.gradient = [R::from_f64(signed.sum::<f64>() * self.slope / used.len().max(1) as f64)];
     }
 
     fn learned(&mut self) -> Option<(&mut [R], &mut [R])> {
