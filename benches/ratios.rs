@@ -176,6 +176,7 @@ fn container(dir: &Path, gib: usize) -> PathBuf {
         Stats { negative: stats(once.negative), zeros: stats(once.zeros), positive: stats(once.positive), ..once };
     let entry = TernaryEntry {
         axis: 0,
+        calibration: None,
         codes,
         encoding: block.encoding,
         granularity: block.granularity,

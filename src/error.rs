@@ -1,6 +1,7 @@
 //! Errors, sorted by who is at fault, each with what was expected, what was found and a way out.
 //! Not here: how an error is shown; the command line maps [`Fault`] to an exit code.
 
+mod calibration;
 mod checkpoint;
 mod container;
 mod data;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
+pub use self::calibration::CalibrationProblem;
 pub use self::checkpoint::CheckpointProblem;
 pub use self::container::ContainerProblem;
 pub use self::data::DataProblem;
@@ -66,6 +68,16 @@ pub enum Error {
         /// What is wrong with it.
         problem: NetworkProblem,
     },
+    /// Statistics of inputs do not fit the weights, or are none.
+    #[error("{}: tensor `{tensor}`: {problem}", path.display())]
+    Calibration {
+        /// The calibration file.
+        path: PathBuf,
+        /// The tensor in it.
+        tensor: String,
+        /// What is wrong with it.
+        problem: CalibrationProblem,
+    },
     /// A data set is not what it claims to be.
     #[error("{}: {problem}", path.display())]
     Data {
@@ -118,6 +130,7 @@ impl Error {
             | Self::Container { .. }
             | Self::Weights { .. }
             | Self::Network { .. }
+            | Self::Calibration { .. }
             | Self::Data { .. }
             | Self::InputChanged { .. } => Fault::Input,
             Self::Request(_) | Self::OutputExists { .. } => Fault::Request,

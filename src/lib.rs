@@ -36,6 +36,7 @@
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod atomic_file;
+pub mod calibration;
 pub mod container;
 pub mod convert;
 #[cfg(feature = "eval")]
@@ -62,6 +63,7 @@ mod vector;
 pub mod verify;
 
 pub use atomic_file::{PARTIAL_SUFFIX, write_atomically};
+pub use calibration::Calibration;
 pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
 pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};

@@ -12,6 +12,8 @@ pub const NAME_BYTES: usize = 4096;
 pub const RANK: usize = 16;
 /// Planes of a ternary tensor.
 pub const PLANES: usize = 16;
+/// Planes that a tensor is packed into at most: four take 8 bits a weight in `t2`, as int8 does.
+pub const PACKED_PLANES: usize = 4;
 /// Bytes of images or labels in an IDX file, unpacked.
 pub const IDX_BYTES: u64 = 1 << 32;
 /// Values that a layer of a network takes or gives per image, or that a convolution gathers for it.

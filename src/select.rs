@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::trained::{TRAINED_KEY, trained};
 use crate::container::Granularity;
 use crate::dtype::is_float;
+use crate::limits::PACKED_PLANES;
 use crate::pack::Encoding;
 use crate::source::{Checkpoint, TensorView};
 use crate::ternarize::{self, ScaleDtype, Ternarizer};
@@ -30,6 +31,8 @@ pub struct Treatment {
     pub granularity: Granularity,
     /// The filter axis: one filter per index along it.
     pub axis: usize,
+    /// How many planes: 1 to [`PACKED_PLANES`].
+    pub planes: usize,
     /// How codes are packed.
     pub encoding: Encoding,
     /// The type of the scales.
@@ -104,6 +107,9 @@ pub struct Settings {
     /// Which weights share a scale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub granularity: Option<Granularity>,
+    /// How many planes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub planes: Option<usize>,
     /// The filter axis.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub axis: Option<usize>,
@@ -150,7 +156,7 @@ impl Settings {
                 .ok_or_else(|| Error::Request(format!("setting `{part}` is not of the form key=value")))?;
             let (key, value) = (key.trim(), value.trim());
             let value = match key {
-                "axis" => value.parse().map(toml::Value::Integer).ok(),
+                "axis" | "planes" => value.parse().map(toml::Value::Integer).ok(),
                 "factor" => value.parse().map(toml::Value::Float).ok(),
                 _ => None,
             }
@@ -170,6 +176,7 @@ impl Settings {
             factor,
             method: self.method.or_else(|| other.method.clone()),
             granularity: self.granularity.or(other.granularity),
+            planes: self.planes.or(other.planes),
             axis: self.axis.or(other.axis),
             encoding: self.encoding.or(other.encoding),
             scale_dtype: self.scale_dtype.or(other.scale_dtype),
@@ -188,8 +195,15 @@ impl Settings {
         if encoding == Encoding::B1 && !method.binary() {
             return Err(Error::Request(format!("encoding b1 has no zeros, method `{name}` needs them; use t2 or t5")));
         }
+        let planes = self.planes.unwrap_or(1);
+        if !(1..=PACKED_PLANES).contains(&planes) {
+            return Err(Error::Request(format!(
+                "{planes} planes; expected 1 to {PACKED_PLANES} (more would take as many bits as int8), or keep=dense"
+            )));
+        }
         Ok(Treatment {
             method,
+            planes,
             granularity: self.granularity.unwrap_or_default(),
             axis: self.axis.unwrap_or(0),
             encoding,
@@ -446,7 +460,9 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Dense => f.write_str("dense"),
-            Self::Ternary(t) => f.write_str(&became(t.encoding, t.method.name(), t.granularity, 1, t.axis as u64)),
+            Self::Ternary(t) => {
+                f.write_str(&became(t.encoding, t.method.name(), t.granularity, t.planes as u64, t.axis as u64))
+            }
         }
     }
 }

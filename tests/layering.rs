@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 23] = [
+const MODULES: [(&str, &[&str]); 24] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -22,17 +22,18 @@ const MODULES: [(&str, &[&str]); 23] = [
     ("source", &["atomic_file"]),
     ("ternarize", &[]),
     ("pack", &[]),
+    ("calibration", &["source", "ternarize"]),
     ("container", &["ternarize", "pack", "atomic_file"]),
     // A treatment names a method, an encoding and a granularity; see `select_only_names`.
     ("select", &["source", "ternarize", "pack", "container"]),
     ("report", &["source", "select", "container"]),
-    ("convert", &["source", "select", "ternarize", "pack", "container", "report"]),
+    ("convert", &["source", "select", "ternarize", "calibration", "pack", "container", "report"]),
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "pack", "container"]),
     ("unpack", &["container", "atomic_file"]),
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),
-    ("net", &["source", "pack", "container", "select", "kernel", "data", "atomic_file"]),
+    ("net", &["source", "pack", "calibration", "container", "select", "kernel", "data", "atomic_file"]),
     ("train", &["source", "ternarize", "container", "select", "atomic_file", "kernel", "data", "net"]),
     // The command line is a user of the library like any other: it says `twn_pack::`.
     ("cli", &[]),
@@ -43,7 +44,7 @@ const NAMES_FOR_SELECT: [&str; 5] =
     ["container::Granularity", "pack::Encoding", "ternarize::self", "ternarize::ScaleDtype", "ternarize::Ternarizer"];
 
 /// Where the names come from that `lib.rs` gives to the whole crate.
-const ROOT: [(&str, &str); 15] = [
+const ROOT: [(&str, &str); 16] = [
     ("Error", "error"),
     ("Fault", "error"),
     ("Result", "error"),
@@ -54,6 +55,7 @@ const ROOT: [(&str, &str); 15] = [
     ("TensorView", "source"),
     ("Ternarizer", "ternarize"),
     ("Encoding", "pack"),
+    ("Calibration", "calibration"),
     ("Container", "container"),
     ("Plan", "select"),
     ("Report", "report"),

@@ -348,6 +348,7 @@ fn write_planes(path: &Path) {
     let count = |code: u8| codes.as_flattened().iter().filter(|&&c| c == code).count() as u64;
     let entry = TernaryEntry {
         axis: 1,
+        calibration: None,
         codes: writer.section(&packed).unwrap(),
         encoding: Encoding::T2,
         granularity: Granularity::Filter,

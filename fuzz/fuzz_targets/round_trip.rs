@@ -56,6 +56,7 @@ fn case(input: &mut Bytes<'_>) -> Case {
         method: Some(method.to_owned()),
         factor: factor.flatten(),
         granularity,
+        planes: None,
         axis: Some(input.pick(&[0, 0, 1, 2, 3, 4])),
         encoding,
         scale_dtype: input.pick(&[None, Some(ScaleDtype::F16)]),

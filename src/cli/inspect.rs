@@ -8,6 +8,7 @@ use globset::Glob;
 use twn_pack::report::TensorReport;
 use twn_pack::{Checkpoint, Container, Error, Report, convert};
 
+use super::calibration::CalibrationArgs;
 use super::exit::Exit;
 use super::progress::Display;
 use super::rules::RuleArgs;
@@ -43,6 +44,8 @@ pub(super) struct InspectArgs {
     color: ColorWhen,
     #[command(flatten)]
     rules: RuleArgs,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,6 +73,7 @@ enum Kind {
 
 pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> {
     let mut report = if is_container(&args.file)? {
+        args.calibration.refuse("a .twn file is packed already; give the checkpoint to calibrate")?;
         if args.rules != RuleArgs::default() {
             let advice = "give the checkpoint to learn what other rules would give";
             return Err(Error::Request(format!("{} is packed already; {advice}", args.file.display())).into());
@@ -81,15 +85,18 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
         let plan = args.rules.plan(&checkpoint)?;
         session.warn(checkpoint.warnings());
         session.warn(&plan.warnings);
+        let calibration = args.calibration.open(&checkpoint, session)?;
         let display = Display::new(&session.global);
         let options = convert::Options {
             keep_non_finite_dense: true,
+            calibration: calibration.as_ref(),
             isa: None,
             progress: Some(&|progress| display.show(progress)),
             cancel: Some(&session.cancel),
             overwrite: false,
         };
         let report = convert::measure(&checkpoint, &plan, &options).map_err(|e| naming_input(e, &args.file))?;
+        CalibrationArgs::warn_of_missing(&report, session);
         if report.tensors.iter().any(|tensor| tensor.reason == convert::NON_FINITE) {
             session.warn(&["some tensors hold NaN or infinity: packing needs --non-finite dense".to_owned()]);
         }

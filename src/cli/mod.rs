@@ -1,6 +1,8 @@
 //! The command line: parse → run → exit code. One file per subcommand. Not here: any work on
 //! tensors; that is the library's.
 
+mod calibrate;
+mod calibration;
 mod data;
 mod eval;
 mod exit;
@@ -74,6 +76,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Fold batch norm into the scales and biases of the layers before it
     Fold(fold::FoldArgs),
+    /// Collect statistics of the inputs of a network's layers, for --calibration
+    Calibrate(calibrate::CalibrateArgs),
     /// Train a network whose weights are ternary, from a float checkpoint or from scratch
     Train(Box<train::TrainArgs>),
     /// Draw the accuracy of training runs over their epochs, as SVG
@@ -146,6 +150,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Unpack(args)) => unpack::run(args, &session),
         Some(Command::Eval(args)) => eval::run(args, &session),
         Some(Command::Fold(args)) => fold::run(args, &session),
+        Some(Command::Calibrate(args)) => calibrate::run(args, &session),
         Some(Command::Train(args)) => train::run(*args, &session),
         Some(Command::Plot(args)) => plot::run(args),
         Some(Command::Completions { shell }) => {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use twn_pack::{Checkpoint, Error, Report, convert};
 
+use super::calibration::CalibrationArgs;
 use super::exit::Exit;
 use super::progress::Display;
 use super::rules::RuleArgs;
@@ -35,6 +36,8 @@ pub(super) struct PackArgs {
     color: ColorWhen,
     #[command(flatten)]
     rules: RuleArgs,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,12 +56,14 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
     let plan = args.rules.plan(&checkpoint)?;
     session.warn(checkpoint.warnings());
     session.warn(&plan.warnings);
+    let calibration = args.calibration.open(&checkpoint, session)?;
     let report = match &args.output {
         Some(output) if !args.dry_run => {
             let display = Display::new(&session.global);
             let options = convert::Options {
                 overwrite: args.force,
                 keep_non_finite_dense: args.non_finite == NonFinite::Dense,
+                calibration: calibration.as_ref(),
                 isa: None,
                 progress: Some(&|progress| display.show(progress)),
                 cancel: Some(&session.cancel),
@@ -70,6 +75,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         }
         _ => Report::of_plan(&checkpoint, &plan),
     };
+    CalibrationArgs::warn_of_missing(&report, session);
     if args.json {
         return print(report.to_json());
     }

@@ -19,7 +19,7 @@ pub(super) struct WhichArgs {
     #[arg(long)]
     keep_first_last: bool,
     /// Other settings for tensors that match (repeatable, later ones win): method, factor, granularity,
-    /// keep=ternary|dense and, for packing, axis, encoding, scale-dtype; as key=value,key=value
+    /// keep=ternary|dense and, for packing, planes, axis, encoding, scale-dtype; as key=value,key=value
     #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
     set: Vec<String>,
 }
@@ -50,6 +50,9 @@ pub(super) struct RuleArgs {
     /// Which weights share a scale: filter, tensor or group:N [default: filter]
     #[arg(short, long, value_name = "WHICH")]
     granularity: Option<String>,
+    /// How many planes, 1 to 4: W ≈ α₁T₁ + α₂T₂ + …, each with its own scales [default: 1]
+    #[arg(long, value_name = "P")]
+    planes: Option<usize>,
     /// The filter axis: 0 for PyTorch's Conv and Linear, 1 for GPT-2's Conv1D and ConvTranspose [default: 0]
     #[arg(long, value_name = "N")]
     axis: Option<usize>,
@@ -92,6 +95,6 @@ impl RuleArgs {
         ];
         let texts = texts.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value.as_ref()?)));
         let settings = Settings::parse(&texts.collect::<Vec<_>>().join(","))?;
-        Ok(Settings { factor: self.factor, axis: self.axis, ..settings })
+        Ok(Settings { factor: self.factor, planes: self.planes, axis: self.axis, ..settings })
     }
 }

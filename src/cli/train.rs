@@ -222,8 +222,9 @@ impl MethodArgs {
         session.warn(&rules.unused_patterns(&names)?.into_iter().map(warn).collect::<Vec<_>>());
         let mut methods = BTreeMap::new();
         for (name, settings) in names.iter().zip(rules.for_layers(&names)?) {
-            if settings.axis.is_some() || settings.encoding.is_some() || settings.scale_dtype.is_some() {
-                let message = "axis, encoding and scale-dtype are for packing; training has no use for them";
+            let Settings { planes, axis, encoding, scale_dtype, .. } = &settings;
+            if planes.is_some() || axis.is_some() || encoding.is_some() || scale_dtype.is_some() {
+                let message = "planes, axis, encoding and scale-dtype are for packing; training has no use for them";
                 return Err(Error::Request(message.to_owned()));
             }
             let chosen = settings.method.unwrap_or_default();

@@ -85,6 +85,9 @@ pub struct DenseEntry {
 pub struct TernaryEntry {
     /// The filter axis: filter i holds the weights with index i along it, the other axes in their order.
     pub axis: u64,
+    /// What was known of the inputs, where the run was given any; not needed to decode.
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
+    pub calibration: Option<CalibrationEntry>,
     /// The codes: `[planes][filters][bytes per filter]`.
     #[serde(deserialize_with = "object")]
     pub codes: Section,
@@ -128,6 +131,43 @@ pub struct MethodEntry {
     /// Its parameters by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "UniqueMap::deserialize_map", default)]
     pub parameters: BTreeMap<String, f64>,
+}
+
+/// How statistics of inputs were used for codes and scales.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct CalibrationEntry {
+    /// λ / mean(diagonal) in H + λI, with a full second moment.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub damping: Option<f64>,
+    /// `full`, `diagonal`, or `none` where the run had no statistics for this tensor.
+    pub kind: String,
+    /// In which order columns were rounded: `natural`, or `diagonal` (largest first).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub order: Option<String>,
+    /// Rows of inputs that were summed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rows: Option<u64>,
+    /// Σ (w − ŵ)ᵀH(w − ŵ) over all filters.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub squared_error: Option<f64>,
+    /// Σ wᵀHw over all filters.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub squared_norm: Option<f64>,
+}
+
+impl CalibrationEntry {
+    /// [`CalibrationEntry::kind`] where all of XᵀX was known.
+    pub const FULL: &str = "full";
+    /// Where its diagonal was known.
+    pub const DIAGONAL: &str = "diagonal";
+    /// Where the run had statistics, but none that could be used for this tensor.
+    pub const NONE: &str = "none";
+
+    /// Σ (w − ŵ)ᵀH(w − ŵ) / Σ wᵀHw; 0 where both are 0.
+    pub fn relative_squared_error(&self) -> Option<f64> {
+        let (error, norm) = (self.squared_error?, self.squared_norm?);
+        Some(if error == 0.0 { 0.0 } else { error / norm })
+    }
 }
 
 /// What a report needs to know of a ternary tensor. Counts are over the codes of all planes.
@@ -296,6 +336,11 @@ impl TensorEntry {
                 "statistics say ‖W−Ŵ‖² = {:e} and ‖W‖² = {:e}, which cannot be negative; pack it again",
                 stats.squared_error, stats.squared_norm
             ));
+        }
+        if let Some(calibration) = &ternary.calibration
+            && [calibration.squared_error, calibration.squared_norm].into_iter().flatten().any(|sum| sum < 0.0)
+        {
+            return Err("errors under calibration cannot be negative; pack it again".to_owned());
         }
         let counted = stats.negative.checked_add(stats.zeros).and_then(|n| n.checked_add(stats.positive));
         if counted != self.elements().checked_mul(ternary.planes) {

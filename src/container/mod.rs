@@ -16,7 +16,7 @@ mod writer;
 
 pub use self::granularity::Granularity;
 pub use self::index::{
-    Body, DenseEntry, Index, MethodEntry, Producer, Section, Spread, Stats, TensorEntry, TernaryEntry,
+    Body, CalibrationEntry, DenseEntry, Index, MethodEntry, Producer, Section, Spread, Stats, TensorEntry, TernaryEntry,
 };
 pub use self::reader::{Container, Tensor};
 pub use self::tensor::{DenseTensor, TernaryTensor};

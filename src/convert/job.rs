@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crc32fast::Hasher;
 
 use super::tally::Tally;
-use super::tensor::TernaryWork;
+use super::tensor::{Output, PlaneBytes, TernaryWork};
 use super::{Options, Progress, weights_error};
 use crate::container::{ContainerWriter, Section};
 use crate::error::WeightsProblem;
@@ -18,17 +18,56 @@ use crate::{Error, Result};
 /// What a piece adds to its tensor.
 #[derive(Default)]
 pub(super) struct Done {
-    pub codes: Hasher,
-    pub scales: Hasher,
+    pub planes: Vec<PlaneSums>,
     pub tally: Tally,
 }
 
+/// Checksums of one plane; of a dense tensor, `codes` is all its bytes.
+#[derive(Default, Clone)]
+pub(super) struct PlaneSums {
+    pub codes: Hasher,
+    pub scales: Hasher,
+}
+
 impl Done {
+    /// Nothing so far of that many planes.
+    pub fn of_planes(planes: usize) -> Self {
+        Self { planes: vec![PlaneSums::default(); planes], ..Self::default() }
+    }
+
     /// Adds what comes next.
     pub fn add(&mut self, next: &Self) {
-        self.codes.combine(&next.codes);
-        self.scales.combine(&next.scales);
+        for (sums, next) in self.planes.iter_mut().zip(&next.planes) {
+            sums.codes.combine(&next.codes);
+            sums.scales.combine(&next.scales);
+        }
         self.tally.add(&next.tally);
+    }
+
+    /// The checksums of both sections: planes stand one after another.
+    pub fn checksums(self) -> (u32, u32) {
+        let mut whole = PlaneSums::default();
+        for sums in &self.planes {
+            whole.codes.combine(&sums.codes);
+            whole.scales.combine(&sums.scales);
+        }
+        (whole.codes.finalize(), whole.scales.finalize())
+    }
+}
+
+/// Where a ternary tensor goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    pub codes: Section,
+    pub scales: Section,
+    /// Bytes of codes and of scales per plane.
+    pub plane: (u64, u64),
+}
+
+impl Places {
+    /// Where codes and scales of a plane begin in the file.
+    pub fn plane(&self, p: usize) -> (u64, u64) {
+        (self.codes.offset + p as u64 * self.plane.0, self.scales.offset + p as u64 * self.plane.1)
     }
 }
 
@@ -61,8 +100,8 @@ impl Run<'_> {
     pub fn dense(self, tensor: TensorView<'_>, range: Range<usize>, section: Section) -> Result<Done> {
         self.monitor.check()?;
         let bytes = &tensor.data[range.clone()];
-        let mut done = Done::default();
-        done.codes.update(bytes);
+        let mut done = Done::of_planes(1);
+        done.planes[0].codes.update(bytes);
         self.write(bytes, section.offset + range.start as u64)?;
         self.monitor.advance(bytes.len() as u64, tensor.name);
         Ok(done)
@@ -74,17 +113,30 @@ impl Run<'_> {
         tensor: TensorView<'_>,
         work: &TernaryWork<'_>,
         range: Range<usize>,
-        codes: Section,
-        scales: Section,
+        places: Places,
+    ) -> Result<Done> {
+        self.output(tensor, range.len(), places, || work.run(range, self.isa))
+    }
+
+    /// Writes what `work` gives of so many weights to its place.
+    pub fn output(
+        self,
+        tensor: TensorView<'_>,
+        weights: usize,
+        places: Places,
+        work: impl FnOnce() -> Result<Output, WeightsProblem>,
     ) -> Result<Done> {
         self.monitor.check()?;
-        let bytes = range.len() * tensor.dtype.bitsize() / 8;
-        let output = work.run(range, self.isa).map_err(|problem| weights_error(tensor.name, problem))?;
-        let mut done = Done { tally: output.tally, ..Done::default() };
-        done.codes.update(&output.codes);
-        done.scales.update(&output.scales);
-        self.write(&output.codes, codes.offset + output.codes_at)?;
-        self.write(&output.scales, scales.offset + output.scales_at)?;
+        let bytes = weights * tensor.dtype.bitsize() / 8;
+        let output = work().map_err(|problem| weights_error(tensor.name, problem))?;
+        let mut done = Done { tally: output.tally, ..Done::of_planes(output.planes.len()) };
+        for (p, (sums, PlaneBytes { codes, scales })) in done.planes.iter_mut().zip(&output.planes).enumerate() {
+            sums.codes.update(codes);
+            sums.scales.update(scales);
+            let (codes_at, scales_at) = places.plane(p);
+            self.write(codes, codes_at + output.codes_at)?;
+            self.write(scales, scales_at + output.scales_at)?;
+        }
         self.monitor.advance(bytes as u64, tensor.name);
         Ok(done)
     }

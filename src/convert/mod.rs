@@ -3,6 +3,7 @@
 //! file; each piece has its place in the output, and sums are added in the order of the pieces, so
 //! the bytes do not depend on the number of threads. Not here: any method's rule, any bit order.
 
+mod calibrated;
 mod job;
 mod tally;
 mod tensor;
@@ -15,15 +16,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use self::job::{Done, Monitor, Run};
+use self::calibrated::Calibrated;
+use self::job::{Done, Monitor, Places, Run};
 use self::tally::Tally;
-use self::tensor::TernaryWork;
+use self::tensor::{PlaneBytes, TernaryWork};
 use self::unit::LongRange;
+use crate::calibration::Calibration;
 use crate::container::{
-    ContainerWriter, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, TensorEntry, TernaryEntry,
-    TernaryTensor,
+    CalibrationEntry, ContainerWriter, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, TensorEntry,
+    TernaryEntry, TernaryTensor,
 };
 use crate::error::WeightsProblem;
+use crate::limits::PACKED_PLANES;
 use crate::pack::Encoding;
 use crate::report::Report;
 use crate::select::{Decision, Plan, Planned, Treatment};
@@ -46,6 +50,8 @@ pub struct Options<'a> {
     pub overwrite: bool,
     /// Tensors with NaN or infinite weights stay dense instead of stopping the run.
     pub keep_non_finite_dense: bool,
+    /// What is known of the layers' inputs.
+    pub calibration: Option<&'a Calibration>,
     /// The instruction set, or `None` for [`Isa::detect`]; every one gives the same bytes.
     pub isa: Option<Isa>,
     /// Called now and then, from any thread.
@@ -75,6 +81,7 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     let writer = ContainerWriter::create(output, options.overwrite)?;
     let (index, writer) = run(checkpoint, plan, Some(writer), options)?;
     checkpoint.check_unchanged()?;
+    options.calibration.map_or(Ok(()), Calibration::check_unchanged)?;
     let length = writer.map(|writer| writer.finish(&index)).transpose()?.unwrap_or_default();
     Ok(Report::of_index(&index, length))
 }
@@ -113,7 +120,7 @@ struct Work<'a> {
 
 enum Kind<'a> {
     Dense(Section),
-    Ternary { codes: Section, scales: Section, work: Box<TernaryWork<'a>> },
+    Ternary { places: Places, work: Box<TernaryWork<'a>>, calibrated: Option<Calibrated<'a>> },
 }
 
 /// A piece of work: bytes of a dense tensor, or weights (filter axis first) of a ternary one.
@@ -164,7 +171,7 @@ fn run(
             while let Some((_, done)) = pieces.next_if(|(piece, _)| piece.work == i) {
                 total.add(&done);
             }
-            work.entry(total)
+            work.entry(total, options.calibration.is_some())
         })
         .collect::<Result<_>>()?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
@@ -215,7 +222,7 @@ impl<'a> Work<'a> {
         tensor: TensorView<'a>,
         planned: &'a Planned,
         offsets: &mut Offsets<'_>,
-        options: &Options<'_>,
+        options: &Options<'a>,
         isa: Isa,
     ) -> Result<Self> {
         let dense = |offsets: &mut Offsets<'_>, reason| {
@@ -229,41 +236,49 @@ impl<'a> Work<'a> {
         if options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel) {
             return dense(offsets, NON_FINITE);
         }
-        let (filters, n) = (view.filters(), view.filter_len());
-        let codes = offsets.reserve(filters as u64 * treatment.encoding.bytes(n) as u64)?;
-        let scales = treatment.granularity.scales(filters as u64, n as u64);
-        let scales = offsets.reserve(scales * treatment.scale_dtype.size() as u64)?;
         let work = Box::new(TernaryWork::new(view, treatment));
-        let kind = Kind::Ternary { codes, scales, work };
+        let (planes, plane) = (treatment.planes as u64, work.plane_bytes());
+        let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
+        let calibrated = options.calibration.map(|calibration| calibrated::of(calibration, tensor, &work));
+        let calibrated = calibrated.transpose()?.flatten();
+        let kind = Kind::Ternary { places: Places { codes, scales, plane }, work, calibrated };
         Ok(Self { tensor, reason: &planned.reason, kind, done: Vec::new() })
     }
 
     fn needs_prefit(&self) -> bool {
-        matches!(&self.kind, Kind::Ternary { work, .. } if work.needs_prefit())
+        matches!(&self.kind, Kind::Ternary { work, calibrated: None, .. } if work.needs_prefit())
     }
 
     /// What has to happen before there are pieces: units that no piece holds whole are fitted. Where
     /// filters are scattered over the file that is the whole work, on some filters after another.
     fn prefit(&mut self, run: Run<'_>) -> Result<()> {
-        let Self { tensor, kind: Kind::Ternary { codes, scales, work }, done, .. } = self else {
+        let Self { tensor, kind: Kind::Ternary { places, work, calibrated }, done, .. } = self else {
             return Ok(());
         };
+        if let Some(calibrated) = calibrated {
+            *done = calibrated.run(*tensor, work, *places, run)?;
+            return Ok(());
+        }
         run.fit(*tensor, work)?;
         if work.is_scattered() {
             work.each_window(run.isa, |part| {
                 run.fit(*tensor, part)?;
-                let job = |range: &Range<usize>| run.ternary(*tensor, part, range.clone(), *codes, *scales);
+                let job = |range: &Range<usize>| run.ternary(*tensor, part, range.clone(), *places);
                 done.extend(in_order(&part.pieces(), job)?);
                 Ok::<_, Error>(())
             })?;
         }
-        run.write(&work.fit_scales(), scales.offset)
+        for (p, bytes) in work.fit_scales().iter().enumerate() {
+            run.write(bytes, places.plane(p).1)?;
+        }
+        Ok(())
     }
 
     /// The tensor's pieces, in order.
     fn pieces(&self) -> Vec<Range<usize>> {
         match &self.kind {
             Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
+            Kind::Ternary { calibrated: Some(_), .. } => Vec::new(),
             Kind::Ternary { work, .. } if work.is_scattered() => Vec::new(),
             Kind::Ternary { work, .. } => work.pieces(),
         }
@@ -272,24 +287,25 @@ impl<'a> Work<'a> {
     fn run(&self, range: Range<usize>, run: Run<'_>) -> Result<Done> {
         match &self.kind {
             Kind::Dense(section) => run.dense(self.tensor, range, *section),
-            Kind::Ternary { codes, scales, work } => run.ternary(self.tensor, work, range, *codes, *scales),
+            Kind::Ternary { places, work, .. } => run.ternary(self.tensor, work, range, *places),
         }
     }
 
     /// What is known before the first piece: units that were fitted beforehand.
     fn start(&self) -> Done {
-        let mut done = Done::default();
-        if let Kind::Ternary { work, .. } = &self.kind {
-            done.scales.update(&work.fit_scales());
-            for fit in &work.fits {
-                done.tally.add_fit(fit);
-            }
+        let Kind::Ternary { work, .. } = &self.kind else { return Done::of_planes(1) };
+        let mut done = Done::of_planes(work.treatment.planes);
+        for (sums, scales) in done.planes.iter_mut().zip(work.fit_scales()) {
+            sums.scales.update(&scales);
         }
+        work.fits.iter().for_each(|fit| done.tally.add_fit(fit));
         done
     }
 
-    fn entry(&self, done: Done) -> Result<TensorEntry> {
-        let (codes_crc, scales_crc) = (done.codes.finalize(), done.scales.finalize());
+    /// `calibration`: the run was given statistics.
+    fn entry(&self, done: Done, calibration: bool) -> Result<TensorEntry> {
+        let tally = done.tally;
+        let (codes_crc, scales_crc) = done.checksums();
         match &self.kind {
             Kind::Dense(section) => {
                 let section = Section { crc32: codes_crc, ..*section };
@@ -297,12 +313,13 @@ impl<'a> Work<'a> {
                 let entry = DenseEntry { reason: self.reason.to_owned(), section };
                 Ok(TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape, entry))
             }
-            Kind::Ternary { codes, scales, work } => ternary_entry(
+            Kind::Ternary { places: Places { codes, scales, .. }, work, calibrated } => ternary_entry(
                 self.tensor,
                 work.treatment,
+                calibration.then(|| calibrated::entry(calibrated.as_ref(), tally.output())),
                 Section { crc32: codes_crc, ..*codes },
                 Section { crc32: scales_crc, ..*scales },
-                &done.tally,
+                &tally,
             ),
         }
     }
@@ -311,21 +328,24 @@ impl<'a> Work<'a> {
 fn ternary_entry(
     tensor: TensorView<'_>,
     treatment: &Treatment,
+    calibration: Option<CalibrationEntry>,
     codes: Section,
     scales: Section,
     tally: &Tally,
 ) -> Result<TensorEntry> {
     let method = MethodEntry { name: treatment.method.name().to_owned(), parameters: treatment.method.parameters() };
+    let planes = treatment.planes as u64;
     let entry = TernaryEntry {
         axis: treatment.axis as u64,
+        calibration,
         codes,
         encoding: treatment.encoding,
         granularity: treatment.granularity,
         method,
-        planes: 1,
+        planes,
         scale_dtype: treatment.scale_dtype,
         scales,
-        stats: tally.stats(tensor.elements() as u64).map_err(|problem| weights_error(tensor.name, problem))?,
+        stats: tally.stats(planes * tensor.elements() as u64).map_err(|problem| weights_error(tensor.name, problem))?,
     };
     let shape = tensor.shape.iter().map(|&d| d as u64).collect();
     Ok(TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape, entry))
@@ -348,17 +368,21 @@ pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Res
         Ok(())
     })
     .map_err(problem)?;
-    let mut scales = work.fit_scales();
-    let (mut codes, mut tally) = (Vec::new(), Tally::default());
+    let (mut planes, mut tally) = (vec![PlaneBytes::default(); treatment.planes], Tally::default());
+    planes.iter_mut().zip(work.fit_scales()).for_each(|(plane, scales)| plane.scales = scales);
     work.fits.iter().for_each(|fit| tally.add_fit(fit));
     for output in outputs {
         let output = output.map_err(problem)?;
-        codes.extend(output.codes);
-        scales.extend(output.scales);
+        for (plane, piece) in planes.iter_mut().zip(output.planes) {
+            plane.codes.extend(piece.codes);
+            plane.scales.extend(piece.scales);
+        }
         tally.add(&output.tally);
     }
+    let (codes, scales): (Vec<_>, Vec<_>) = planes.into_iter().map(|plane| (plane.codes, plane.scales)).unzip();
+    let (codes, scales) = (codes.concat(), scales.concat());
     let section = |bytes: &[u8]| Section { crc32: crc32fast::hash(bytes), length: bytes.len() as u64, offset: 0 };
-    let entry = ternary_entry(tensor, treatment, section(&codes), section(&scales), &tally)?;
+    let entry = ternary_entry(tensor, treatment, None, section(&codes), section(&scales), &tally)?;
     match entry.body() {
         crate::container::Body::Ternary(ternary) => Ok(TernaryTensor::new(&entry, ternary, codes, scales)),
         crate::container::Body::Dense(_) => unreachable!("made as ternary just above"),
@@ -375,6 +399,7 @@ fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<Filt
     let contradiction = match treatment {
         Treatment { encoding: Encoding::B1, method, .. } if !method.binary() => Some("encoding b1 has no zeros"),
         Treatment { granularity: Granularity::Group(0), .. } => Some("groups of 0 weights"),
+        Treatment { planes, .. } if !(1..=PACKED_PLANES).contains(planes) => Some("planes that are not 1 to 4"),
         _ => None,
     };
     if let Some(contradiction) = contradiction {

@@ -3,7 +3,7 @@
 
 use crate::container::{Spread, Stats};
 use crate::error::WeightsProblem;
-use crate::ternarize::{Above, Fit, Threshold};
+use crate::ternarize::{Above, Fitted, Threshold};
 
 /// Counts and sums so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,9 +13,11 @@ pub(super) struct Tally {
     positive: u64,
     squared_error: f64,
     squared_norm: f64,
-    units: u64,
+    scales: u64,
     alpha: Spread,
     delta: Option<Spread>,
+    /// Error and norm under the inputs, where they are known.
+    output: [f64; 2],
 }
 
 impl Tally {
@@ -25,20 +27,45 @@ impl Tally {
         self.zeros += weights as u64 - above.count;
     }
 
-    pub fn add_fit(&mut self, fit: &Fit) {
-        let one = |value: f64| Spread { min: value, mean: value, max: value };
-        let delta = match fit.threshold {
-            Threshold::Delta(delta) => Some(one(delta)),
-            Threshold::Sign => None,
+    /// The codes t+1 of one plane.
+    pub fn count_codes(&mut self, codes: &[u8]) {
+        let count = |code: u8| codes.iter().filter(|&&c| c == code).count() as u64;
+        let (zeros, positive) = (count(1), count(2));
+        self.zeros += zeros;
+        self.positive += positive;
+        self.negative += codes.len() as u64 - zeros - positive;
+    }
+
+    pub fn add_fit(&mut self, fit: &Fitted) {
+        let delta = match fit {
+            Fitted::One(fit) => match fit.threshold {
+                Threshold::Delta(delta) => Some(delta),
+                Threshold::Sign => None,
+            },
+            // Codes of several planes are those of the nearest value; no threshold stands for them.
+            Fitted::Several(_) => None,
         };
-        self.add(&Self {
-            squared_error: fit.squared_error,
-            squared_norm: fit.squared_norm,
-            units: 1,
-            alpha: one(f64::from(fit.scale)),
-            delta,
-            ..Self::default()
-        });
+        let (squared_error, squared_norm) = fit.errors();
+        self.add_unit(fit.scales(), delta, squared_error, squared_norm);
+    }
+
+    /// Weights that share these scales, one per plane.
+    pub fn add_unit(&mut self, scales: &[f32], delta: Option<f64>, squared_error: f64, squared_norm: f64) {
+        let one = |value: f64| Spread { min: value, mean: value, max: value };
+        for (p, &scale) in scales.iter().enumerate() {
+            let (squared_error, squared_norm) = if p == 0 { (squared_error, squared_norm) } else { (0.0, 0.0) };
+            let (alpha, delta) = (one(f64::from(scale)), delta.map(one));
+            self.add(&Self { squared_error, squared_norm, scales: 1, alpha, delta, ..Self::default() });
+        }
+    }
+
+    /// ‖X(W − Ŵ)‖² and ‖XW‖² of some filters.
+    pub fn add_output(&mut self, [error, norm]: [f64; 2]) {
+        self.output = [self.output[0] + error, self.output[1] + norm];
+    }
+
+    pub fn output(&self) -> [f64; 2] {
+        self.output
     }
 
     /// Adds what comes next. Until the end `mean` holds sums.
@@ -46,28 +73,29 @@ impl Tally {
         self.negative += next.negative;
         self.zeros += next.zeros;
         self.positive += next.positive;
-        if next.units == 0 {
+        self.add_output(next.output);
+        if next.scales == 0 {
             return;
         }
         self.squared_error += next.squared_error;
         self.squared_norm += next.squared_norm;
         let join =
             |a: Spread, b: Spread| Spread { min: a.min.min(b.min), mean: a.mean + b.mean, max: a.max.max(b.max) };
-        if self.units == 0 {
+        if self.scales == 0 {
             (self.alpha, self.delta) = (next.alpha, next.delta);
         } else {
             self.alpha = join(self.alpha, next.alpha);
             self.delta = self.delta.zip(next.delta).map(|(a, b)| join(a, b));
         }
-        self.units += next.units;
+        self.scales += next.scales;
     }
 
     /// All of it, unless something went beyond the range of `f64`: each unit's own numbers are
     /// finite, but thresholds (a huge factor) and sums need not be.
-    pub fn stats(&self, elements: u64) -> Result<Stats, WeightsProblem> {
-        debug_assert_eq!(self.negative + self.zeros + self.positive, elements);
+    pub fn stats(&self, codes: u64) -> Result<Stats, WeightsProblem> {
+        debug_assert_eq!(self.negative + self.zeros + self.positive, codes);
         // Rounding must not put the mean of equal values outside of them.
-        let mean = |s: Spread| Spread { mean: (s.mean / self.units.max(1) as f64).clamp(s.min, s.max), ..s };
+        let mean = |s: Spread| Spread { mean: (s.mean / self.scales.max(1) as f64).clamp(s.min, s.max), ..s };
         let (alpha, delta) = (mean(self.alpha), self.delta.map(mean));
         let delta_mean = delta.unwrap_or_default().mean;
         let sums = [("‖W‖²", self.squared_norm), ("‖W−Ŵ‖²", self.squared_error), ("the mean threshold", delta_mean)];

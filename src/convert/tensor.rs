@@ -14,7 +14,7 @@ use crate::error::WeightsProblem;
 use crate::select::Treatment;
 use crate::source::FilterView;
 use crate::source::weights::Element;
-use crate::ternarize::{self, Above, Fit, ScaleDtype, Threshold, Unit};
+use crate::ternarize::{Above, Fit, Fitted, ScaleDtype, Threshold, Unit};
 use crate::vector::Isa;
 use crate::vector::block::{BLOCK, Select, SignsOf};
 
@@ -26,17 +26,23 @@ pub(super) struct TernaryWork<'a> {
     /// The number of the first filter, where these are some of a tensor's.
     pub first: usize,
     /// The fits of units that no piece holds whole, found beforehand.
-    pub fits: Vec<Fit>,
+    pub fits: Vec<Fitted>,
 }
 
-/// What a piece becomes, and where in the tensor's sections that goes.
+/// What a piece becomes, and where in each plane of the tensor's sections that goes.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    pub codes: Vec<u8>,
+    pub planes: Vec<PlaneBytes>,
     pub codes_at: u64,
-    pub scales: Vec<u8>,
     pub scales_at: u64,
     pub tally: Tally,
+}
+
+/// Packed codes and stored scales, in order.
+#[derive(Debug, Default, Clone)]
+pub(super) struct PlaneBytes {
+    pub codes: Vec<u8>,
+    pub scales: Vec<u8>,
 }
 
 impl<'a> TernaryWork<'a> {
@@ -75,7 +81,7 @@ impl<'a> TernaryWork<'a> {
     }
 
     /// How many weights share a scale; the last unit of a filter may hold fewer.
-    fn unit_len(&self) -> usize {
+    pub fn unit_len(&self) -> usize {
         let n = self.view.filter_len();
         match self.treatment.granularity {
             Granularity::Filter => n,
@@ -145,15 +151,15 @@ impl<'a> TernaryWork<'a> {
         (0..filters).flat_map(|f| super::steps(f * n..(f + 1) * n, step)).collect()
     }
 
-    fn fit_long(&self, range: Range<usize>, isa: Isa, cancel: Option<&AtomicBool>) -> Result<Fit, WeightsProblem> {
+    fn fit_long(&self, range: Range<usize>, isa: Isa, cancel: Option<&AtomicBool>) -> Result<Fitted, WeightsProblem> {
         let window = filters_held(&self.view, self.treatment).map(|filters| (filters, Mutex::default()));
         let long = LongRange { isa, view: self.view, start: range.start, len: range.len(), window, cancel };
         let unit = Unit::from_long(isa, &long);
         if !unit.moments().max.is_finite() {
             return Err(self.non_finite(range, isa));
         }
-        let fit = ternarize::fit(&*self.treatment.method, &unit, self.treatment.scale_dtype);
-        self.checked(fit, range.start)
+        let Treatment { method, planes, scale_dtype, .. } = self.treatment;
+        self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), range.start)
     }
 
     /// The work on weights `range` (filter axis first), which [`TernaryWork::pieces`] gave.
@@ -169,11 +175,14 @@ impl<'a> TernaryWork<'a> {
         let mut output = Output {
             codes_at: ((self.first + filter) * encoding.bytes(n) + j / encoding.weights_per_byte()) as u64,
             scales_at: (unit * self.treatment.scale_dtype.size()) as u64,
-            ..Output::default()
+            planes: vec![PlaneBytes::default(); self.treatment.planes],
+            tally: Tally::default(),
         };
         // Where each filter lies in one run, decode it just before it is used; else a whole piece,
         // whose filters are neighbours in the file.
-        let (mut scratch, mut row_scratch, mut codes) = (Vec::new(), Vec::new(), vec![0; range.len().min(n)]);
+        let (mut scratch, mut row_scratch) = (Vec::new(), Vec::new());
+        // [planes][weights]
+        let mut codes = vec![vec![0; range.len().min(n)]; self.treatment.planes];
         let whole =
             if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), isa, &mut scratch)) };
         let mut at = range.start;
@@ -183,11 +192,12 @@ impl<'a> TernaryWork<'a> {
                 Some(all) => &all[row.start - range.start..row.end - range.start],
                 None => self.view.read::<W>(row.clone(), isa, &mut row_scratch),
             };
-            let codes = &mut codes[..weights.len()];
-            self.row(weights, row.start, isa, codes, &mut output)?;
-            let packed_from = output.codes.len();
-            output.codes.resize(packed_from + encoding.bytes(codes.len()), 0);
-            encoding.pack(isa, codes, &mut output.codes[packed_from..]);
+            self.row(weights, row.start, isa, &mut codes, &mut output)?;
+            for (codes, PlaneBytes { codes: packed, .. }) in codes.iter().zip(&mut output.planes) {
+                let packed_from = packed.len();
+                packed.resize(packed_from + encoding.bytes(row.len()), 0);
+                encoding.pack(isa, &codes[..row.len()], &mut packed[packed_from..]);
+            }
             at = row.end;
         }
         Ok(output)
@@ -199,7 +209,7 @@ impl<'a> TernaryWork<'a> {
         weights: &[W],
         start: usize,
         isa: Isa,
-        codes: &mut [u8],
+        codes: &mut [Vec<u8>],
         output: &mut Output,
     ) -> Result<(), WeightsProblem> {
         let n = self.view.filter_len();
@@ -213,20 +223,42 @@ impl<'a> TernaryWork<'a> {
                 _ => (filter * n.div_ceil(unit_len) + j / unit_len, (unit_len - j % unit_len).min(n - j)),
             };
             let end = (at + rest).min(weights.len());
-            let (weights, codes) = (&weights[at..end], &mut codes[at..end]);
+            let weights = &weights[at..end];
+            let mut codes: Vec<&mut [u8]> = codes.iter_mut().map(|plane| &mut plane[at..end]).collect();
             if prefit {
-                let above = encode(isa, weights, self.fits[unit].threshold, codes);
-                output.tally.count(weights.len(), above);
+                match &self.fits[unit] {
+                    Fitted::One(fit) => {
+                        output.tally.count(weights.len(), encode(isa, weights, fit.threshold, codes[0]));
+                    }
+                    Fitted::Several(fit) => fit.levels.encode(isa, weights, &mut codes),
+                }
             } else {
-                let fit = self.fit_here(weights, start + at, isa, codes)?;
-                push_scale(&mut output.scales, self.treatment.scale_dtype, fit.scale);
-                output.tally.count(weights.len(), fit.above);
+                let fit = self.fit_here(weights, start + at, isa, &mut codes)?;
+                for (plane, &scale) in output.planes.iter_mut().zip(fit.scales()) {
+                    push_scale(&mut plane.scales, self.treatment.scale_dtype, scale);
+                }
+                if let Fitted::One(fit) = &fit {
+                    output.tally.count(weights.len(), fit.above);
+                }
                 output.tally.add_fit(&fit);
+            }
+            if self.treatment.planes > 1 {
+                codes.iter().for_each(|codes| output.tally.count_codes(codes));
             }
             j += end - at;
             at = end;
         }
         Ok(())
+    }
+
+    /// Fits a unit that is in memory.
+    pub fn fit_unit<W: AsUnit>(&self, weights: &[W], start: usize, isa: Isa) -> Result<Fitted, WeightsProblem> {
+        let unit = W::as_unit(isa, weights);
+        if !unit.moments().max.is_finite() {
+            return Err(self.non_finite(start..start + weights.len(), isa));
+        }
+        let Treatment { method, planes, scale_dtype, .. } = self.treatment;
+        self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), start)
     }
 
     /// Fits a unit that is in memory and writes its codes.
@@ -235,29 +267,34 @@ impl<'a> TernaryWork<'a> {
         weights: &[W],
         start: usize,
         isa: Isa,
-        codes: &mut [u8],
-    ) -> Result<Fit, WeightsProblem> {
+        codes: &mut [&mut [u8]],
+    ) -> Result<Fitted, WeightsProblem> {
+        if self.treatment.planes > 1 {
+            let fit = self.fit_unit(weights, start, isa)?;
+            if let Fitted::Several(fit) = &fit {
+                fit.levels.encode(isa, weights, codes);
+            }
+            return Ok(fit);
+        }
         let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
             return Err(self.non_finite(start..start + weights.len(), isa));
         }
-        let threshold = self.treatment.method.threshold(&unit);
-        let above = encode(isa, weights, threshold, codes);
+        let Treatment { method, scale_dtype, .. } = self.treatment;
+        let threshold = method.threshold(&unit);
+        let above = encode(isa, weights, threshold, codes[0]);
         let above = if threshold == Threshold::Sign { Above { sum: unit.moments().sum, ..above } } else { above };
-        let fit = Fit::new(&*self.treatment.method, &unit, threshold, above, self.treatment.scale_dtype);
-        self.checked(fit, start)
+        self.checked(Fitted::One(Fit::new(&**method, &unit, threshold, above, *scale_dtype)), start)
     }
 
-    fn checked(&self, fit: Fit, start: usize) -> Result<Fit, WeightsProblem> {
-        if fit.scale_fits() {
-            return Ok(fit);
-        }
+    fn checked(&self, fit: Fitted, start: usize) -> Result<Fitted, WeightsProblem> {
+        let Some(scale) = fit.misfit() else { return Ok(fit) };
         let (dtype, advice) = match self.treatment.scale_dtype {
             ScaleDtype::F16 => ("f16", "use --scale-dtype f32"),
             ScaleDtype::F32 => ("f32", "keep the tensor dense with --exclude, or rescale it"),
         };
         let filter = self.first + start / self.view.filter_len();
-        Err(WeightsProblem::Scale { filter, scale: fit.exact_scale, dtype, advice })
+        Err(WeightsProblem::Scale { filter, scale, dtype, advice })
     }
 
     /// The first weight of `range` that is NaN or infinite.
@@ -278,17 +315,26 @@ impl<'a> TernaryWork<'a> {
         Some(WeightsProblem::NonFinite { filter: self.first + at / n, index: at % n, value })
     }
 
-    /// The scales of those units, as stored.
-    pub fn fit_scales(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+    /// The scales of those units as stored, per plane.
+    pub fn fit_scales(&self) -> Vec<Vec<u8>> {
+        let mut planes = vec![Vec::new(); self.treatment.planes];
         for fit in &self.fits {
-            push_scale(&mut bytes, self.treatment.scale_dtype, fit.scale);
+            for (bytes, &scale) in planes.iter_mut().zip(fit.scales()) {
+                push_scale(bytes, self.treatment.scale_dtype, scale);
+            }
         }
-        bytes
+        planes
+    }
+
+    /// Bytes of codes and of scales per plane.
+    pub fn plane_bytes(&self) -> (u64, u64) {
+        let (filters, n) = (self.view.filters() as u64, self.view.filter_len());
+        let scales = self.treatment.granularity.scales(filters, n as u64);
+        (filters * self.treatment.encoding.bytes(n) as u64, scales * self.treatment.scale_dtype.size() as u64)
     }
 }
 
-fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
+pub(super) fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
     match dtype {
         ScaleDtype::F32 => bytes.extend(scale.to_le_bytes()),
         ScaleDtype::F16 => bytes.extend(half::f16::from_f32(scale).to_le_bytes()),

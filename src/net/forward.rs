@@ -5,6 +5,7 @@ use ndarray::{ArrayView2, ArrayView4, ArrayViewMut2, ArrayViewMut4};
 use rayon::prelude::*;
 
 use super::batch_norm::BatchNorm;
+use super::collect::Collected;
 use super::dense;
 use super::description::Description;
 use super::layers::{self, Described, gathered};
@@ -65,6 +66,8 @@ pub struct Buffers {
     kept: Vec<Vec<f32>>,
     columns: Vec<f32>,
     workspace: Workspace,
+    /// Sums of what layers take, where they are wanted.
+    pub(super) collected: Option<Collected>,
 }
 
 impl<'a> Network<'a> {
@@ -191,7 +194,7 @@ fn run(steps: &[Step<'_>], count: usize, kernel: &Kernel, buffers: &mut Buffers,
 impl Step<'_> {
     /// From `buffers.x` to `buffers.x`.
     fn run(&self, count: usize, kernel: &Kernel, buffers: &mut Buffers) -> Result<()> {
-        let Buffers { x, y, columns, workspace, .. } = buffers;
+        let Buffers { x, y, columns, workspace, collected, .. } = buffers;
         let Self { layer, input, output } = self;
         match layer {
             Layer::Flatten | Layer::Residual { .. } => return Ok(()),
@@ -211,6 +214,9 @@ impl Step<'_> {
         let size = |[_, height, width]: [usize; 3]| [height, width];
         match layer {
             Layer::Conv2d { weights, bias, geometry } => {
+                if let Some(collected) = collected {
+                    collected.conv2d(x, *input, *output, geometry, gathered(geometry, input[0]))?;
+                }
                 let x = ArrayView4::from_shape(shape(*input), x).map_err(misfit)?;
                 let y = ArrayViewMut4::from_shape(shape(*output), y).map_err(misfit)?;
                 let bias = bias.as_deref();
@@ -220,6 +226,9 @@ impl Step<'_> {
                 }
             }
             Layer::Linear { weights, bias } => {
+                if let Some(collected) = collected {
+                    collected.linear(x, input[0])?;
+                }
                 let x = ArrayView2::from_shape((count, input[0]), x).map_err(misfit)?;
                 let y = ArrayViewMut2::from_shape((count, output[0]), y).map_err(misfit)?;
                 match weights {

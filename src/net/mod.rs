@@ -12,6 +12,7 @@
 //! Not here: products of packed weights ([`crate::kernel`]), data sets ([`crate::data`]), training.
 
 mod batch_norm;
+mod collect;
 pub mod dense;
 mod description;
 mod evaluate;
@@ -22,6 +23,7 @@ pub(crate) mod layers;
 pub(crate) mod pool;
 mod tensors;
 
+pub use self::collect::{CollectOptions, collect};
 pub use self::description::{Description, NETWORKS, Overrides};
 pub use self::evaluate::{Evaluation, Options, evaluate};
 pub use self::fold::{Folded, fold};

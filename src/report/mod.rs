@@ -12,7 +12,7 @@ mod units;
 use serde::Serialize;
 
 pub use self::units::{bytes, count, ratio};
-use crate::container::{Body, Index, Spread, TernaryEntry};
+use crate::container::{Body, CalibrationEntry, Index, Spread, TernaryEntry};
 use crate::dtype::Dtype;
 use crate::select::{Decision, Plan, became};
 use crate::source::Checkpoint;
@@ -47,6 +47,12 @@ pub struct TensorReport {
     pub alpha: Option<Spread>,
     /// ‖W − Ŵ‖² / ‖W‖².
     pub relative_squared_error: Option<f64>,
+    /// What was known of the inputs in a calibrated run: `full`, `diagonal`, or `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
+    /// The same error of the outputs, ‖X(W − Ŵ)‖² / ‖XW‖², over the inputs that were summed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative_output_error: Option<f64>,
     /// Entropy of the codes −1, 0, +1 in bits per weight: what an ideal coder would need.
     pub entropy: Option<f64>,
     /// Bytes in the checkpoint.
@@ -150,8 +156,9 @@ impl Report {
             if let Decision::Ternary(treatment) = &planned.decision {
                 let filters = tensor.shape[treatment.axis] as u64;
                 let n = elements.checked_div(filters).unwrap_or_default();
-                let codes = filters * treatment.encoding.bytes(n as usize) as u64;
-                let scales = treatment.granularity.scales(filters, n) * treatment.scale_dtype.size() as u64;
+                let planes = treatment.planes as u64;
+                let codes = planes * filters * treatment.encoding.bytes(n as usize) as u64;
+                let scales = planes * treatment.granularity.scales(filters, n) * treatment.scale_dtype.size() as u64;
                 sections = [codes, scales];
                 totals.add_ternary(elements, source_bytes, codes, scales);
             } else {
@@ -205,6 +212,11 @@ impl Report {
 }
 
 impl TensorReport {
+    /// Whether a run that was given statistics of inputs packed it without any.
+    pub fn is_uncalibrated(&self) -> bool {
+        self.calibration.as_deref() == Some(CalibrationEntry::NONE)
+    }
+
     /// Dense, for no reason yet.
     fn unmeasured(name: &str, dtype: Dtype, shape: Vec<u64>, source_bytes: u64, bytes: u64) -> Self {
         Self {
@@ -217,6 +229,8 @@ impl TensorReport {
             delta: None,
             alpha: None,
             relative_squared_error: None,
+            calibration: None,
+            relative_output_error: None,
             entropy: None,
             source_bytes,
             bytes,
@@ -229,6 +243,15 @@ impl TensorReport {
         let codes = stats.negative + stats.zeros + stats.positive;
         let TernaryEntry { encoding, method, granularity, planes, axis, .. } = ternary;
         self.became = became(*encoding, &method.name, *granularity, *planes, *axis);
+        if let Some(calibration) = &ternary.calibration {
+            self.calibration = Some(calibration.kind.clone());
+            self.relative_output_error = calibration.relative_squared_error();
+            self.became += match calibration.kind.as_str() {
+                CalibrationEntry::FULL => " calibrated",
+                CalibrationEntry::DIAGONAL => " weighted",
+                _ => " uncalibrated",
+            };
+        }
         self.sparsity = Some(share(stats.zeros, codes));
         self.delta = stats.delta;
         self.alpha = Some(stats.alpha);

@@ -66,7 +66,10 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         or_dash(tensor.sparsity.map(|s| format!("{:.1} %", 100.0 * s))),
         or_dash(tensor.delta.map(spread)),
         or_dash(tensor.alpha.map(spread)),
-        or_dash(tensor.relative_squared_error.map(|e| format!("{e:.4}"))),
+        match (tensor.relative_squared_error, tensor.relative_output_error) {
+            (Some(error), Some(output)) => format!("{error:.4}, outputs {output:.4}"),
+            (error, _) => or_dash(error.map(|e| format!("{e:.4}"))),
+        },
         or_dash(tensor.entropy.map(|e| format!("{e:.3} bit"))),
         bytes(tensor.bytes),
         ratio(tensor.ratio),

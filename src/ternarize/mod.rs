@@ -5,6 +5,7 @@
 mod absmean;
 mod bwn;
 mod optimal;
+pub(crate) mod planes;
 mod twn;
 mod unit;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::absmean::Absmean;
 pub use self::bwn::Bwn;
 pub use self::optimal::Optimal;
+use self::planes::{PlanesFit, fit_planes};
 pub use self::twn::Twn;
 pub use self::unit::Unit;
 pub(crate) use self::unit::{LongWeights, Slice};
@@ -192,6 +194,50 @@ impl Fit {
             squared_error = unit.squared_error(threshold, alpha);
         }
         Self { threshold, exact_scale, scale, above, squared_error, squared_norm }
+    }
+}
+
+/// What was found for the weights of one unit.
+#[derive(Debug, Clone)]
+pub(crate) enum Fitted {
+    /// One plane: threshold and scale.
+    One(Fit),
+    /// Several planes.
+    Several(PlanesFit),
+}
+
+impl Fitted {
+    /// Over `planes` planes. At least one weight, all finite.
+    pub fn new(method: &dyn Ternarizer, unit: &Unit<'_>, planes: usize, dtype: ScaleDtype) -> Self {
+        match planes {
+            0 | 1 => Self::One(fit(method, unit, dtype)),
+            _ => Self::Several(fit_planes(method, unit, planes, dtype)),
+        }
+    }
+
+    /// As stored, one per plane.
+    pub fn scales(&self) -> &[f32] {
+        match self {
+            Self::One(fit) => std::slice::from_ref(&fit.scale),
+            Self::Several(fit) => &fit.scales,
+        }
+    }
+
+    /// ‖W − Ŵ‖² and ‖W‖².
+    pub fn errors(&self) -> (f64, f64) {
+        match self {
+            Self::One(fit) => (fit.squared_error, fit.squared_norm),
+            Self::Several(fit) => (fit.squared_error, fit.squared_norm),
+        }
+    }
+
+    /// The first scale before rounding, if the stored scales are not what it says.
+    pub fn misfit(&self) -> Option<f64> {
+        let (fits, exact) = match self {
+            Self::One(fit) => (fit.scale_fits(), fit.exact_scale),
+            Self::Several(fit) => (fit.scale_fits(), fit.exact_scale),
+        };
+        (!fits).then_some(exact)
     }
 }
 

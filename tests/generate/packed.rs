@@ -97,6 +97,7 @@ pub fn two_planes(scratch: &Path) -> Vec<u8> {
     };
     let entry = TernaryEntry {
         axis: 0,
+        calibration: None,
         codes,
         encoding: Encoding::T2,
         granularity: Granularity::Filter,

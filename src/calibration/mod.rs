@@ -1,0 +1,218 @@
+//! Statistics of the inputs that a layer sees, from a `.safetensors` file: for a weight NAME the second
+//! moment XᵀX (`NAME.xtx`) or its diagonal (`NAME.xtx_diagonal`). `spec/calibration-v1.md` is normative.
+//! Not here: how they are collected, or which weights are packed with them ([`crate::convert`]).
+
+pub(crate) mod solve;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::error::CalibrationProblem as Problem;
+use crate::source::{Checkpoint, Dtype, FilterView, TensorView};
+use crate::{Error, Isa, Result};
+
+/// Behind the name of a weight: XᵀX, n × n, or one per group of filters.
+pub const FULL: &str = ".xtx";
+/// Its diagonal alone, n.
+pub const DIAGONAL: &str = ".xtx_diagonal";
+/// Σx over the same rows, n. Not used for codes.
+pub const SUM: &str = ".x_sum";
+/// How many rows x were summed.
+pub const ROWS: &str = ".rows";
+
+/// Statistics of inputs, and how they are used.
+#[derive(Debug)]
+pub struct Calibration {
+    file: Checkpoint,
+    /// λ/mean(diagonal) in H + λI: 0 or more.
+    damping: f64,
+    act_order: bool,
+}
+
+/// What is known of the inputs of one tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct Moments<'a> {
+    path: &'a Path,
+    tensor: TensorView<'a>,
+    /// All of XᵀX.
+    pub full: bool,
+    /// Filters of each group have inputs of their own.
+    pub groups: usize,
+    /// Rows that were summed, where the file says so.
+    pub rows: Option<u64>,
+    n: usize,
+}
+
+impl Calibration {
+    /// The damping of GPTQ.
+    pub const DAMPING: f64 = 0.01;
+
+    /// Opens a file; reads and checks its header only.
+    ///
+    /// # Errors
+    /// A file that cannot be read or that is not what it claims to be.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self { file: Checkpoint::open(path)?, damping: Self::DAMPING, act_order: false })
+    }
+
+    /// With `damping` times the mean of its diagonal added to the diagonal of each XᵀX.
+    ///
+    /// # Errors
+    /// No number from 0 to 1000.
+    pub fn with_damping(self, damping: f64) -> Result<Self> {
+        if (0.0..=1000.0).contains(&damping) {
+            return Ok(Self { damping, ..self });
+        }
+        Err(Error::Request(format!("damping is {damping}; it must be a number from 0 to 1000 (0.01 by default)")))
+    }
+
+    /// Whether columns are rounded in the order of their inputs' energy, largest first, instead of as they stand.
+    #[must_use]
+    pub fn with_act_order(self, act_order: bool) -> Self {
+        Self { act_order, ..self }
+    }
+
+    /// λ/mean(diagonal).
+    pub fn damping(&self) -> f64 {
+        self.damping
+    }
+
+    /// Whether columns go by their inputs' energy.
+    pub fn act_order(&self) -> bool {
+        self.act_order
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Notices a file that was written to since it was opened.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::check_unchanged`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.file.check_unchanged()
+    }
+
+    /// What looks odd: statistics that belong to no tensor of the checkpoint.
+    pub fn warnings(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let names: BTreeSet<&str> = checkpoint.tensors().map(|tensor| tensor.name).collect();
+        let belongs = |name: &str| {
+            let weight = [FULL, DIAGONAL, SUM, ROWS].into_iter().find_map(|suffix| name.strip_suffix(suffix));
+            weight.is_some_and(|weight| names.contains(weight))
+        };
+        let stray: Vec<&str> = self.file.tensors().map(|tensor| tensor.name).filter(|name| !belongs(name)).collect();
+        let mut warnings = self.file.warnings().to_vec();
+        if let Some(first) = stray.first() {
+            let path = self.path().display();
+            let others =
+                if stray.len() > 1 { format!(" and {} more belong", stray.len() - 1) } else { " belongs".into() };
+            warnings.push(format!(
+                "{path}: `{first}`{others} to no tensor of the checkpoint; names are the weight's, with {FULL}, {DIAGONAL}, \
+                 {SUM} or {ROWS}"
+            ));
+        }
+        warnings
+    }
+
+    /// What the file says of the inputs of `weight`, whose filters have the length `n`.
+    ///
+    /// # Errors
+    /// Statistics of another shape or type.
+    pub(crate) fn moments(&self, weight: &str, filters: usize, n: usize) -> Result<Option<Moments<'_>>> {
+        let of = |suffix: &str| self.file.by_name(&format!("{weight}{suffix}"));
+        let (tensor, full) = match (of(FULL), of(DIAGONAL)) {
+            (Some(tensor), _) => (tensor, true),
+            (None, Some(tensor)) => (tensor, false),
+            (None, None) => return Ok(None),
+        };
+        let refused = |tensor: TensorView<'_>, problem| Err(self.refused(tensor.name, problem));
+        if !matches!(tensor.dtype, Dtype::F32 | Dtype::F64) {
+            return refused(tensor, Problem::Dtype { found: tensor.dtype, expected: "F32 or F64" });
+        }
+        let own: &[usize] = if full { &[n, n] } else { &[n] };
+        let groups = match tensor.shape {
+            shape if shape == own => Some(1),
+            [groups, rest @ ..] if rest == own && *groups > 0 && filters.is_multiple_of(*groups) => Some(*groups),
+            _ => None,
+        };
+        let Some(groups) = groups else {
+            let expected = format!("{own:?}, or that per group of the {filters} filters");
+            return refused(tensor, Problem::Shape { found: tensor.shape.to_vec(), expected });
+        };
+        let rows = match of(ROWS) {
+            None => None,
+            Some(rows) if rows.dtype == Dtype::I64 && rows.elements() == 1 => {
+                rows.data.first_chunk().and_then(|bytes| u64::try_from(i64::from_le_bytes(*bytes)).ok())
+            }
+            Some(rows) if rows.dtype == Dtype::I64 => {
+                let expected = "one number, the count of rows".to_owned();
+                return refused(rows, Problem::Shape { found: rows.shape.to_vec(), expected });
+            }
+            Some(rows) => return refused(rows, Problem::Dtype { found: rows.dtype, expected: "I64" }),
+        };
+        Ok(Some(Moments { path: self.path(), tensor, full, groups, rows, n }))
+    }
+
+    /// What is wrong with one of its tensors.
+    fn refused(&self, tensor: &str, problem: Problem) -> Error {
+        Error::Calibration { path: self.path().to_path_buf(), tensor: tensor.to_owned(), problem }
+    }
+}
+
+impl Moments<'_> {
+    /// What is wrong with them.
+    pub fn refused(&self, problem: Problem) -> Error {
+        Error::Calibration { path: self.path.to_path_buf(), tensor: self.tensor.name.to_owned(), problem }
+    }
+
+    /// The matrix, n × n, or the diagonal, n, of one group.
+    ///
+    /// # Errors
+    /// NaN, infinity, a negative sum of squares, or no symmetric matrix.
+    pub fn read(&self, group: usize, isa: Isa) -> Result<Vec<f64>> {
+        let Self { n, full, .. } = *self;
+        let count = if full { n * n } else { n };
+        let Some(view) = FilterView::new(self.tensor, 0) else { return Ok(Vec::new()) };
+        let mut values: Vec<f64> = Vec::new();
+        let room = values.try_reserve_exact(count);
+        room.map_err(|_| self.refused(Problem::Memory(8 * count)))?;
+        let mut scratch = Vec::new();
+        const STEP: usize = 1 << 16;
+        for at in (group * count..(group + 1) * count).step_by(STEP) {
+            let range = at..(at + STEP).min((group + 1) * count);
+            values.extend_from_slice(view.read::<f64>(range, isa, &mut scratch));
+        }
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(self.refused(Problem::NonFinite { index: group * count + at, value: values[at] }));
+        }
+        let diagonal = |i: usize| if full { values[i * n + i] } else { values[i] };
+        if let Some(index) = (0..n).find(|&i| diagonal(i) < 0.0) {
+            return Err(self.refused(Problem::Negative { index, value: diagonal(index) }));
+        }
+        if full {
+            self.symmetric(&values)?;
+        }
+        Ok(values)
+    }
+
+    /// Opposite elements may differ by what sums in `f32` lose.
+    fn symmetric(&self, h: &[f64]) -> Result<()> {
+        const TILE: usize = 64;
+        let n = self.n;
+        let tiles = (0..n).step_by(TILE).flat_map(|r| (0..=r).step_by(TILE).map(move |c| (r, c)));
+        for (rows, columns) in tiles {
+            for row in rows..(rows + TILE).min(n) {
+                for column in columns..(columns + TILE).min(row) {
+                    let (value, mirrored) = (h[row * n + column], h[column * n + row]);
+                    let size = (h[row * n + row] * h[column * n + column]).sqrt();
+                    if (value - mirrored).abs() > 1e-3 * size + f64::MIN_POSITIVE {
+                        return Err(self.refused(Problem::Asymmetric { row, column, value, mirrored }));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

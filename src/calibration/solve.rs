@@ -1,0 +1,334 @@
+//! Codes and scales that keep the outputs of a layer: those of least (w − ŵ)ᵀH(w − ŵ), H = XᵀX.
+//!
+//! Codes: weights are rounded one after another, and what each loses is made up for by those still to
+//! come (GPTQ, arXiv 2210.17323). Written with H + λI = LLᵀ, in the order in which the last column of L is
+//! rounded first, the error is Σ_j (L_jj·e_j + Σ_{i>j} L_ij·e_i)² over e = w − ŵ, so column j goes to the
+//! value nearest to
+//!
+//! ```text
+//! w_j + Σ_{i>j} L_ij·e_i / L_jj
+//! ```
+//!
+//! which is GPTQ's update, without an inverse. It is done in blocks of columns for some filters at a
+//! time: what all columns before a block add is one matrix product.
+//!
+//! Scales: least squares under H for these codes, group by group. And then again: column by column to
+//! the best value, all others as they are, now under H itself, without λ; that and the scales can only
+//! lower the error. Everything is in f64, and each filter's numbers are its own: neither threads nor
+//! the filters beside it change a bit.
+//! Not here: where H comes from ([`super`]), or how codes are stored.
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+
+use crate::limits::PACKED_PLANES as MAX;
+use crate::ternarize::ScaleDtype;
+use crate::ternarize::planes::{LeastSquares, Levels};
+
+/// Columns per block.
+const BLOCK: usize = 128;
+
+/// Sweeps over all columns after the compensation.
+const SWEEPS: usize = 3;
+
+/// How the weights of a filter are to be rounded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    /// Codes are never 0.
+    pub binary: bool,
+    pub planes: usize,
+    /// Weights that share their scales.
+    pub group: usize,
+    pub dtype: ScaleDtype,
+}
+
+/// H and its factor.
+#[derive(Debug)]
+pub(crate) struct Solver {
+    n: usize,
+    /// Row by row, symmetric.
+    h: Vec<f64>,
+    /// L, column by column, of H + λI with its rows and columns in `order`; above the diagonal anything.
+    factor: Vec<f64>,
+    /// The input of each row; the last one is rounded first.
+    order: Vec<usize>,
+}
+
+/// What some filters became.
+#[derive(Debug, Default)]
+pub(crate) struct Solved {
+    /// `[planes][filters][n]`, t+1.
+    pub codes: Vec<Vec<u8>>,
+    /// `[filters][groups][planes]`.
+    pub scales: Vec<f32>,
+    /// ‖W − Ŵ‖² and ‖W‖².
+    pub squared: [f64; 2],
+    /// The same under H.
+    pub output: [f64; 2],
+}
+
+impl Solver {
+    /// Of H, n × n and symmetric; λ is `damping` times the mean of its diagonal. `None` where the sum is not
+    /// positive definite. With `by_diagonal` the columns of largest diagonal come first, else the first ones.
+    pub fn new(h: Vec<f64>, n: usize, damping: f64, by_diagonal: bool) -> Option<Self> {
+        let diagonal = |i: usize| h[i * n + i];
+        let mut order: Vec<usize> = (0..n).rev().collect();
+        if by_diagonal {
+            order.sort_by(|&a, &b| diagonal(a).total_cmp(&diagonal(b)));
+        }
+        let lambda = damping * (0..n).map(diagonal).sum::<f64>() / n as f64;
+        let mut factor = vec![0.0; n * n];
+        for (c, column) in factor.chunks_exact_mut(n).enumerate() {
+            let row = &h[order[c] * n..][..n];
+            column.iter_mut().zip(&order).skip(c).for_each(|(to, &input)| *to = row[input]);
+            column[c] += lambda;
+        }
+        let mut memory = MemBuffer::try_new(cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default())).ok()?;
+        let matrix = MatMut::from_column_major_slice_mut(&mut factor, n, n);
+        let stack = MemStack::new(&mut memory);
+        // On one thread: then nothing depends on how many there are.
+        cholesky_in_place(matrix, Default::default(), Par::Seq, stack, Default::default()).ok()?;
+        let definite = (0..n).all(|i| factor[i * n + i].is_normal() && factor[i * n + i] > 0.0);
+        definite.then_some(Self { n, h, factor, order })
+    }
+
+    /// How much input j weighs by itself.
+    pub fn diagonal(&self, j: usize) -> f64 {
+        self.h[j * self.n + j]
+    }
+
+    /// Rounds filters, `w` holds them one after another; `scales` are those to begin with, `[filters][groups][planes]`.
+    pub fn solve(&self, w: &[f64], scales: Vec<f32>, grid: Grid) -> Solved {
+        let mut filters = Filters::new(self, w, scales, grid);
+        filters.compensate();
+        filters.residual();
+        filters.sweep(false);
+        for _ in 0..SWEEPS {
+            filters.sweep(true);
+        }
+        filters.finish()
+    }
+}
+
+impl Solved {
+    /// Where only the diagonal is known: every weight to the nearest value of its group's levels.
+    pub fn by_diagonal(w: &[f64], diagonal: &[f64], scales: Vec<f32>, levels: &[Levels], grid: Grid) -> Self {
+        let n = diagonal.len();
+        let groups = n.div_ceil(grid.group);
+        let mut solved = Self { codes: vec![vec![1; w.len()]; grid.planes], scales, ..Self::default() };
+        for (at, &w) in w.iter().enumerate() {
+            let j = at % n;
+            let (value, t) = levels[at / n * groups + j / grid.group].round(w);
+            solved.codes.iter_mut().zip(t).for_each(|(codes, t)| codes[at] = (t + 1) as u8);
+            let lost = (w - value).powi(2);
+            solved.squared[0] += lost;
+            solved.squared[1] += w * w;
+            solved.output[0] += diagonal[j] * lost;
+            solved.output[1] += diagonal[j] * w * w;
+        }
+        solved
+    }
+}
+
+/// Some filters under way. All matrices are `[filters][n]`, row by row.
+struct Filters<'a> {
+    solver: &'a Solver,
+    grid: Grid,
+    groups: usize,
+    rows: usize,
+    w: &'a [f64],
+    scales: Vec<f32>,
+    levels: Vec<Levels>,
+    /// W − Ŵ.
+    e: Vec<f64>,
+    /// E·H.
+    r: Vec<f64>,
+    /// t per plane.
+    t: Vec<Vec<i8>>,
+}
+
+impl<'a> Filters<'a> {
+    fn new(solver: &'a Solver, w: &'a [f64], scales: Vec<f32>, grid: Grid) -> Self {
+        let n = solver.n;
+        let levels = scales.chunks_exact(grid.planes).map(|scales| Levels::new(scales, grid.binary)).collect();
+        let (groups, rows) = (n.div_ceil(grid.group), w.len() / n);
+        let (e, r, t) = (vec![0.0; w.len()], vec![0.0; w.len()], vec![vec![0; w.len()]; grid.planes]);
+        Self { solver, grid, groups, rows, w, scales, levels, e, r, t }
+    }
+
+    fn set(&mut self, at: usize, t: [i8; MAX]) {
+        self.t.iter_mut().zip(t).for_each(|(plane, t)| plane[at] = t);
+    }
+
+    /// Codes and E by compensation, for the scales that are there.
+    fn compensate(&mut self) {
+        let Solver { n, ref factor, ref order, .. } = *self.solver;
+        // In the order of the factor; `s` is what the columns before a block add to it.
+        let (mut e, mut s) = (vec![0.0; self.rows * n], vec![0.0; self.rows * BLOCK]);
+        let mut corner = vec![0.0; BLOCK * BLOCK];
+        for start in (0..n).step_by(BLOCK).rev() {
+            let (end, width) = ((start + BLOCK).min(n), BLOCK.min(n - start));
+            if end < n {
+                let factor = MatRef::from_column_major_slice_with_stride(&factor[start * n + end..], n - end, width, n);
+                product(&mut s, width, self.rows, (&e[end..], n), factor, Accum::Replace);
+            }
+            for j in 0..width {
+                (0..=j).for_each(|c| corner[j * BLOCK + c] = factor[(start + c) * n + start + j]);
+            }
+            for row in 0..self.rows {
+                let s = &mut s[row * width..][..width];
+                for j in (0..width).rev() {
+                    let (input, corner) = (order[start + j], &corner[j * BLOCK..][..=j]);
+                    let at = row * n + input;
+                    let target = self.w[at] + s[j] / corner[j];
+                    let (value, t) = self.levels[row * self.groups + input / self.grid.group].round(target);
+                    let lost = self.w[at] - value;
+                    e[row * n + start + j] = lost;
+                    self.e[at] = lost;
+                    self.set(at, t);
+                    s[..j].iter_mut().zip(corner).for_each(|(s, l)| *s += l * lost);
+                }
+            }
+            s.fill(0.0);
+        }
+    }
+
+    /// R = E·H.
+    fn residual(&mut self) {
+        let n = self.solver.n;
+        let h = MatRef::from_row_major_slice(&self.solver.h, n, n);
+        product(&mut self.r, n, self.rows, (&self.e, n), h, Accum::Replace);
+    }
+
+    /// Once over all columns: with `codes` each to its best value, and the scales of each group.
+    fn sweep(&mut self, codes: bool) {
+        let n = self.solver.n;
+        for g in 0..self.groups {
+            let (start, end) = (g * self.grid.group, ((g + 1) * self.grid.group).min(n));
+            if codes {
+                (start..end).step_by(BLOCK).for_each(|at| self.best_codes(g, at, (at + BLOCK).min(end)));
+            }
+            self.best_scales(g, start, end);
+        }
+    }
+
+    /// Each of these columns to the value of least error, all others as they are: w_j − e_j + r_j / H_jj.
+    fn best_codes(&mut self, g: usize, start: usize, end: usize) {
+        let (n, h) = (self.solver.n, &self.solver.h);
+        let width = end - start;
+        let mut changes = vec![0.0; self.rows * width];
+        let mut any = false;
+        for row in 0..self.rows {
+            for j in start..end {
+                let (at, diagonal) = (row * n + j, h[j * n + j]);
+                if diagonal <= 0.0 {
+                    continue;
+                }
+                let now = self.w[at] - self.e[at];
+                let (value, t) = self.levels[row * self.groups + g].round(now + self.r[at] / diagonal);
+                if value != now {
+                    let change = now - value;
+                    changes[row * width + j - start] = change;
+                    any = true;
+                    self.e[at] = self.w[at] - value;
+                    self.set(at, t);
+                    let r = &mut self.r[row * n + start..row * n + end];
+                    r.iter_mut().zip(&h[j * n + start..j * n + end]).for_each(|(r, h)| *r += change * h);
+                }
+            }
+        }
+        if any {
+            self.spread(&changes, start, end, true);
+        }
+    }
+
+    /// R += C·H for changes C of E in these columns; `inside` is done already.
+    fn spread(&mut self, changes: &[f64], start: usize, end: usize, inside: bool) {
+        let (n, rows, width) = (self.solver.n, self.rows, end - start);
+        let parts = if inside { [(0, start), (end, n)] } else { [(0, n), (n, n)] };
+        for (from, to) in parts.into_iter().filter(|(from, to)| from < to) {
+            let h = MatRef::from_row_major_slice_with_stride(&self.solver.h[start * n + from..], width, to - from, n);
+            let r = MatMut::from_row_major_slice_with_stride_mut(&mut self.r[from..], rows, to - from, n);
+            let changes = MatRef::from_row_major_slice(changes, rows, width);
+            matmul(r, Accum::Add, changes, h, 1.0, Par::Seq);
+        }
+    }
+
+    /// The scales of one group by least squares, taken where that lowers the error.
+    fn best_scales(&mut self, g: usize, start: usize, end: usize) {
+        let (n, planes, width, rows) = (self.solver.n, self.grid.planes, end - start, self.rows);
+        let h = MatRef::from_row_major_slice_with_stride(&self.solver.h[start * n + start..], width, width, n);
+        let mut systems = vec![LeastSquares::default(); rows];
+        let (mut t, mut th) = (vec![0.0; rows * width], vec![0.0; rows * width]);
+        for p in 0..planes {
+            for row in 0..rows {
+                let codes = &self.t[p][row * n + start..][..width];
+                t[row * width..][..width].iter_mut().zip(codes).for_each(|(to, &t)| *to = f64::from(t));
+            }
+            product(&mut th, width, rows, (&t, width), h, Accum::Replace);
+            for (row, system) in systems.iter_mut().enumerate() {
+                let th = &th[row * width..][..width];
+                let dot = |t: &[i8]| t.iter().zip(th).map(|(&t, th)| f64::from(t) * th).sum::<f64>();
+                for q in 0..planes {
+                    system.matrix[p][q] = dot(&self.t[q][row * n + start..][..width]);
+                }
+                // t·H·(what these planes stand for and lose) = t·R + t·H·Ŵ.
+                let r = &self.r[row * n + start..][..width];
+                system.right[p] = t[row * width..][..width].iter().zip(r).map(|(t, r)| t * r).sum();
+            }
+        }
+        let mut changes = vec![0.0; rows * width];
+        for (row, system) in systems.into_iter().enumerate() {
+            let unit = row * self.groups + g;
+            let old: Vec<f64> = self.scales[unit * planes..][..planes].iter().map(|&s| f64::from(s)).collect();
+            let gain = |delta: &[f64]| -> f64 {
+                let quadratic = |p: usize| (0..planes).map(|q| delta[p] * system.matrix[p][q] * delta[q]).sum::<f64>();
+                (0..planes).map(|p| 2.0 * system.right[p] * delta[p] - quadratic(p)).sum()
+            };
+            let wanted: Vec<f64> = system.solve(planes).iter().zip(&old).map(|(delta, old)| old + delta).collect();
+            let rounded: Vec<f64> =
+                wanted.iter().map(|scale| f64::from(self.grid.dtype.round(scale.abs())).copysign(*scale)).collect();
+            let delta: Vec<f64> = rounded.iter().zip(&old).map(|(new, old)| new - old).collect();
+            if !(gain(&delta) > 0.0 && rounded.iter().all(|scale| scale.is_finite())) {
+                continue;
+            }
+            for (p, scale) in rounded.iter().enumerate() {
+                self.scales[unit * planes + p] = scale.abs() as f32;
+                if scale.is_sign_negative() {
+                    self.t[p][row * n + start..][..width].iter_mut().for_each(|t| *t = -*t);
+                }
+            }
+            let scales = &self.scales[unit * planes..][..planes];
+            self.levels[unit] = Levels::new(scales, self.grid.binary);
+            for j in 0..width {
+                let at = row * n + start + j;
+                let value = scales.iter().zip(&self.t).map(|(scale, t)| scale * f32::from(t[at])).sum::<f32>();
+                let lost = self.w[at] - f64::from(value);
+                changes[row * width + j] = lost - self.e[at];
+                self.e[at] = lost;
+            }
+        }
+        self.spread(&changes, start, end, false);
+    }
+
+    fn finish(self) -> Solved {
+        let n = self.solver.n;
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let mut wh = vec![0.0; self.w.len()];
+        let h = MatRef::from_row_major_slice(&self.solver.h, n, n);
+        product(&mut wh, n, self.rows, (self.w, n), h, Accum::Replace);
+        let codes = self.t.iter().map(|t| t.iter().map(|t| (t + 1) as u8).collect()).collect();
+        let squared = [dot(&self.e, &self.e), dot(self.w, self.w)];
+        let output = [dot(&self.e, &self.r).max(0.0), dot(self.w, &wh).max(0.0)];
+        Solved { codes, scales: self.scales, squared, output }
+    }
+}
+
+/// `to` = A·B (or += ), `to` rows × `columns` without gaps; A has `rows` rows of that stride.
+fn product(to: &mut [f64], columns: usize, rows: usize, (a, stride): (&[f64], usize), b: MatRef<'_, f64>, add: Accum) {
+    let a = MatRef::from_row_major_slice_with_stride(a, rows, b.nrows(), stride);
+    let to = MatMut::from_row_major_slice_mut(&mut to[..rows * columns], rows, columns);
+    matmul(to, add, a, b, 1.0, Par::Seq);
+}

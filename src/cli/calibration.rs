@@ -1,0 +1,54 @@
+//! The options that say what is known of the layers' inputs; shared by `pack` and `inspect`. Not here:
+//! how that is collected ([`super::calibrate`]).
+
+use std::path::PathBuf;
+
+use clap::Args;
+use twn_pack::{Calibration, Checkpoint, Error, Report, Result};
+
+use super::Session;
+
+#[derive(Debug, Default, PartialEq, Args)]
+#[command(next_help_heading = "What is known of the layers' inputs")]
+pub(super) struct CalibrationArgs {
+    /// Statistics of inputs (XᵀX or its diagonal per layer, spec/calibration-v1.md): codes and scales are
+    /// then those that change the layers' outputs least
+    #[arg(long, value_name = "STATS.safetensors")]
+    calibration: Option<PathBuf>,
+    /// Add so much of the mean of its diagonal to the diagonal of each XᵀX [default: 0.01]
+    #[arg(long, value_name = "SHARE", requires = "calibration", allow_negative_numbers = true)]
+    damping: Option<f64>,
+    /// Round the weights of the strongest inputs first, instead of one after another
+    #[arg(long, requires = "calibration")]
+    act_order: bool,
+}
+
+impl CalibrationArgs {
+    /// The statistics, with a warning for each of them that belongs to no tensor.
+    pub fn open(&self, checkpoint: &Checkpoint, session: &Session) -> Result<Option<Calibration>> {
+        let Some(path) = &self.calibration else { return Ok(None) };
+        let calibration = Calibration::open(path)?
+            .with_damping(self.damping.unwrap_or(Calibration::DAMPING))?
+            .with_act_order(self.act_order);
+        session.warn(&calibration.warnings(checkpoint));
+        Ok(Some(calibration))
+    }
+
+    /// Says of which tensors nothing was known.
+    pub fn warn_of_missing(report: &Report, session: &Session) {
+        let missing: Vec<&str> =
+            report.tensors.iter().filter(|t| t.is_uncalibrated()).map(|t| t.name.as_str()).collect();
+        if let Some(first) = missing.first() {
+            let others = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
+            session.warn(&[format!(
+                "`{first}`{others}: no statistics that could be used (one scale for a whole tensor cannot be calibrated); \
+                 packed without"
+            )]);
+        }
+    }
+
+    /// Whether any was given for a run that has no use for it.
+    pub fn refuse(&self, why: &str) -> Result<()> {
+        if *self == Self::default() { Ok(()) } else { Err(Error::Request(why.to_owned())) }
+    }
+}
