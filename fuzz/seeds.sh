@@ -28,3 +28,10 @@ tensors='{"images":{"dtype":"U8","shape":[2,1,1,2],"data_offsets":[0,4]},"labels
 printf '\x02%b\x00\x00\x00\x00\x00\x00\x00%s\x01\x02\x03\x04\x00\x01' "\\x$(printf %x ${#tensors})" "$tensors" > fuzz/corpus/arrays/tensors
 printf '\x03\x07\x01\x02' > fuzz/corpus/arrays/cifar10
 printf '\x04\x07\x09\x08' > fuzz/corpus/arrays/cifar100
+# Statistics for `a`, a linear layer of 4 inputs, and `b`, a convolution in two groups of 2.
+mkdir -p fuzz/corpus/calibration
+statistics() { printf '%b\x00\x00\x00\x00\x00\x00\x00%s%b' "\\x$(printf %x ${#1})" "$1" "$2"; }
+one='\x00\x00\x80\x3f' none='\x00\x00\x00\x00'
+statistics '{"a.xtx_diagonal":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}' "$one$one$none$one" > fuzz/corpus/calibration/diagonal
+statistics '{"a.xtx":{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}' "$one$none$none$none$none$one$none$none$none$none$one$none$none$none$none$one" > fuzz/corpus/calibration/full
+statistics '{"b.xtx":{"dtype":"F32","shape":[2,2,2],"data_offsets":[0,32]}}' "$one$none$none$one$one$none$none$one" > fuzz/corpus/calibration/groups

@@ -13,7 +13,8 @@
 //!
 //! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
 //! stands to its right, [`select`] names what a treatment consists of (method, encoding,
-//! granularity) and does nothing with it. `tests/layering.rs` holds all this.
+//! granularity) and does nothing with it. [`calibration`] has what is known of a layer's inputs, for
+//! `convert`. `tests/layering.rs` holds all this.
 //!
 //! ```no_run
 //! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};

@@ -56,7 +56,7 @@ fn case(input: &mut Bytes<'_>) -> Case {
         method: Some(method.to_owned()),
         factor: factor.flatten(),
         granularity,
-        planes: None,
+        planes: input.pick(&[None, None, Some(2), Some(3)]),
         axis: Some(input.pick(&[0, 0, 1, 2, 3, 4])),
         encoding,
         scale_dtype: input.pick(&[None, Some(ScaleDtype::F16)]),
@@ -138,7 +138,11 @@ fuzz_target!(|data: &[u8]| {
         Tensor::Ternary(tensor) => tensor,
     };
     assert!(ternary && weights.iter().all(|w| w.is_finite()));
-    check_views(&tensor, &weights);
+    // Codes of several planes follow from no threshold, and are not found again.
+    let one = tensor.planes == 1;
+    if one {
+        check_views(&tensor, &weights);
+    }
     let treatment = case.settings.treatment().unwrap();
     for isa in Isa::all() {
         let other = convert::ternarize(checkpoint.tensor(0), &treatment, isa).unwrap();
@@ -155,7 +159,9 @@ fuzz_target!(|data: &[u8]| {
             Err(Error::Request(_)) if !matches!(dtype.unwrap_or(case.dtype), Dtype::F32 | Dtype::F64) => continue,
             Err(other) => panic!("{other}"),
         }
-        again(&tensor, &case, &back, &rules, &path("again.twn"));
+        if one {
+            again(&tensor, &case, &back, &rules, &path("again.twn"));
+        }
     }
 });
 

@@ -116,7 +116,8 @@ impl Calibration {
         warnings
     }
 
-    /// What the file says of the inputs of `weight`, whose filters have the length `n`.
+    /// What the file says of the inputs of `weight`, whose filters have the length `n`; nothing where it
+    /// has only seen zeros.
     ///
     /// # Errors
     /// Statistics of another shape or type.
@@ -152,7 +153,8 @@ impl Calibration {
             }
             Some(rows) => return refused(rows, Problem::Dtype { found: rows.dtype, expected: "I64" }),
         };
-        Ok(Some(Moments { path: self.path(), tensor, full, groups, rows, n }))
+        let moments = Moments { path: self.path(), tensor, full, groups, rows, n };
+        Ok((!moments.are_zero()).then_some(moments))
     }
 
     /// What is wrong with one of its tensors.
@@ -165,6 +167,14 @@ impl Moments<'_> {
     /// What is wrong with them.
     pub fn refused(&self, problem: Problem) -> Error {
         Error::Calibration { path: self.path.to_path_buf(), tensor: self.tensor.name.to_owned(), problem }
+    }
+
+    /// Whether no input was ever anything else.
+    fn are_zero(&self) -> bool {
+        let size = self.tensor.dtype.bitsize() / 8;
+        let step = if self.full { self.n + 1 } else { 1 };
+        let groups = self.tensor.data.chunks_exact(self.tensor.data.len() / self.groups);
+        groups.flat_map(|group| group.chunks_exact(size).step_by(step)).all(|bytes| bytes.iter().all(|&byte| byte == 0))
     }
 
     /// The matrix, n × n, or the diagonal, n, of one group.

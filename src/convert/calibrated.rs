@@ -81,6 +81,11 @@ impl Calibrated<'_> {
         if !moments.full {
             return Ok(Inputs::Diagonal(values));
         }
+        let diagonal: Vec<f64> = values.iter().step_by(n + 1).copied().collect();
+        if diagonal.iter().all(|&energy| energy == 0.0) {
+            // Nothing is known of this group: its filters become what they would be without.
+            return Ok(Inputs::Diagonal(diagonal));
+        }
         let damping = calibration.damping();
         let solver = Solver::new(values, n, damping, calibration.act_order());
         solver.map(Inputs::Full).ok_or_else(|| moments.refused(CalibrationProblem::Indefinite { damping }))

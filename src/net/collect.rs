@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatRef, Par};
 use ndarray::ArrayViewMut4;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::im2col::im2col;
 use super::{Buffers, Network};
 use crate::atomic_file::AtomicFile;
+use crate::calibration::solve::strided;
 use crate::calibration::{FULL, ROWS, SUM};
 use crate::data::DataSet;
 use crate::kernel::{Conv2d, Kernel};
@@ -129,7 +130,7 @@ impl Sums {
         xtx.par_chunks_mut(TILE * n).enumerate().for_each(|(tile, xtx)| {
             let (first, height) = (tile * TILE, xtx.len() / n);
             let width = first + height;
-            let part = MatMut::from_row_major_slice_with_stride_mut(xtx, height, width, n);
+            let part = strided(xtx, height, width, n);
             matmul(part, Accum::Add, x.subcols(first, height).transpose(), x.subcols(0, width), 1.0, Par::Seq);
         });
         let sum = &mut self.sum[group * n..][..n];

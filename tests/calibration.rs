@@ -1,0 +1,399 @@
+//! Calibrated ternarization: against every assignment of codes on tiny filters, against plain sums of
+//! what is stored, and every way in which statistics may be wrong.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Made, Random};
+use twn_pack::container::Body;
+use twn_pack::convert::{self, Options};
+use twn_pack::{Calibration, Checkpoint, Container, Dtype, Isa, Plan, Report, Result, Rules, Settings, Tensor, verify};
+
+/// Rows of inputs that depend on each other: [rows][n].
+fn rows(random: &mut Random, count: usize, n: usize) -> Vec<Vec<f64>> {
+    let mixing: Vec<Vec<f64>> = (0..n).map(|_| random.gaussians(n)).collect();
+    (0..count)
+        .map(|_| {
+            let (own, shared) = (random.gaussians(n), random.gaussian().abs());
+            mixing.iter().map(|m| shared + m.iter().zip(&own).map(|(a, b)| a * b).sum::<f64>() / 2.0).collect()
+        })
+        .collect()
+}
+
+fn second_moment(rows: &[Vec<f64>]) -> Vec<f64> {
+    let n = rows[0].len();
+    (0..n * n).map(|at| rows.iter().map(|x| x[at / n] * x[at % n]).sum()).collect()
+}
+
+fn quadratic(h: &[f64], e: &[f64]) -> f64 {
+    let n = e.len();
+    (0..n * n).map(|at| e[at / n] * h[at] * e[at % n]).sum()
+}
+
+/// Packs `layer.weight` with these statistics.
+fn pack(directory: &Path, weight: &Made, statistics: &[Made], settings: &str) -> Result<(Container, Report)> {
+    with(directory, weight, statistics, settings, |calibration| Ok(calibration), &Options::default())
+}
+
+fn with(
+    directory: &Path,
+    weight: &Made,
+    statistics: &[Made],
+    settings: &str,
+    change: impl FnOnce(Calibration) -> Result<Calibration>,
+    options: &Options<'_>,
+) -> Result<(Container, Report)> {
+    let input = common::checkpoint(directory, "in.safetensors", std::slice::from_ref(weight));
+    let checkpoint = Checkpoint::open(input)?;
+    let calibration = change(Calibration::open(common::checkpoint(directory, "stats.safetensors", statistics))?)?;
+    let rules = Rules { settings: Settings::parse(settings)?, ..Rules::default() };
+    let plan = Plan::new(&checkpoint, &rules)?;
+    let output = directory.join("out.twn");
+    let options = Options { calibration: Some(&calibration), overwrite: true, ..*options };
+    let report = convert::pack(&checkpoint, &plan, &output, &options)?;
+    let container = Container::open(&output)?;
+    let verified = verify::verify(&container, None)?;
+    assert!(verified.is_good(), "{settings}: {:?}", verified.problems);
+    let verified = verify::verify_against(&container, &checkpoint, None)?;
+    assert!(verified.is_good(), "{settings}: {:?}", verified.problems);
+    Ok((container, report))
+}
+
+/// The filters of `layer.weight`, as decoded.
+fn decoded(container: &Container) -> Vec<Vec<f64>> {
+    let Some(Tensor::Ternary(tensor)) = container.by_name("layer.weight") else { panic!("ternary") };
+    let mut values = vec![0.0; tensor.filter_len];
+    (0..tensor.filters)
+        .map(|filter| {
+            tensor.dequantize_filter(filter, &mut values).unwrap();
+            values.iter().copied().map(f64::from).collect()
+        })
+        .collect()
+}
+
+/// Kind, squared error and squared norm that the file says.
+fn recorded(container: &Container) -> (String, Option<f64>, Option<f64>) {
+    let Body::Ternary(entry) = container.index().tensors[0].body() else { panic!("ternary") };
+    let entry = entry.calibration.clone().expect("a calibrated run");
+    (entry.kind, entry.squared_error, entry.squared_norm)
+}
+
+fn xtx(values: &[f64], shape: &[usize]) -> Made {
+    Made::new("layer.weight.xtx", Dtype::F64, shape, values)
+}
+
+/// The least error of one plane over all codes, each with its best scale.
+fn brute_force(h: &[f64], w: &[f64]) -> f64 {
+    let n = w.len();
+    let dot = |a: &[f64], b: &[f64]| (0..n * n).map(|at| a[at / n] * h[at] * b[at % n]).sum::<f64>();
+    let codes = |mut number: usize| -> Vec<f64> {
+        (0..n)
+            .map(|_| {
+                let t = (number % 3) as f64 - 1.0;
+                number /= 3;
+                t
+            })
+            .collect()
+    };
+    let gains = (0..3usize.pow(n as u32)).map(codes).filter(|t| t.iter().any(|&t| t != 0.0)).map(|t| {
+        let along = dot(&t, w);
+        along * along / dot(&t, &t)
+    });
+    dot(w, w) - gains.fold(0.0, f64::max)
+}
+
+#[test]
+fn one_plane_is_near_the_best_of_all_codes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(21);
+    let (n, filters) = (7, 40);
+    let (mut found_sum, mut best_sum, mut plain_sum, mut exact) = (0.0, 0.0, 0.0, 0);
+    for _ in 0..4 {
+        let h = second_moment(&rows(&mut random, 30, n));
+        let weight = Made::new("layer.weight", Dtype::F32, &[filters, n], &random.gaussians(filters * n));
+        let (container, _) = pack(directory.path(), &weight, &[xtx(&h, &[n, n])], "").unwrap();
+        let (plain, _) = pack(directory.path(), &weight, &[], "").unwrap();
+        let (calibrated, plain, weights) = (decoded(&container), decoded(&plain), weight.values());
+        for ((w, values), plain) in weights.chunks(n).zip(&calibrated).zip(&plain) {
+            let lost = |values: &[f64]| w.iter().zip(values).map(|(w, v)| w - v).collect::<Vec<_>>();
+            let (found, best) = (quadratic(&h, &lost(values)), brute_force(&h, w));
+            assert!(found >= best - 1e-6 * quadratic(&h, w), "{found} below the best, {best}");
+            exact += usize::from(found <= best * (1.0 + 1e-6));
+            found_sum += found;
+            best_sum += best;
+            plain_sum += quadratic(&h, &lost(plain));
+        }
+    }
+    eprintln!("{exact} of {} the best; {found_sum} against {best_sum}, plain {plain_sum}", 4 * filters);
+    assert!(found_sum < 2.0 * best_sum && found_sum < 0.5 * plain_sum, "{found_sum}, {best_sum}, {plain_sum}");
+}
+
+/// The errors in the index are those of what is stored, for every form of weights, scales and inputs;
+/// the bytes are the same for any number of threads and instruction set; and it is better than without.
+#[test]
+fn the_file_says_what_it_costs() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(22);
+    for (shape, axis, groups, dtype, settings) in [
+        (vec![9, 40], 0, 1, Dtype::F32, ""),
+        (vec![300, 33], 0, 1, Dtype::F64, "planes=2,method=optimal"),
+        (vec![12, 3, 3, 3], 0, 1, Dtype::BF16, "planes=3,encoding=t5,granularity=group:8"),
+        (vec![12, 3, 3, 3], 0, 4, Dtype::F32, "planes=2,scale-dtype=f16"),
+        (vec![150, 20], 1, 1, Dtype::F32, "planes=2,granularity=group:64"),
+        (vec![5, 300], 0, 1, Dtype::F16, "method=bwn"),
+        (vec![5, 150], 0, 1, Dtype::F32, "method=bwn,planes=2,granularity=group:7,scale-dtype=f16"),
+        (vec![5, 290], 0, 1, Dtype::F32, "method=absmean,encoding=t5"),
+    ] {
+        let settings = format!("axis={axis},{settings}");
+        let values: Vec<f64> = (0..shape.iter().product()).map(|_| 0.1 * random.gaussian()).collect();
+        let weight = Made::new("layer.weight", dtype, &shape, &values);
+        let filters = shape[axis];
+        let n = values.len() / filters;
+        let moments: Vec<Vec<f64>> = (0..groups).map(|_| second_moment(&rows(&mut random, n / 2 + 20, n))).collect();
+        let own: &[usize] = &[n, n];
+        let full = xtx(&moments.concat(), &[if groups > 1 { &[groups][..] } else { &[] }, own].concat());
+        let diagonals: Vec<f64> = moments.iter().flat_map(|h| (0..n).map(|i| h[i * n + i])).collect();
+        let shape = [if groups > 1 { &[groups][..] } else { &[] }, &[n]].concat();
+        let diagonal = Made::new("layer.weight.xtx_diagonal", Dtype::F32, &shape, &diagonals);
+        let (plain, _) = pack(directory.path(), &weight, &[], &settings).unwrap();
+        assert_eq!(recorded(&plain), ("none".to_owned(), None, None));
+        let rows = common::filters(&weight.values(), &weight.shape, axis);
+        for (statistics, kind) in [(full, "full"), (diagonal, "diagonal")] {
+            let inputs = |filter: usize| -> Vec<f64> {
+                let group = filter / (filters / groups);
+                match kind {
+                    "full" => moments[group].clone(),
+                    _ => {
+                        let one = |at: usize| if at % n == at / n { diagonals[group * n + at % n] } else { 0.0 };
+                        (0..n * n).map(one).collect()
+                    }
+                }
+            };
+            let cost = |container: &Container| -> [f64; 2] {
+                let mut sums = [0.0; 2];
+                for (filter, (w, values)) in rows.iter().zip(decoded(container)).enumerate() {
+                    let (h, lost) = (inputs(filter), w.iter().zip(&values).map(|(w, v)| w - v).collect::<Vec<_>>());
+                    sums = [sums[0] + quadratic(&h, &lost), sums[1] + quadratic(&h, w)];
+                }
+                sums
+            };
+            let (container, report) =
+                pack(directory.path(), &weight, std::slice::from_ref(&statistics), &settings).unwrap();
+            let [error, norm] = cost(&container);
+            let found = recorded(&container);
+            assert_eq!(found.0, kind, "{settings}");
+            let close = |a: f64, b: f64| (a - b).abs() <= 1e-5 * norm;
+            assert!(close(found.1.unwrap(), error), "{settings}, {kind}: {found:?}, computed {error}");
+            assert!(close(found.2.unwrap(), norm), "{settings}, {kind}: {found:?}, computed {norm}");
+            let relative = report.tensors[0].relative_output_error.unwrap();
+            assert!((relative - error / norm).abs() < 1e-5 && report.tensors[0].calibration.as_deref() == Some(kind));
+            let [without, _] = cost(&plain);
+            eprintln!("{settings}, {kind}: {:.4} instead of {:.4}", error / norm, without / norm);
+            assert!(error < without, "{settings}, {kind}: {error}, without {without}");
+            for (threads, isa) in [(1, Isa::PORTABLE), (3, Isa::detect().unwrap())] {
+                let options = Options { isa: Some(isa), ..Options::default() };
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let statistics = std::slice::from_ref(&statistics);
+                let again =
+                    pool.install(|| with(directory.path(), &weight, statistics, &settings, Ok, &options)).unwrap();
+                assert!(again.0.bytes() == container.bytes(), "{settings}, {kind}: {threads} threads");
+            }
+        }
+    }
+}
+
+/// Means instead of sums, and in F32: the same codes.
+#[test]
+fn one_factor_over_all_inputs_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(23);
+    let weight = Made::gaussian("layer.weight", Dtype::F32, &[20, 30], 1);
+    let h: Vec<f64> = second_moment(&rows(&mut random, 64, 30)).iter().map(|&x| f64::from(x as f32)).collect();
+    let mean: Vec<f64> = h.iter().map(|x| x / 64.0).collect();
+    let files: Vec<Container> =
+        [xtx(&h, &[30, 30]), xtx(&mean, &[30, 30]), Made::new("layer.weight.xtx", Dtype::F32, &[1, 30, 30], &h)]
+            .map(|statistics| pack(directory.path(), &weight, &[statistics], "planes=2").unwrap().0)
+            .into();
+    assert!(files.windows(2).all(|pair| decoded(&pair[0]) == decoded(&pair[1])));
+}
+
+#[test]
+fn order_and_damping_are_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(24);
+    let weight = Made::gaussian("layer.weight", Dtype::F32, &[20, 30], 1);
+    let rows_there =
+        Made { data: 7i64.to_le_bytes().to_vec(), ..Made::new("layer.weight.rows", Dtype::F64, &[], &[0.0]) };
+    let rows_there = Made { dtype: Dtype::I64, ..rows_there };
+    let statistics = [xtx(&second_moment(&rows(&mut random, 64, 30)), &[30, 30]), rows_there];
+    let mut found = Vec::new();
+    for (damping, act_order) in [(0.01, false), (0.01, true), (1.0, false)] {
+        let change = |calibration: Calibration| Ok(calibration.with_damping(damping)?.with_act_order(act_order));
+        let (container, _) = with(directory.path(), &weight, &statistics, "", change, &Options::default()).unwrap();
+        let Body::Ternary(entry) = container.index().tensors[0].body() else { panic!("ternary") };
+        let entry = entry.calibration.clone().unwrap();
+        assert_eq!((entry.damping, entry.rows), (Some(damping), Some(7)));
+        assert_eq!(entry.order.as_deref(), Some(if act_order { "diagonal" } else { "natural" }));
+        found.push(decoded(&container));
+    }
+    assert!(found[0] != found[1] && found[0] != found[2]);
+    for damping in [-0.1, f64::NAN, f64::INFINITY, 1001.0] {
+        let change = |calibration: Calibration| calibration.with_damping(damping);
+        let error = with(directory.path(), &weight, &statistics, "", change, &Options::default()).unwrap_err();
+        assert!(error.to_string().contains("damping"), "{error}");
+    }
+}
+
+/// A few rows only: singular, and yet damping makes something of it. Inputs that were never seen: their
+/// weights become what they would be without.
+#[test]
+fn few_rows_and_dead_inputs() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(25);
+    let n = 40;
+    let mut few = rows(&mut random, 5, n);
+    few.iter_mut().for_each(|row| row[3..9].fill(0.0));
+    let h = second_moment(&few);
+    let weight = Made::gaussian("layer.weight", Dtype::F32, &[10, n], 1);
+    let (container, report) = pack(directory.path(), &weight, &[xtx(&h, &[n, n])], "planes=2").unwrap();
+    assert!(report.tensors[0].relative_output_error.unwrap() < 0.01, "{report:?}");
+    for (w, values) in weight.values().chunks(n).zip(decoded(&container)) {
+        assert!((3..9).all(|j| (w[j] - values[j]).abs() < 1.5), "{w:?} {values:?}");
+    }
+    // Nothing seen at all: nothing known.
+    let zeros = vec![0.0; n * n];
+    let (container, _) = pack(directory.path(), &weight, &[xtx(&zeros, &[n, n])], "").unwrap();
+    assert_eq!(recorded(&container).0, "none");
+    let (container, _) =
+        pack(directory.path(), &weight, &[Made::new("layer.weight.xtx_diagonal", Dtype::F32, &[n], &zeros[..n])], "")
+            .unwrap();
+    assert_eq!(recorded(&container).0, "none");
+}
+
+#[test]
+fn statistics_that_do_not_fit_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let weight = Made::gaussian("layer.weight", Dtype::F32, &[6, 4], 1);
+    let identity = |scale: f64| -> Vec<f64> { (0..16).map(|at| if at % 5 == 0 { scale } else { 0.0 }).collect() };
+    let changed = |at: usize, value: f64| {
+        let mut h = identity(1.0);
+        h[at] = value;
+        xtx(&h, &[4, 4])
+    };
+    let mut negative = identity(1.0);
+    (negative[1], negative[4]) = (3.0, 3.0);
+    let integers = Made { dtype: Dtype::I64, ..xtx(&identity(1.0), &[4, 4]) };
+    let rows_f64 = Made::new("layer.weight.rows", Dtype::F64, &[], &[1.0]);
+    let rows_two = Made { dtype: Dtype::I64, ..Made::new("layer.weight.rows", Dtype::F64, &[2], &[1.0, 1.0]) };
+    for (statistics, expected) in [
+        (vec![xtx(&identity(1.0)[..9], &[3, 3])], "shape [3, 3], expected [4, 4]"),
+        (
+            vec![xtx(&[identity(1.0); 4].concat(), &[4, 4, 4])],
+            "shape [4, 4, 4], expected [4, 4], or that per group of the 6",
+        ),
+        (vec![xtx(&identity(1.0), &[16])], "shape [16]"),
+        (vec![Made::new("layer.weight.xtx_diagonal", Dtype::F32, &[5], &[1.0; 5])], "shape [5], expected [4]"),
+        (vec![integers], "dtype I64, expected F32 or F64"),
+        (vec![Made::new("layer.weight.xtx", Dtype::F16, &[4, 4], &identity(1.0))], "dtype F16"),
+        (vec![changed(6, f64::NAN)], "element 6 is NaN"),
+        (vec![changed(15, f64::INFINITY)], "element 15 is inf"),
+        (vec![changed(5, -1.0)], "diagonal element 1 is -1"),
+        (vec![changed(6, 0.5)], "elements [2, 1] and [1, 2] are 0 and 0.5"),
+        (vec![xtx(&negative, &[4, 4])], "not positive definite with damping 0.01"),
+        (vec![xtx(&identity(1.0), &[4, 4]), rows_f64], "dtype F64, expected I64"),
+        (vec![xtx(&identity(1.0), &[4, 4]), rows_two], "shape [2], expected one number"),
+    ] {
+        let error = pack(directory.path(), &weight, &statistics, "").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(expected) && text.contains("stats.safetensors: tensor `layer.weight."), "{text}");
+        assert_eq!(error.fault(), twn_pack::Fault::Input, "{text}");
+    }
+}
+
+#[test]
+fn what_is_missing_or_belongs_nowhere_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let weights =
+        [Made::gaussian("a.weight", Dtype::F32, &[6, 4], 1), Made::gaussian("b.weight", Dtype::F32, &[6, 4], 2)];
+    let input = common::checkpoint(directory.path(), "in.safetensors", &weights);
+    let identity: Vec<f64> = (0..16).map(|at| f64::from(u8::from(at % 5 == 0))).collect();
+    let statistics = [
+        Made::new("a.weight.xtx", Dtype::F32, &[4, 4], &identity),
+        Made::new("a.weight.x_sum", Dtype::F32, &[4], &[0.0; 4]),
+        Made::new("c.weight.xtx", Dtype::F32, &[4, 4], &identity),
+        Made::new("b.weight", Dtype::F32, &[4, 4], &identity),
+    ];
+    let stats = common::checkpoint(directory.path(), "stats.safetensors", &statistics);
+    let output = directory.path().join("out.twn");
+    let arguments = [input.as_os_str(), "--calibration".as_ref(), stats.as_os_str(), "-o".as_ref(), output.as_os_str()];
+    let run = common::run(&arguments);
+    let (stdout, stderr) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{stderr}");
+    assert!(stderr.contains("`b.weight`: no statistics that could be used"), "{stderr}");
+    assert!(stderr.contains("`c.weight.xtx` and 1 more belong to no tensor"), "{stderr}");
+    assert!(stdout.contains("t2 twn filter calibrated") && stdout.contains("t2 twn filter uncalibrated"), "{stdout}");
+    // One scale for all filters would tie them together.
+    let whole = common::run(&[&arguments[..], &["-f".as_ref(), "--granularity".as_ref(), "tensor".as_ref()]].concat());
+    let stderr = String::from_utf8_lossy(&whole.stderr);
+    assert!(
+        whole.status.success() && stderr.contains("`a.weight` and 1 more: no statistics that could be used"),
+        "{stderr}"
+    );
+}
+
+/// From images to a packed network that is right again, with nothing but the command.
+#[test]
+fn lenet_stays_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let (model, data) = (fixtures.join("lenet5-mnist.safetensors"), fixtures.join("mnist64"));
+    let (model, data) = (model.to_str().unwrap(), data.to_str().unwrap());
+    let run = |arguments: &[&str]| {
+        let output = common::run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (stats, packed) = (path("stats.safetensors"), path("out.twn"));
+    let said = run(&[
+        "calibrate",
+        model,
+        "--net",
+        "lenet5",
+        "--data",
+        data,
+        "--split",
+        "test",
+        "--images",
+        "48",
+        "-o",
+        &stats,
+    ]);
+    assert!(said.contains("inputs of 4 layers over 48 images"), "{said}");
+    let again = path("again.safetensors");
+    run(&[
+        "calibrate",
+        model,
+        "--net",
+        "lenet5",
+        "--data",
+        data,
+        "--split",
+        "test",
+        "--images",
+        "48",
+        "-o",
+        &again,
+        "-j1",
+    ]);
+    let floats = Checkpoint::open(&stats).unwrap();
+    assert_eq!(floats.len(), 12);
+    assert_eq!(floats.by_name("conv2.weight.rows").unwrap().data, (48i64 * 64).to_le_bytes());
+    assert!(std::fs::read(&stats).unwrap() == std::fs::read(&again).unwrap(), "threads change nothing");
+    run(&[model, "--calibration", &stats, "-o", &packed]);
+    let accuracy = run(&["eval", &packed, "--net", "lenet5", "--data", data]);
+    let right: f64 =
+        accuracy.split_whitespace().skip_while(|word| *word != "accuracy").nth(1).unwrap().parse().unwrap();
+    assert!(right >= 95.0, "{accuracy}");
+}
