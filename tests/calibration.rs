@@ -151,11 +151,11 @@ fn the_file_says_what_it_costs() {
         let filters = shape[axis];
         let n = values.len() / filters;
         let moments: Vec<Vec<f64>> = (0..groups).map(|_| second_moment(&rows(&mut random, n / 2 + 20, n))).collect();
-        let own: &[usize] = &[n, n];
-        let full = xtx(&moments.concat(), &[if groups > 1 { &[groups][..] } else { &[] }, own].concat());
+        // [groups] where there are several, then n × n or n.
+        let shaped = |own: &[usize]| if groups > 1 { [&[groups], own].concat() } else { own.to_vec() };
+        let full = xtx(&moments.concat(), &shaped(&[n, n]));
         let diagonals: Vec<f64> = moments.iter().flat_map(|h| (0..n).map(|i| h[i * n + i])).collect();
-        let shape = [if groups > 1 { &[groups][..] } else { &[] }, &[n]].concat();
-        let diagonal = Made::new("layer.weight.xtx_diagonal", Dtype::F32, &shape, &diagonals);
+        let diagonal = Made::new("layer.weight.xtx_diagonal", Dtype::F32, &shaped(&[n]), &diagonals);
         let (plain, _) = pack(directory.path(), &weight, &[], &settings).unwrap();
         assert_eq!(recorded(&plain), ("none".to_owned(), None, None));
         let rows = common::filters(&weight.values(), &weight.shape, axis);
@@ -289,7 +289,7 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
     for (statistics, expected) in [
         (vec![xtx(&identity(1.0)[..9], &[3, 3])], "shape [3, 3], expected [4, 4]"),
         (
-            vec![xtx(&[identity(1.0); 4].concat(), &[4, 4, 4])],
+            vec![xtx(&identity(1.0).repeat(4), &[4, 4, 4])],
             "shape [4, 4, 4], expected [4, 4], or that per group of the 6",
         ),
         (vec![xtx(&identity(1.0), &[16])], "shape [16]"),
@@ -372,21 +372,10 @@ fn lenet_stays_right() {
     ]);
     assert!(said.contains("inputs of 4 layers over 48 images"), "{said}");
     let again = path("again.safetensors");
-    run(&[
-        "calibrate",
-        model,
-        "--net",
-        "lenet5",
-        "--data",
-        data,
-        "--split",
-        "test",
-        "--images",
-        "48",
-        "-o",
-        &again,
-        "-j1",
-    ]);
+    let arguments =
+        ["calibrate", model, "--net", "lenet5", "--data", data, "--split", "test", "--images", "48", "-o", &again];
+    let status = std::process::Command::new(common::BINARY).args(arguments).args(["-j1", "--quiet"]).status().unwrap();
+    assert!(status.success());
     let floats = Checkpoint::open(&stats).unwrap();
     assert_eq!(floats.len(), 12);
     assert_eq!(floats.by_name("conv2.weight.rows").unwrap().data, (48i64 * 64).to_le_bytes());

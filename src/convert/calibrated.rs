@@ -17,7 +17,7 @@ use crate::ternarize::planes::refine_weighted;
 use crate::vector::Isa;
 
 /// Filters that are rounded together.
-const FILTERS: usize = 128;
+const FILTERS: usize = 256;
 
 /// The inputs of one tensor, and how they are used.
 #[derive(Debug, Clone)]
