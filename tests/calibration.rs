@@ -33,7 +33,7 @@ fn quadratic(h: &[f64], e: &[f64]) -> f64 {
 
 /// Packs `layer.weight` with these statistics.
 fn pack(directory: &Path, weight: &Made, statistics: &[Made], settings: &str) -> Result<(Container, Report)> {
-    with(directory, weight, statistics, settings, |calibration| Ok(calibration), &Options::default())
+    with(directory, weight, statistics, settings, Ok, &Options::default())
 }
 
 fn with(

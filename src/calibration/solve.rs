@@ -215,7 +215,7 @@ impl<'a> Filters<'a> {
 
     /// The error under H.
     fn error(&self) -> f64 {
-        self.e.iter().zip(&self.r).map(|(e, r)| e * r).sum()
+        dot(&self.e, &self.r)
     }
 
     /// Once over all columns: with `codes` each to its best value, and the scales of each group.
@@ -274,50 +274,24 @@ impl<'a> Filters<'a> {
 
     /// The scales of one group by least squares, taken where that lowers the error.
     fn best_scales(&mut self, g: usize, start: usize, end: usize) {
-        let (n, planes, width, rows) = (self.solver.n, self.grid.planes, end - start, self.rows);
-        let h = MatRef::from_row_major_slice_with_stride(&self.solver.h[start * n + start..], width, width, n);
-        let mut systems = vec![LeastSquares::default(); rows];
-        // T and T·H in these columns.
-        let (mut t, mut products) = (vec![0.0; rows * width], vec![vec![0.0; rows * width]; planes]);
-        for p in 0..planes {
-            for row in 0..rows {
-                let codes = &self.t[p][row * n + start..][..width];
-                t[row * width..][..width].iter_mut().zip(codes).for_each(|(to, &t)| *to = f64::from(t));
-            }
-            let th = &mut products[p];
-            product(th, width, rows, (&t, width), h, Accum::Replace);
-            for (row, system) in systems.iter_mut().enumerate() {
-                let th = &th[row * width..][..width];
-                let dot = |t: &[i8]| t.iter().zip(th).map(|(&t, th)| f64::from(t) * th).sum::<f64>();
-                for q in 0..planes {
-                    system.matrix[p][q] = dot(&self.t[q][row * n + start..][..width]);
-                }
-                let r = &self.r[row * n + start..][..width];
-                system.right[p] = t[row * width..][..width].iter().zip(r).map(|(t, r)| t * r).sum();
-            }
-        }
+        let (n, planes, width) = (self.solver.n, self.grid.planes, end - start);
         let whole = width == n;
-        let mut flipped = vec![vec![false; rows]; planes];
-        let mut changes = vec![0.0; rows * width];
+        let (systems, mut products) = self.systems(start, end);
+        let mut changes = vec![0.0; self.rows * width];
         for (row, system) in systems.into_iter().enumerate() {
             let unit = row * self.groups + g;
             let old: Vec<f64> = self.scales[unit * planes..][..planes].iter().map(|&s| f64::from(s)).collect();
-            let gain = |delta: &[f64]| -> f64 {
-                let quadratic = |p: usize| (0..planes).map(|q| delta[p] * system.matrix[p][q] * delta[q]).sum::<f64>();
-                (0..planes).map(|p| 2.0 * system.right[p] * delta[p] - quadratic(p)).sum()
-            };
-            let wanted: Vec<f64> = system.solve(planes).iter().zip(&old).map(|(delta, old)| old + delta).collect();
-            let rounded: Vec<f64> =
-                wanted.iter().map(|scale| f64::from(self.grid.dtype.round(scale.abs())).copysign(*scale)).collect();
-            let delta: Vec<f64> = rounded.iter().zip(&old).map(|(new, old)| new - old).collect();
-            if !(gain(&delta) > 0.0 && rounded.iter().all(|scale| scale.is_finite())) {
-                continue;
-            }
-            for (p, scale) in rounded.iter().enumerate() {
+            let Some(new) = self.rescaled(&system, &old) else { continue };
+            for (p, scale) in new.iter().enumerate() {
                 self.scales[unit * planes + p] = scale.abs() as f32;
+                if whole {
+                    let products = &products[p][row * n..][..n];
+                    let r = self.r[row * n..][..n].iter_mut().zip(products);
+                    r.for_each(|(r, th)| *r -= (scale - old[p]) * th);
+                }
                 if scale.is_sign_negative() {
-                    flipped[p][row] = true;
                     self.t[p][row * n + start..][..width].iter_mut().for_each(|t| *t = -*t);
+                    products[p][row * width..][..width].iter_mut().for_each(|th| *th = -*th);
                 }
             }
             let scales = &self.scales[unit * planes..][..planes];
@@ -329,32 +303,62 @@ impl<'a> Filters<'a> {
                 changes[row * width + j] = lost - self.e[at];
                 self.e[at] = lost;
             }
-            if whole {
-                let r = &mut self.r[row * n..][..n];
-                for (delta, th) in delta.iter().zip(&products) {
-                    r.iter_mut().zip(&th[row * n..][..n]).for_each(|(r, th)| *r -= delta * th);
+        }
+        if whole {
+            self.norm = Some(self.norm_of(&products));
+        } else {
+            self.spread(&changes, start, end, false);
+        }
+    }
+
+    /// For each filter the system for changes of one group's scales; and T·H per plane, in these columns.
+    fn systems(&self, start: usize, end: usize) -> (Vec<LeastSquares>, Vec<Vec<f64>>) {
+        let (n, rows, width) = (self.solver.n, self.rows, end - start);
+        let h = MatRef::from_row_major_slice_with_stride(&self.solver.h[start * n + start..], width, width, n);
+        let mut systems = vec![LeastSquares::default(); rows];
+        let mut products = vec![vec![0.0; rows * width]; self.grid.planes];
+        let mut t = vec![0.0; rows * width];
+        for (p, products) in products.iter_mut().enumerate() {
+            for (row, t) in t.chunks_exact_mut(width).enumerate() {
+                let codes = &self.t[p][row * n + start..][..width];
+                t.iter_mut().zip(codes).for_each(|(to, &t)| *to = f64::from(t));
+            }
+            product(products, width, rows, (&t, width), h, Accum::Replace);
+            for (row, system) in systems.iter_mut().enumerate() {
+                let (at, th) = (row * n + start, &products[row * width..][..width]);
+                for (to, codes) in system.matrix[p].iter_mut().zip(&self.t) {
+                    *to = codes[at..][..width].iter().zip(th).map(|(&t, th)| f64::from(t) * th).sum();
                 }
+                system.right[p] = dot(&t[row * width..][..width], &self.r[at..][..width]);
             }
         }
-        if !whole {
-            return self.spread(&changes, start, end, false);
-        }
-        // W·H = R + Ŵ·H; a plane whose scale turned negative has the other sign by now.
-        let mut norm = 0.0;
-        for row in 0..rows {
-            let at = row * n..(row + 1) * n;
-            let dot = |values: &[f64]| self.w[at.clone()].iter().zip(values).map(|(w, x)| w * x).sum::<f64>();
-            norm += dot(&self.r[at.clone()]);
-            for ((th, signs), scale) in products.iter().zip(&flipped).zip(&self.scales[row * planes..][..planes]) {
-                norm += dot(&th[at.clone()]) * f64::from(*scale) * if signs[row] { -1.0 } else { 1.0 };
-            }
-        }
-        self.norm = Some(norm);
+        (systems, products)
+    }
+
+    /// Scales as stored, with the sign that their codes are to take, if they lower the error.
+    fn rescaled(&self, system: &LeastSquares, old: &[f64]) -> Option<Vec<f64>> {
+        let wanted = system.solve(old.len());
+        let round = |scale: f64| f64::from(self.grid.dtype.round(scale.abs())).copysign(scale);
+        let new: Vec<f64> = wanted.iter().zip(old).map(|(delta, old)| round(old + delta)).collect();
+        let delta: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
+        let gains = (0..old.len()).map(|p| (2.0 * system.right[p] - dot(&system.matrix[p], &delta)) * delta[p]);
+        (gains.sum::<f64>() > 0.0 && new.iter().all(|scale| scale.is_finite())).then_some(new)
+    }
+
+    /// Σ w·H·w, where T·H is known of all columns: W·H = R + Ŵ·H.
+    fn norm_of(&self, products: &[Vec<f64>]) -> f64 {
+        let (n, planes) = (self.solver.n, self.grid.planes);
+        let of_filter = |row: usize| {
+            let (at, scales) = (row * n..(row + 1) * n, &self.scales[row * planes..][..planes]);
+            let w = &self.w[at.clone()];
+            let rounded = products.iter().zip(scales).map(|(th, scale)| f64::from(*scale) * dot(w, &th[at.clone()]));
+            dot(w, &self.r[at.clone()]) + rounded.sum::<f64>()
+        };
+        (0..self.rows).map(of_filter).sum()
     }
 
     fn finish(self) -> Solved {
         let n = self.solver.n;
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let norm = self.norm.unwrap_or_else(|| {
             let mut wh = vec![0.0; self.w.len()];
             let h = MatRef::from_row_major_slice(&self.solver.h, n, n);
@@ -366,6 +370,10 @@ impl<'a> Filters<'a> {
         let output = [self.error().max(0.0), norm.max(0.0)];
         Solved { codes, scales: self.scales, squared, output }
     }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// A part of a matrix that lies row by row. (`from_row_major_slice_with_stride_mut` of faer 0.24.4 mixes up

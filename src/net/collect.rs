@@ -197,33 +197,38 @@ pub fn collect(
     write(file, names, buffers.collected.unwrap_or_default().layers)
 }
 
-/// A safetensors file: length, JSON, and the tensors in the order of their names. All have elements of 8 bytes.
+/// A safetensors file: length, JSON, tensors layer by layer. All have elements of 8 bytes; none is copied whole.
 fn write(file: AtomicFile, names: &[&str], mut layers: Vec<Sums>) -> Result<()> {
     layers.iter_mut().for_each(Sums::mirror);
-    let mut tensors: Vec<(String, &str, Vec<usize>, Vec<u8>)> = Vec::new();
-    let mut bytes = 0;
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "twn-calibration-1" }));
-    for (name, layer) in names.iter().zip(&layers) {
-        let (groups, n) = (layer.groups, layer.n);
-        let shape = |own: &[usize]| if groups == 1 { own.to_vec() } else { [&[groups], own].concat() };
-        let le = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        tensors.push((format!("{name}{FULL}"), "F64", shape(&[n, n]), le(&layer.xtx)));
-        tensors.push((format!("{name}{SUM}"), "F64", shape(&[n]), le(&layer.sum)));
-        tensors.push((format!("{name}{ROWS}"), "I64", Vec::new(), (layer.rows as i64).to_le_bytes().to_vec()));
-    }
-    for (name, dtype, shape, data) in &tensors {
-        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [bytes, bytes + data.len()] });
-        header.insert(name.clone(), entry);
-        bytes += data.len();
+    let mut at = 0;
+    for (name, Sums { groups, n, .. }) in names.iter().zip(&layers) {
+        let shape = |own: &[usize]| if *groups == 1 { own.to_vec() } else { [&[*groups], own].concat() };
+        for (suffix, dtype, shape) in
+            [(FULL, "F64", shape(&[*n, *n])), (SUM, "F64", shape(&[*n])), (ROWS, "I64", vec![])]
+        {
+            let end = at + 8 * shape.iter().product::<usize>();
+            let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, end] });
+            header.insert(format!("{name}{suffix}"), entry);
+            at = end;
+        }
     }
     let mut json = Value::Object(header).to_string().into_bytes();
     json.resize(json.len().next_multiple_of(8), b' ');
-    let mut at = 8 + json.len() as u64;
-    file.write_at(&[(json.len() as u64).to_le_bytes().as_slice(), &json].concat(), 0)?;
-    for (_, _, _, data) in &tensors {
-        file.write_at(data, at)?;
-        at += data.len() as u64;
+    let mut at = 0;
+    let mut write = |bytes: &[u8]| {
+        let offset = at;
+        at += bytes.len() as u64;
+        file.write_at(bytes, offset)
+    };
+    write(&(json.len() as u64).to_le_bytes())?;
+    write(&json)?;
+    for layer in layers {
+        for values in layer.xtx.chunks(GATHERED).chain([&*layer.sum]) {
+            write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
+        }
+        write(&(layer.rows as i64).to_le_bytes())?;
     }
     file.publish()
 }
