@@ -140,6 +140,7 @@ impl Settings {
         let differs = self.method.is_some() && self.method != trained.method
             || self.factor.is_some() && self.factor != trained.factor
             || self.granularity.is_some_and(|asked| asked != trained.granularity.unwrap_or_default())
+            || self.planes.is_some_and(|planes| planes != trained.planes.unwrap_or(1))
             || self.axis.is_some_and(|axis| axis != trained.axis.unwrap_or_default());
         differs && trained.keep != Some(Keep::Dense)
     }

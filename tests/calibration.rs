@@ -311,6 +311,52 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
     }
 }
 
+/// Errors that no `f64` holds could not be written into an index.
+#[test]
+fn sums_beyond_all_numbers_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let weight = Made::new("layer.weight", Dtype::F32, &[2, 3], &[1e30, -2e30, 3e30, 1e30, 1e29, 4e30]);
+    for (name, shape) in [("xtx", &[3, 3][..]), ("xtx_diagonal", &[3])] {
+        let huge: Vec<f64> =
+            (0..shape.iter().product()).map(|at| if at % 4 == 0 || shape.len() == 1 { 1e300 } else { 0.0 }).collect();
+        let statistics = Made::new(&format!("layer.weight.{name}"), Dtype::F64, shape, &huge);
+        let error = pack(directory.path(), &weight, &[statistics], "").unwrap_err().to_string();
+        assert!(error.contains("should be finite") || error.contains("not positive definite"), "{error}");
+    }
+}
+
+#[test]
+fn inspect_tells_what_packing_gives() {
+    let directory = tempfile::tempdir().unwrap();
+    let weight = Made::gaussian("layer.weight", Dtype::F32, &[20, 30], 1);
+    let h = second_moment(&rows(&mut Random(26), 64, 30));
+    let (_, report) = pack(directory.path(), &weight, &[xtx(&h, &[30, 30])], "planes=2").unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let stats = path("stats.safetensors");
+    let calibrated = ["--calibration", stats.as_str(), "--planes", "2"];
+    let json = common::run(&[&["inspect", &path("in.safetensors"), "--json"][..], &calibrated].concat());
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let tensor = &json["tensors"][0];
+    assert_eq!(tensor["relative_output_error"].as_f64(), report.tensors[0].relative_output_error);
+    assert_eq!(tensor["became"], "t2 twn filter planes 2 calibrated");
+    let table = common::run(&["inspect", &path("out.twn")]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("t2 twn filter planes 2 calibrated") && table.contains(", outputs 0.0"), "{table}");
+    let csv = String::from_utf8(common::run(&["inspect", &path("out.twn"), "--csv"]).stdout).unwrap();
+    let line = csv.lines().nth(1).unwrap();
+    let last = format!("full,{}", report.tensors[0].relative_output_error.unwrap());
+    assert!(csv.contains("ratio,calibration,relative_output_error") && line.ends_with(&last), "{csv}");
+    for (arguments, expected) in [
+        (vec!["inspect", &path("out.twn"), "--calibration", &stats], "packed already"),
+        (vec![&path("in.safetensors"), "-n", "--damping", "0.1"], "--calibration"),
+        (vec![&path("in.safetensors"), "-n", "--planes", "5"], "expected 1 to 4"),
+    ] {
+        let output = common::run(&arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && stderr.contains(expected), "{arguments:?}: {stderr}");
+    }
+}
+
 #[test]
 fn what_is_missing_or_belongs_nowhere_is_said() {
     let directory = tempfile::tempdir().unwrap();

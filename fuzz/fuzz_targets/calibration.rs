@@ -38,7 +38,8 @@ fuzz_target!(|data: &[u8]| {
     let settings = Settings::parse(SETTINGS[data.len() % SETTINGS.len()]).unwrap();
     let plan = Plan::new(&checkpoint, &Rules { settings, ..Rules::default() }).unwrap();
     let output = path("out.twn");
-    match convert::pack(&checkpoint, &plan, &output, &Options { calibration: Some(&calibration), ..Options::default() }) {
+    match convert::pack(&checkpoint, &plan, &output, &Options { calibration: Some(&calibration), ..Options::default() })
+    {
         Ok(_) => {
             let container = Container::open(&output).expect("what was packed opens");
             let verified = verify::verify(&container, None).unwrap();

@@ -98,7 +98,14 @@ impl Tally {
         let mean = |s: Spread| Spread { mean: (s.mean / self.scales.max(1) as f64).clamp(s.min, s.max), ..s };
         let (alpha, delta) = (mean(self.alpha), self.delta.map(mean));
         let delta_mean = delta.unwrap_or_default().mean;
-        let sums = [("‖W‖²", self.squared_norm), ("‖W−Ŵ‖²", self.squared_error), ("the mean threshold", delta_mean)];
+        let [output_error, output_norm] = self.output;
+        let sums = [
+            ("‖W‖²", self.squared_norm),
+            ("‖W−Ŵ‖²", self.squared_error),
+            ("the mean threshold", delta_mean),
+            ("‖XW‖² over the inputs", output_norm),
+            ("‖X(W−Ŵ)‖² over the inputs", output_error),
+        ];
         if let Some((what, found)) = sums.into_iter().find(|(_, sum)| !sum.is_finite()) {
             return Err(WeightsProblem::Statistics { what, found });
         }
