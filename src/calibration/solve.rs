@@ -367,7 +367,8 @@ impl<'a> Filters<'a> {
         });
         let codes = self.t.iter().map(|t| t.iter().map(|t| (t + 1) as u8).collect()).collect();
         let squared = [dot(&self.e, &self.e), dot(self.w, self.w)];
-        let output = [self.error().max(0.0), norm.max(0.0)];
+        // Rounding may put an error of nothing below 0; what is no number has to stay seen.
+        let output = [self.error(), norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
         Solved { codes, scales: self.scales, squared, output }
     }
 }
