@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::{Bias, Layer, Pass, Tensor};
-use crate::train::maps::{Maps, Real};
+use crate::train::maps::{Maps, Real, sum};
 
 /// How far running statistics move towards a batch's.
 const MOMENTUM: f64 = 0.1;
@@ -36,23 +36,6 @@ impl<R: Real> BatchNorm<R> {
             batch: vec![[0.0; 2]; channels],
         }
     }
-}
-
-/// Σ f over `a` and `b`, pairwise: in 16 lanes, then in `f64` from run to run.
-fn sum<R: Real>(a: &[R], b: &[R], f: impl Fn(R, R) -> R) -> f64 {
-    let mut total = 0.0;
-    for (a, b) in a.chunks(1024).zip(b.chunks(1024)) {
-        let mut lanes = [R::zero(); 16];
-        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-        for (a, b) in a.iter().zip(b) {
-            for i in 0..16 {
-                lanes[i] += f(a[i], b[i]);
-            }
-        }
-        lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(lane, (&a, &b))| *lane += f(a, b));
-        total += lanes.iter().copied().sum::<R>().to_f64();
-    }
-    total
 }
 
 impl<R: Real> Layer<R> for BatchNorm<R> {

@@ -19,7 +19,7 @@ use super::Method;
 use crate::select::Settings;
 use crate::ternarize::{self, ScaleDtype, Twn};
 use crate::train::layers::Pass;
-use crate::train::maps::Real;
+use crate::train::maps::{Real, sum};
 use crate::{Error, Isa, Result};
 
 /// Where w/s is cut off at the start, so that tanh still moves.
@@ -47,8 +47,16 @@ impl<R: Real> Esa<R> {
     }
 }
 
-fn tanh<R: Real>(x: R) -> f64 {
-    x.to_f64().tanh()
+/// −1, 0 or 1; ±½ go away from 0. (NaN gives 0; weights are looked at elsewhere.)
+fn round<R: Real>(w: R) -> R {
+    let half = R::from_f64(0.5);
+    if w >= half {
+        R::one()
+    } else if w <= -half {
+        -R::one()
+    } else {
+        R::zero()
+    }
 }
 
 impl<R: Real> Method<R> for Esa<R> {
@@ -68,20 +76,23 @@ impl<R: Real> Method<R> for Esa<R> {
         let (Some(w), Some(used)) = (w.as_slice(), used.as_slice_mut()) else { return };
         let filters = used.par_chunks_mut(n).zip(w.par_chunks(n)).zip(&self.scales);
         filters.for_each(|((used, w), &s)| match pass {
-            Pass::Train => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * R::from_f64(tanh(w))),
-            Pass::Evaluate => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * R::from_f64(tanh(w).round())),
+            Pass::Train => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * w.tanh()),
+            Pass::Evaluate => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * round(w.tanh())),
         });
     }
 
     fn backward(&mut self, _w: ArrayView2<'_, R>, used: ArrayView2<'_, R>, mut gradient: ArrayViewMut2<'_, R>) {
         // d(s·tanh θ)/dθ = s·(1 − tanh² θ), over s².
-        let filters = gradient.rows_mut().into_iter().zip(used.rows()).zip(&self.scales);
-        for ((mut gradient, used), &s) in filters.filter(|(_, s)| **s > R::zero()) {
+        let n = used.ncols();
+        let (Some(used), Some(gradient)) = (used.as_slice(), gradient.as_slice_mut()) else { return };
+        let filters = gradient.par_chunks_mut(n).zip(used.par_chunks(n)).zip(&self.scales);
+        filters.filter(|(_, s)| **s > R::zero()).for_each(|((gradient, used), &s)| {
+            let inverse = R::one() / s;
             gradient.iter_mut().zip(used).for_each(|(gradient, &used)| {
-                let w = used / s;
-                *gradient *= (R::one() - w * w) / s;
+                let w = used * inverse;
+                *gradient *= (R::one() - w * w) * inverse;
             });
-        }
+        });
     }
 
     fn remembered(&mut self) -> Option<&mut [R]> {
@@ -89,14 +100,22 @@ impl<R: Real> Method<R> for Esa<R> {
     }
 
     fn penalty(&self, w: ArrayView2<'_, R>, strength: f64, mut gradient: ArrayViewMut2<'_, R>) -> f64 {
-        let a = self.sparsity_alpha;
-        let mut penalty = 0.0;
-        for (gradient, &theta) in gradient.iter_mut().zip(&w) {
-            let w = tanh(theta);
-            penalty += (a - w * w) * w * w;
-            *gradient += R::from_f64(strength * 2.0 * w * (a - 2.0 * w * w) * (1.0 - w * w));
-        }
-        penalty
+        let n = w.ncols();
+        let (Some(w), Some(gradient)) = (w.as_slice(), gradient.as_slice_mut()) else { return f64::NAN };
+        let [a, strength, two] = [self.sparsity_alpha, 2.0 * strength, 2.0].map(R::from_f64);
+        let filters = gradient.par_chunks_mut(n).zip(w.par_chunks(n)).map(|(gradient, theta)| {
+            for (gradient, theta) in gradient.iter_mut().zip(theta) {
+                let w = theta.tanh();
+                let square = w * w;
+                *gradient += strength * w * (a - two * square) * (R::one() - square);
+            }
+            sum(theta, theta, |theta, _| {
+                let w = theta.tanh();
+                (a - w * w) * w * w
+            })
+        });
+        // Added in the filters' order.
+        filters.collect::<Vec<f64>>().iter().sum()
     }
 
     fn settings(&self) -> Settings {
