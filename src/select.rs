@@ -2,10 +2,10 @@
 //! rest does not. Not here: any weight; a plan is made without reading one.
 
 mod layers;
+mod natural_order;
 mod rules_file;
 mod trained;
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,9 @@ use std::sync::Arc;
 use globset::{GlobBuilder, GlobMatcher};
 use serde::{Deserialize, Serialize};
 
+use self::natural_order::natural_order;
+#[cfg(feature = "eval")]
+pub(crate) use self::trained::trained_metadata;
 pub use self::trained::{TRAINED_KEY, trained};
 use crate::container::Granularity;
 use crate::dtype::is_float;
@@ -432,31 +435,6 @@ fn checked_treatment(tensor: TensorView<'_>, settings: &Settings) -> Result<Trea
     Ok(treatment)
 }
 
-/// Compares names with runs of digits as numbers: layer.2 before layer.10.
-fn natural_order(a: &str, b: &str) -> Ordering {
-    let (mut a, mut b) = (a, b);
-    loop {
-        let (x, y) = (leading_number(a), leading_number(b));
-        let (order, skip_a, skip_b) = match (x, y) {
-            (Some((p, i)), Some((q, j))) => (p.len().cmp(&q.len()).then_with(|| p.cmp(q)), i, j),
-            _ => match (a.chars().next(), b.chars().next()) {
-                (Some(p), Some(q)) => (p.cmp(&q), p.len_utf8(), q.len_utf8()),
-                (p, q) => return p.cmp(&q),
-            },
-        };
-        if order != Ordering::Equal {
-            return order;
-        }
-        (a, b) = (&a[skip_a..], &b[skip_b..]);
-    }
-}
-
-/// The digits at the beginning without leading zeros, and how many bytes they take with them.
-fn leading_number(text: &str) -> Option<(&str, usize)> {
-    let length = text.bytes().take_while(u8::is_ascii_digit).count();
-    (length > 0).then(|| (text[..length].trim_start_matches('0'), length))
-}
-
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -478,13 +456,6 @@ pub(crate) fn became(encoding: Encoding, method: &str, granularity: Granularity,
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_in_names_compare_as_numbers() {
-        let mut names = ["l.10.w", "l.2.w", "l.02.v", "conv1", "conv", "l.1"];
-        names.sort_by(|a, b| natural_order(a, b));
-        assert_eq!(names, ["conv", "conv1", "l.1", "l.02.v", "l.2.w", "l.10.w"]);
-    }
 
     #[test]
     fn default_exceptions_go_by_whole_segments() {

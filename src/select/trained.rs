@@ -3,12 +3,25 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "eval")]
+use super::Keep;
 use super::Settings;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 
 /// The metadata's key. Its value is a JSON object: settings by tensor name.
 pub const TRAINED_KEY: &str = "twn-pack.trained";
+
+/// What a file of tensors with those settings says of them; nothing where none is ternary: then it is for
+/// the converter to say what becomes so.
+#[cfg(feature = "eval")]
+pub(crate) fn trained_metadata(settings: &BTreeMap<String, Settings>) -> Result<BTreeMap<String, String>> {
+    if settings.values().all(|settings| settings.keep == Some(Keep::Dense)) {
+        return Ok(BTreeMap::new());
+    }
+    let text = serde_json::to_string(settings).map_err(|e| Error::Request(e.to_string()))?;
+    Ok(BTreeMap::from([(TRAINED_KEY.to_owned(), text)]))
+}
 
 /// The settings by tensor name; empty for a checkpoint that says nothing of them.
 ///

@@ -1,0 +1,125 @@
+//! Compensation against GPTQ written out with an inverse, and what sweeps may do.
+
+use super::*;
+
+/// Deterministic numbers from −1 to 1.
+fn numbers(count: usize, mut state: u64) -> Vec<f64> {
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// XᵀX of `rows` rows that share something.
+fn second_moment(rows: usize, n: usize) -> Vec<f64> {
+    let (own, shared) = (numbers(rows * n, 7), numbers(rows, 9));
+    let x = |row: usize, i: usize| own[row * n + i] * (1.0 + i as f64 / n as f64) + shared[row];
+    (0..n * n).map(|at| (0..rows).map(|row| x(row, at / n) * x(row, at % n)).sum()).collect()
+}
+
+/// Gauss-Jordan.
+fn inverse(mut a: Vec<f64>, n: usize) -> Vec<f64> {
+    let mut inverse: Vec<f64> = (0..n * n).map(|at| f64::from(u8::from(at / n == at % n))).collect();
+    for p in 0..n {
+        let pivot = a[p * n + p];
+        for c in 0..n {
+            a[p * n + c] /= pivot;
+            inverse[p * n + c] /= pivot;
+        }
+        for r in (0..n).filter(|&r| r != p) {
+            let factor = a[r * n + p];
+            for c in 0..n {
+                a[r * n + c] -= factor * a[p * n + c];
+                inverse[r * n + c] -= factor * inverse[p * n + c];
+            }
+        }
+    }
+    inverse
+}
+
+/// GPTQ as its paper has it: by the inverse, from which each rounded column is eliminated.
+fn gptq(h: &[f64], w: &[f64], order: &[usize], values: &[f64], damping: f64) -> Vec<f64> {
+    let n = w.len();
+    let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n as f64;
+    let damped = (0..n * n).map(|at| h[at] + if at / n == at % n { damping * mean } else { 0.0 });
+    let mut inverse = inverse(damped.collect(), n);
+    let (mut w, mut rounded) = (w.to_vec(), vec![0.0; n]);
+    for (done, &j) in order.iter().enumerate() {
+        let distance = |value: &f64| (w[j] - value).abs();
+        let nearest = values.iter().copied().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap();
+        rounded[j] = nearest;
+        let error = (w[j] - nearest) / inverse[j * n + j];
+        for &k in &order[done..] {
+            w[k] -= error * inverse[j * n + k];
+        }
+        let column: Vec<f64> = (0..n).map(|k| inverse[j * n + k]).collect();
+        for &r in &order[done + 1..] {
+            for &c in &order[done + 1..] {
+                inverse[r * n + c] -= column[r] * column[c] / column[j];
+            }
+        }
+    }
+    rounded
+}
+
+#[test]
+fn codes_are_those_of_gptq_in_either_order() {
+    // Over one block, and over several with a short one.
+    for (n, rows, filters) in [(5, 20, 3), (40, 25, 4), (300, 200, 3)] {
+        let (h, w) = (second_moment(rows, n), numbers(n * filters, 3));
+        for by_diagonal in [false, true] {
+            for (scales, values) in [
+                (vec![0.5f32], vec![0.0, 0.5, -0.5]),
+                (vec![0.5, 0.25], vec![0.0, 0.25, -0.25, 0.5, -0.5, 0.75, -0.75]),
+            ] {
+                let solver = Solver::new(h.clone(), n, 0.01, by_diagonal).unwrap();
+                let grid = Grid { binary: false, planes: scales.len(), group: n, dtype: ScaleDtype::F32 };
+                let mut found = Filters::new(&solver, &w, scales.repeat(filters), grid);
+                found.compensate();
+                let mut order: Vec<usize> = (0..n).collect();
+                if by_diagonal {
+                    order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]));
+                }
+                for (w, e) in w.chunks(n).zip(found.e.chunks(n)) {
+                    let expected = gptq(&h, w, &order, &values, 0.01);
+                    for (j, (expected, (w, e))) in expected.iter().zip(w.iter().zip(e)).enumerate() {
+                        assert!((w - e - expected).abs() < 1e-9, "n {n}, column {j}: {}, GPTQ {expected}", w - e);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Each sweep lowers the error under H; the residual stays what it is said to be.
+#[test]
+fn sweeps_only_improve() {
+    let (n, filters) = (150, 6);
+    let (h, w) = (second_moment(100, n), numbers(n * filters, 5));
+    for (planes, group, dtype) in [(1, n, ScaleDtype::F32), (2, 64, ScaleDtype::F16), (3, 7, ScaleDtype::F32)] {
+        let solver = Solver::new(h.clone(), n, 0.01, false).unwrap();
+        let grid = Grid { binary: false, planes, group, dtype };
+        let start: Vec<f32> = [0.5, 0.25, 0.125][..planes].to_vec();
+        let mut state = Filters::new(&solver, &w, start.repeat(filters * n.div_ceil(group)), grid);
+        state.compensate();
+        state.residual();
+        let mut last = state.error();
+        for codes in [false, true, true, true] {
+            state.sweep(codes);
+            let (next, kept) = (state.error(), state.r.clone());
+            assert!(next <= last * (1.0 + 1e-6), "planes {planes}: {next} after {last}");
+            state.residual();
+            let size = kept.iter().fold(0.0f64, |size, r| size.max(r.abs()));
+            assert!(kept.iter().zip(&state.r).all(|(a, b)| (a - b).abs() < 1e-6 * (1.0 + size)));
+            last = next;
+        }
+    }
+}
+
+#[test]
+fn what_is_not_positive_definite_is_noticed() {
+    assert!(Solver::new(vec![1.0, 2.0, 2.0, 1.0], 2, 0.01, false).is_none());
+    assert!(Solver::new(vec![0.0; 9], 3, 0.01, true).is_none());
+    assert!(Solver::new(vec![1.0, 1.0, 1.0, 1.0], 2, 0.01, true).is_some());
+}
