@@ -10,6 +10,7 @@ use twn_pack::{Error, Isa, report};
 
 use super::data::{DataArgs, SplitName};
 use super::exit::Exit;
+use super::memory::memory;
 use super::network::NetworkArgs;
 use super::progress::Display;
 use super::{Session, open_ternary, print, printable};
@@ -192,16 +193,4 @@ impl Results {
 
 fn is_zero(count: &usize) -> bool {
     *count == 0
-}
-
-/// What Linux's account of this process says in that line, in bytes; `None` on other systems.
-pub(super) fn memory(key: &str) -> Option<u64> {
-    account("/proc/self/status", key)
-}
-
-/// A line `KEY N kB` of such a file, in bytes.
-pub(super) fn account(file: &str, key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

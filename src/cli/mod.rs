@@ -8,6 +8,7 @@ mod eval;
 mod exit;
 mod fold;
 mod inspect;
+mod memory;
 mod network;
 mod pack;
 mod plot;

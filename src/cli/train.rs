@@ -12,8 +12,8 @@ use twn_pack::train::{self, Augment, LayerMethod, Loss, Metrics, Recipe, Request
 use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings, convert, report};
 
 use super::data::DataArgs;
-use super::eval::{account, memory};
 use super::exit::Exit;
+use super::memory::{available, memory};
 use super::network::NetworkArgs;
 use super::progress::Display;
 use super::rules::WhichArgs;
@@ -361,11 +361,6 @@ fn pack(checkpoint: &Path, output: &Path, overwrite: bool, session: &Session) ->
     let plan = Plan::new(&checkpoint, &Rules::default())?;
     let options = convert::Options { overwrite, cancel: Some(&session.cancel), ..convert::Options::default() };
     convert::pack(&checkpoint, &plan, output, &options).map(drop)
-}
-
-/// Memory that is free, in bytes; `None` where the system does not say.
-fn available() -> Option<u64> {
-    account("/proc/meminfo", "MemAvailable:")
 }
 
 /// One line on what is to come.

@@ -3,14 +3,14 @@
 //! ([`crate::calibration`]).
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
-use ndarray::ArrayViewMut4;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use super::batches::Batches;
 use super::im2col::im2col;
 use super::{Buffers, Network};
 use crate::atomic_file::AtomicFile;
@@ -166,34 +166,17 @@ pub fn collect(
     output: &Path,
     options: &CollectOptions<'_>,
 ) -> Result<()> {
-    let [channels, height, width] = network.input();
-    data.check_shape(network.input())?;
-    let count = options.limit.map_or(data.len(), |limit| limit.min(data.len()));
-    if options.batch == 0 || count == 0 {
-        return Err(Error::Request("there is nothing to do: a batch or a limit of 0 images".to_owned()));
-    }
+    let batches = Batches::new(data, network.input(), options.batch, options.limit)?;
     // Before the long work, so that it is not in vain.
     let file = AtomicFile::create(output, options.overwrite)?;
-    let (mut pixels, mut buffers) = (Vec::new(), Buffers::default());
+    let mut buffers = Buffers::default();
     buffers.collected = Some(Collected::default());
-    for from in (0..count).step_by(options.batch) {
-        if options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-            return Err(Error::Cancelled);
-        }
-        let images = from..(from + options.batch).min(count);
-        pixels.resize(images.len() * channels * height * width, 0.0);
-        let misfit = |e: ndarray::ShapeError| Error::Request(format!("a batch of images: {e}"));
-        let shape = (images.len(), channels, height, width);
-        let mut batch = ArrayViewMut4::from_shape(shape, &mut pixels).map_err(misfit)?;
-        data.read(&images.clone().collect::<Vec<_>>(), None, batch.view_mut())?;
+    batches.watched(options.progress, options.cancel).each(|images| {
         if let Some(collected) = &mut buffers.collected {
             collected.next = 0;
         }
-        network.forward(batch.view(), kernel, &mut buffers)?;
-        if let Some(progress) = options.progress {
-            progress(images.end, count);
-        }
-    }
+        network.forward(images, kernel, &mut buffers).map(drop)
+    })?;
     write(file, names, buffers.collected.unwrap_or_default().layers)
 }
 

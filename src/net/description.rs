@@ -32,6 +32,7 @@
 //! input = [3, 64, 64]
 //! ```
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
@@ -215,6 +216,20 @@ impl Description {
     /// The names of what convolutions and linear layers multiply by, in the order of the layers.
     pub fn weight_names(&self) -> Vec<&str> {
         self.tensors().into_iter().filter(|(_, shape)| shape.len() > 1).map(|(name, _)| name).collect()
+    }
+
+    /// Whether each tensor is that of one layer; `who` wants it so.
+    ///
+    /// # Errors
+    /// A name that two tensors have.
+    pub(crate) fn check_distinct(&self, who: &str) -> Result<()> {
+        let mut names = BTreeSet::new();
+        match self.tensors().into_iter().find(|(name, _)| !names.insert(*name)) {
+            None => Ok(()),
+            Some((name, _)) => {
+                Err(refused(&self.name, &format!("two layers have a tensor `{name}`; {who} wants one for each")))
+            }
+        }
     }
 
     /// The network as a file: every layer as it is, with width and classes applied.

@@ -2,16 +2,17 @@
 //! are shown.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use ndarray::{ArrayView1, ArrayViewMut4};
+use ndarray::ArrayView1;
 
+use super::batches::Batches;
 use super::{Buffers, Network};
+use crate::Result;
 use crate::atomic_file::AtomicFile;
 use crate::data::DataSet;
 use crate::kernel::Kernel;
-use crate::{Error, Result};
 
 /// How to evaluate.
 #[derive(Clone, Copy)]
@@ -56,38 +57,23 @@ pub struct Evaluation {
 /// Images that the network does not take or that cannot be read, a label that it has no output for, an
 /// output that exists or cannot be written, or cancellation.
 pub fn evaluate(network: &Network<'_>, data: &DataSet, kernel: &Kernel, options: &Options<'_>) -> Result<Evaluation> {
-    let [channels, height, width] = network.input();
-    data.check_shape(network.input())?;
-    let count = options.limit.map_or(data.len(), |limit| limit.min(data.len()));
-    if options.batch == 0 || count == 0 {
-        return Err(Error::Request("there is nothing to do: a batch or a limit of 0 images".to_owned()));
-    }
+    let batches = Batches::new(data, network.input(), options.batch, options.limit)?;
+    let batches = batches.watched(options.progress, options.cancel);
+    let count = batches.count();
     data.check_labels(count, network.classes())?;
     // Before the long work, so that it is not in vain.
     let output = options.predictions.map(|path| AtomicFile::create(path, options.overwrite)).transpose()?;
 
-    let (mut pixels, mut buffers) = (Vec::new(), Buffers::default());
+    let mut buffers = Buffers::default();
     let mut found =
         Evaluation { predictions: Vec::with_capacity(count), correct: 0, undecided: 0, time: Duration::ZERO };
-    for from in (0..count).step_by(options.batch) {
-        if options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
-            return Err(Error::Cancelled);
-        }
-        let images = from..(from + options.batch).min(count);
-        pixels.resize(images.len() * channels * height * width, 0.0);
-        let shape = (images.len(), channels, height, width);
-        let misfit = |e: ndarray::ShapeError| Error::Request(format!("a batch of images: {e}"));
-        let mut batch = ArrayViewMut4::from_shape(shape, &mut pixels).map_err(misfit)?;
-        let indices: Vec<usize> = images.clone().collect();
-        data.read(&indices, None, batch.view_mut())?;
+    batches.each(|images| {
         let start = Instant::now();
-        let logits = network.forward(batch.view(), kernel, &mut buffers)?;
+        let logits = network.forward(images, kernel, &mut buffers)?;
         found.time += start.elapsed();
         found.predictions.extend(logits.rows().into_iter().map(largest));
-        if let Some(progress) = options.progress {
-            progress(images.end, count);
-        }
-    }
+        Ok(())
+    })?;
     let pairs = found.predictions.iter().zip(data.labels());
     found.correct = pairs.filter(|(class, label)| **class == Some(**label as usize)).count();
     found.undecided = found.predictions.iter().filter(|class| class.is_none()).count();

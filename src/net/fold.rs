@@ -17,7 +17,7 @@ use super::{Description, Source, Tensors};
 use crate::container::{Granularity, Tensor};
 use crate::error::NetworkProblem;
 use crate::pack::Encoding;
-use crate::select::{Keep, Settings, TRAINED_KEY};
+use crate::select::{Keep, Settings, trained_metadata};
 use crate::source::write::{Raw, floats, write};
 use crate::{Error, Result};
 
@@ -31,7 +31,7 @@ pub struct Folded {
     /// Those that stay, since no convolution or linear layer stands before them.
     pub left: Vec<String>,
     tensors: Vec<Raw>,
-    /// By which settings the converter finds the same codes again, by tensor; empty for float ones.
+    /// By which settings the converter finds the same codes again, by tensor.
     settings: BTreeMap<String, Settings>,
 }
 
@@ -41,15 +41,8 @@ pub struct Folded {
 /// A tensor that is missing, damaged, or of another shape or type; ternary weights of several planes or
 /// along another axis than the outputs; a factor that is not finite; a name that is taken already.
 pub fn fold(description: &Description, source: &Source) -> Result<Folded> {
-    let mut names = BTreeSet::new();
-    for (name, _) in description.tensors() {
-        if !names.insert(name.to_owned()) {
-            let network = description.name();
-            return Err(Error::Request(format!(
-                "{network}: two layers have a tensor `{name}`; folding wants one for each"
-            )));
-        }
-    }
+    description.check_distinct("folding")?;
+    let names = description.tensors().into_iter().map(|(name, _)| name.to_owned()).collect();
     let mut folding = Folding {
         source,
         tensors: Tensors::new(source, true)?,
@@ -62,9 +55,6 @@ pub fn fold(description: &Description, source: &Source) -> Result<Folded> {
     let layers = folding.layers(description.layers())?;
     let Folding { raw, settings, folded, left, .. } = folding;
     let description = Description::from_layers(description.name(), description.input(), layers)?;
-    // Where nothing is ternary, it is for the converter to say what becomes so.
-    let ternary = settings.values().any(|settings| settings.keep == Some(Keep::Ternary));
-    let settings = if ternary { settings } else { BTreeMap::new() };
     Ok(Folded { description, folded, left, tensors: raw, settings })
 }
 
@@ -75,9 +65,7 @@ impl Folded {
     /// # Errors
     /// An output that exists without `overwrite`, or cannot be written.
     pub fn save(&self, path: &Path, overwrite: bool) -> Result<()> {
-        let text = serde_json::to_string(&self.settings).map_err(|e| Error::Request(e.to_string()))?;
-        let metadata = (!self.settings.is_empty()).then(|| (TRAINED_KEY.to_owned(), text));
-        write(path, overwrite, &self.tensors, metadata.into_iter().collect())
+        write(path, overwrite, &self.tensors, trained_metadata(&self.settings)?)
     }
 }
 

@@ -12,6 +12,7 @@
 //! Not here: products of packed weights ([`crate::kernel`]), data sets ([`crate::data`]), training.
 
 mod batch_norm;
+mod batches;
 mod collect;
 pub mod dense;
 mod description;

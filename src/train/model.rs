@@ -6,7 +6,7 @@ use std::path::Path;
 use super::layers::{Pass, Tensor};
 use super::network::Network;
 use crate::net::{Source, Tensors};
-use crate::select::TRAINED_KEY;
+use crate::select::trained_metadata;
 use crate::source::write::{Raw, floats, write};
 use crate::{Dtype, Error, Result};
 
@@ -50,9 +50,7 @@ impl Network<f32> {
     /// # Errors
     /// An output that exists without `overwrite`, or cannot be written.
     pub fn save(&mut self, path: &Path, overwrite: bool, steps: u64) -> Result<()> {
-        let settings = self.settings();
-        let text = serde_json::to_string(&settings).map_err(|e| Error::Request(e.to_string()))?;
-        let metadata = (!settings.is_empty()).then(|| (TRAINED_KEY.to_owned(), text));
+        let metadata = trained_metadata(&self.settings())?;
         self.ternarize(Pass::Evaluate);
         let mut tensors: Vec<Raw> = Vec::new();
         self.visit(&mut |tensor| match tensor {
@@ -73,6 +71,6 @@ impl Network<f32> {
                 }
             }
         });
-        write(path, overwrite, &tensors, metadata.into_iter().collect())
+        write(path, overwrite, &tensors, metadata)
     }
 }

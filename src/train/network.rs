@@ -193,8 +193,8 @@ impl<R: Real> Network<R> {
     }
 
     /// By tensor name, the settings by which the converter makes of the saved tensors what was
-    /// trained; a layer without a method stays dense. Empty where no layer has one.
-    pub fn settings(&mut self) -> BTreeMap<String, Settings> {
+    /// trained; a layer without a method stays dense.
+    pub(super) fn settings(&mut self) -> BTreeMap<String, Settings> {
         let mut settings = BTreeMap::new();
         self.visit_weights(&mut |weights| {
             let dense = || Settings { keep: Some(Keep::Dense), ..Settings::default() };
@@ -203,9 +203,6 @@ impl<R: Real> Network<R> {
             let its = weights.method.as_ref().map_or_else(dense, |method| ternary(method.settings()));
             settings.insert(weights.name.clone(), its);
         });
-        if settings.values().all(|settings| settings.keep == Some(Keep::Dense)) {
-            settings.clear();
-        }
         settings
     }
 

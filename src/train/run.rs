@@ -1,7 +1,7 @@
 //! The loop: epochs of steps, accuracy after each, and what is kept so that nothing is lost. Not here:
 //! what a step is ([`super::network`]), or how results are shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -221,13 +221,7 @@ pub fn train(
     options: &Options<'_>,
 ) -> Result<Outcome> {
     setup.recipe.check()?;
-    let mut names = BTreeSet::new();
-    if let Some((name, _)) = description.tensors().into_iter().find(|(name, _)| !names.insert(*name)) {
-        let network = description.name();
-        return Err(Error::Request(format!(
-            "{network}: two layers have a tensor `{name}`; training wants one for each"
-        )));
-    }
+    description.check_distinct("training")?;
     for (data, images) in [(train, setup.train_images), (test, setup.test_images)] {
         data.check_shape(description.input())?;
         if images == 0 || images > data.len() {
