@@ -25,8 +25,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         x.values.iter_mut().enumerate().for_each(|(i, x)| *x = (i * 37 % 101) as f32 / 100.0);
         let labels: Vec<usize> = (0..batch).map(|i| i % description.classes()).collect();
         let mut step = || {
-            network.learn(&x, &labels, Loss::CrossEntropy, 0.0);
-            network.step(&mut optimizer, 0.01);
+            network.learn(&x, &labels, Loss::CrossEntropy);
+            network.step(&mut optimizer, 0.01, 1e-3);
         };
         step();
         let start = Instant::now();

@@ -67,7 +67,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
         [("cross-entropy", Loss::CrossEntropy), ("hinge", Loss::Hinge), ("squared-hinge", Loss::SquaredHinge)]
     {
         let (mut network, x, labels) = small("none");
-        let step = network.learn(&x, &labels, loss, 0.0);
+        let step = network.learn(&x, &labels, loss);
         close(name, &[step.loss], &golden[&format!("{name}.loss")], 1e-12);
         let mut seen = 0;
         network.visit(&mut |tensor| {
@@ -90,8 +90,8 @@ fn steps_are_those_of_pytorch() {
         let (mut network, x, labels) = small(name);
         let mut optimizer = Optimizer::new(Rule::Sgd { momentum: 0.9 }, 1e-3, 0);
         for _ in 0..3 {
-            network.learn(&x, &labels, Loss::CrossEntropy, 0.0);
-            network.step(&mut optimizer, 0.05);
+            network.learn(&x, &labels, Loss::CrossEntropy);
+            network.step(&mut optimizer, 0.05, 0.0);
         }
         // Scales are rounded to f32 before they are used.
         network.visit(&mut |tensor| {

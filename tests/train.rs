@@ -94,10 +94,7 @@ impl World {
 fn every_method_learns_and_is_packed_as_it_was_trained() {
     let world = World::new();
     for method in METHODS {
-        let mut options = vec!["--method", method, "--epochs", "8", "--batch", "16", "--rate", "0.05", "-q"];
-        if method == "esa" {
-            options.extend(["--penalty", "1e-4", "1e-2"]);
-        }
+        let options = ["--method", method, "--epochs", "8", "--batch", "16", "--rate", "0.05", "-q"];
         world.train(0, method, &options);
         let metrics = world.metrics(method);
         assert_eq!(metrics.len(), 9, "the setup and eight epochs");

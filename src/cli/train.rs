@@ -117,7 +117,8 @@ struct RecipeArgs {
     /// How training images are changed at random
     #[arg(long, value_name = "HOW")]
     augment: Option<AugmentName>,
-    /// The strength of esa's penalty in the first step and in the last
+    /// How hard esa's penalty pulls weights to −1, 0 and 1, at the first step and at the last: in each step
+    /// this, over the number of steps, down its slope, whatever the rate [default: 0.1 100]
     #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
     penalty: Option<Vec<f64>>,
 }
@@ -381,8 +382,9 @@ fn summary(setup: &Setup) -> String {
 
 fn line(metrics: &Metrics) -> String {
     let sparsity = metrics.sparsity.map_or(String::new(), |share| format!("  {:.1} % zeros", 100.0 * share));
+    let settled = metrics.settled.map_or(String::new(), |share| format!("  {:.1} % settled", 100.0 * share));
     format!(
-        "epoch {:3}  rate {:.2e}  loss {:.4}  train {:.2} %  test {:.2} %{sparsity}  {:.0} images/s",
+        "epoch {:3}  rate {:.2e}  loss {:.4}  train {:.2} %  test {:.2} %{sparsity}{settled}  {:.0} images/s",
         metrics.epoch,
         metrics.rate,
         metrics.loss,

@@ -35,8 +35,6 @@ pub struct Network<R: Real> {
 pub struct Step {
     /// Mean over the batch.
     pub loss: f64,
-    /// Of the methods, as it counts in the loss.
-    pub penalty: f64,
     /// How many images had their label's logit as the largest.
     pub correct: usize,
 }
@@ -130,32 +128,25 @@ impl<R: Real> Network<R> {
         self.layers.forward(x, pass).rows()
     }
 
-    /// Forward, loss, backward; gradients are those by the float weights then. `strength` is that of
-    /// the methods' penalties.
-    pub fn learn(&mut self, x: &Maps<R>, labels: &[usize], loss: Loss, strength: f64) -> Step {
+    /// Forward, loss, backward; gradients are those by the float weights then.
+    pub fn learn(&mut self, x: &Maps<R>, labels: &[usize], loss: Loss) -> Step {
         self.ternarize(Pass::Train);
         let logits = self.layers.forward(x, Pass::Train).rows();
         let mut step = Step { correct: correct(logits, labels), ..Step::default() };
         self.gradient.resize(x.images(), [self.classes, 1, 1]);
         step.loss = loss.of(logits, labels, self.gradient.rows_mut());
         self.layers.backward(x, &self.gradient, None);
-        self.visit_weights(&mut |weights| {
-            weights.learn();
-            let Weights { method, value, gradient, .. } = weights;
-            if let Some(method) = method {
-                step.penalty += strength * method.penalty(value.view(), strength, gradient.view_mut());
-            }
-        });
+        self.visit_weights(&mut |weights| weights.learn());
         step
     }
 
-    /// Moves every parameter by one step.
-    pub fn step(&mut self, optimizer: &mut Optimizer<R>, rate: f64) {
+    /// Moves every parameter by one step, then weights by `distance` down the slope of their method's own penalty.
+    pub fn step(&mut self, optimizer: &mut Optimizer<R>, rate: f64, distance: f64) {
         optimizer.begin();
         self.parameters(&mut |value, Parameter { gradient, decays }| optimizer.update(value, gradient, rate, decays));
         self.visit_weights(&mut |Weights { value, method, .. }| {
             if let Some(method) = method {
-                method.constrain(value.view_mut());
+                method.after_step(value.view_mut(), distance);
             }
         });
     }
@@ -217,6 +208,19 @@ impl<R: Real> Network<R> {
             }
         });
         (all > 0).then(|| zeros as f64 / all as f64)
+    }
+
+    /// The share of the weights that will be rounded that are within 0.05 of where they will be; `None` where
+    /// no method rounds at the end.
+    pub fn settled(&mut self) -> Option<f64> {
+        let (mut settled, mut all) = (0, 0);
+        self.visit_weights(&mut |Weights { value, method, .. }| {
+            if let Some(near) = method.as_ref().and_then(|method| method.settled(value.view())) {
+                settled += near;
+                all += value.len();
+            }
+        });
+        (all > 0).then(|| settled as f64 / all as f64)
     }
 }
 

@@ -29,7 +29,8 @@ pub struct Recipe {
     pub loss: Loss,
     /// How training images are changed at random.
     pub augment: Augment,
-    /// The strength of the methods' penalties (`esa`): in the first step and in the last; geometric between.
+    /// How far weights go down the slope of their method's own penalty (`esa`), in each step this over the
+    /// number of steps: at the first and at the last; geometric between.
     pub penalty: [f64; 2],
 }
 
@@ -83,7 +84,7 @@ impl Recipe {
             weight_decay: 1e-4,
             loss: Loss::CrossEntropy,
             augment: Augment::None,
-            penalty: [1e-4, 3e-2],
+            penalty: [0.1, 100.0],
         };
         Ok(match name {
             "repair" => repair,
@@ -162,8 +163,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// The strength of penalties after `done` (0 to 1) of the run.
-    pub(super) fn strength(&self, done: f64) -> f64 {
+    /// [`Recipe::penalty`] after `done` (0 to 1) of the run.
+    pub(super) fn penalty(&self, done: f64) -> f64 {
         let [from, to] = self.penalty;
         from * (to / from).powf(done)
     }

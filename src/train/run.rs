@@ -98,14 +98,14 @@ pub struct Metrics {
     pub rate: f64,
     /// Mean over the training images, as they went through.
     pub loss: f64,
-    /// What the methods' penalties add to it.
-    pub penalty: f64,
     /// Share of the training images that were right as they went through.
     pub train_accuracy: f64,
     /// Share of the test images that are right, with running statistics and ternary weights.
     pub test_accuracy: f64,
     /// The share of ternary weights that are zero.
     pub sparsity: Option<f64>,
+    /// The share of the weights that will be rounded (`esa`) that are within 0.05 of where they will be.
+    pub settled: Option<f64>,
     /// Training alone.
     pub images_per_second: f64,
     /// Training alone.
@@ -116,7 +116,6 @@ pub struct Metrics {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sums {
     loss: f64,
-    penalty: f64,
     correct: usize,
     images: usize,
     seconds: f64,
@@ -322,13 +321,14 @@ impl Run<'_> {
             let start = Instant::now();
             self.read(self.train, indices, augmentation.as_ref().map(|augmentation| (augmentation, seed)))?;
             let done = f64::from(position.epoch) + position.batches as f64 / batches;
-            let strength = recipe.strength(done / f64::from(recipe.epochs));
-            let step = network.learn(&self.x, &self.labels, recipe.loss, strength);
+            let epochs = f64::from(recipe.epochs);
+            let step = network.learn(&self.x, &self.labels, recipe.loss);
             position.batches += 1;
-            if !(step.loss + step.penalty).is_finite() {
+            if !step.loss.is_finite() {
                 return Err(diverged(position, network.broken()));
             }
-            network.step(optimizer, recipe.schedule.rate(recipe.rate, done, recipe.epochs));
+            let rate = recipe.schedule.rate(recipe.rate, done, recipe.epochs);
+            network.step(optimizer, rate, recipe.penalty(done / epochs) / (epochs * batches));
             position.sums.add(&step, indices.len(), start.elapsed().as_secs_f64());
             if let Some(progress) = self.options.progress {
                 let images = position.sums.images as u64;
@@ -360,16 +360,16 @@ impl Run<'_> {
             self.read(self.test, indices, None)?;
             right += correct(network.forward(&self.x, Pass::Evaluate), &self.labels);
         }
-        let Sums { loss, penalty, correct, images, seconds } = position.sums;
+        let Sums { loss, correct, images, seconds } = position.sums;
         let per_image = |sum: f64| if images > 0 { sum / images as f64 } else { 0.0 };
         Ok(Metrics {
             epoch: position.epoch + 1,
             rate: recipe.schedule.rate(recipe.rate, position.epoch.into(), recipe.epochs),
             loss: per_image(loss),
-            penalty: per_image(penalty),
             train_accuracy: per_image(correct as f64),
             test_accuracy: right as f64 / *test_images as f64,
             sparsity: network.sparsity(),
+            settled: network.settled(),
             images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
             seconds,
         })
@@ -394,13 +394,12 @@ impl Run<'_> {
 impl Sums {
     /// Whether an epoch over so many images can have found this.
     pub fn are_possible(&self, images: usize) -> bool {
-        let finite = [self.loss, self.penalty, self.seconds].iter().all(|x| x.is_finite());
+        let finite = [self.loss, self.seconds].iter().all(|x| x.is_finite());
         finite && self.correct <= self.images && self.images <= images
     }
 
     fn add(&mut self, step: &Step, images: usize, seconds: f64) {
         self.loss += step.loss * images as f64;
-        self.penalty += step.penalty * images as f64;
         self.correct += step.correct;
         self.images += images;
         self.seconds += seconds;

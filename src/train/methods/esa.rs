@@ -5,12 +5,15 @@
 //! penalty Σ (a − w²)·w²  for w = tanh θ,   d/dθ = 2w·(a − 2w²)·(1 − w²)
 //! ```
 //!
-//! Its minima are 0 and ±1 with a barrier at √(a/2), so that zeros grow with a (`sparsity_alpha`). The
-//! paper has no scale, since batch norm takes it up; here each filter has s, the α that TWN gives it at
-//! the start, so that a layer without batch norm keeps its size, the first t is about TWN's (0 up to s/2),
-//! and weights that are ternary already stay what they are.
-//! What θ gets of the loss's derivatives is divided by s²: then a step moves s·tanh θ as far as one of
-//! plain float weights, and the penalty weighs the same in every filter, however small its weights are.
+//! Its minima are 0 and ±1 with a barrier at √(a/2), so that zeros grow with a (`sparsity_alpha`).
+//!
+//! Two things are not the paper's. It has no scale, since batch norm takes it up; here each filter has s,
+//! the α that TWN gives it at the start, so that a layer without batch norm keeps its size, the first t is
+//! about TWN's (0 up to s/2), and weights that are ternary already stay what they are. What θ gets of the
+//! loss's derivatives is divided by s²: then a step moves s·tanh θ as far as one of plain float weights.
+//! And it adds the penalty to the loss; here θ goes down the penalty's slope by itself, behind the
+//! optimizer's step (as weight decay does in AdamW, arXiv 1711.05101), so that the penalty neither
+//! fades as the learning rate falls nor hangs on the optimizer: all weights have settled at the end.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
@@ -19,11 +22,15 @@ use super::Method;
 use crate::select::Settings;
 use crate::ternarize::{self, ScaleDtype, Twn};
 use crate::train::layers::Pass;
-use crate::train::maps::{Real, sum};
+use crate::train::maps::Real;
 use crate::{Error, Isa, Result};
 
 /// Where w/s is cut off at the start, so that tanh still moves.
 const STEEPEST: f64 = 0.97;
+/// How far one step goes down the penalty at most: up to 1/(2a) none goes beyond a minimum.
+const FARTHEST: f64 = 0.25;
+/// Weights per piece of work.
+const PIECE: usize = 1 << 14;
 
 /// One layer's scales.
 #[derive(Debug)]
@@ -99,23 +106,24 @@ impl<R: Real> Method<R> for Esa<R> {
         Some(&mut self.scales)
     }
 
-    fn penalty(&self, w: ArrayView2<'_, R>, strength: f64, mut gradient: ArrayViewMut2<'_, R>) -> f64 {
-        let n = w.ncols();
-        let (Some(w), Some(gradient)) = (w.as_slice(), gradient.as_slice_mut()) else { return f64::NAN };
-        let [a, strength, two] = [self.sparsity_alpha, 2.0 * strength, 2.0].map(R::from_f64);
-        let filters = gradient.par_chunks_mut(n).zip(w.par_chunks(n)).map(|(gradient, theta)| {
-            for (gradient, theta) in gradient.iter_mut().zip(theta) {
+    fn after_step(&self, mut w: ArrayViewMut2<'_, R>, distance: f64) {
+        let Some(theta) = w.as_slice_mut() else { return };
+        let [a, distance, two] = [self.sparsity_alpha, 2.0 * distance.min(FARTHEST), 2.0].map(R::from_f64);
+        theta.par_chunks_mut(PIECE).for_each(|theta| {
+            for theta in theta {
                 let w = theta.tanh();
                 let square = w * w;
-                *gradient += strength * w * (a - two * square) * (R::one() - square);
+                *theta -= distance * w * (a - two * square) * (R::one() - square);
             }
-            sum(theta, theta, |theta, _| {
-                let w = theta.tanh();
-                (a - w * w) * w * w
-            })
         });
-        // Added in the filters' order.
-        filters.collect::<Vec<f64>>().iter().sum()
+    }
+
+    fn settled(&self, w: ArrayView2<'_, R>) -> Option<usize> {
+        let near = |theta: &&R| {
+            let w = theta.tanh();
+            (w - round(w)).to_f64().abs() <= 0.05
+        };
+        Some(w.iter().filter(near).count())
     }
 
     fn settings(&self) -> Settings {

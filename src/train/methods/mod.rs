@@ -43,13 +43,14 @@ pub trait Method<R: Real>: Debug + Send {
         None
     }
 
-    /// Adds `strength` times a penalty's derivatives to `gradient`, and returns the penalty.
-    fn penalty(&self, _w: ArrayView2<'_, R>, _strength: f64, _gradient: ArrayViewMut2<'_, R>) -> f64 {
-        0.0
-    }
+    /// Called after every step of the optimizer: brings weights back into the range that the method allows,
+    /// or goes `distance` down the slope of the method's own penalty.
+    fn after_step(&self, _w: ArrayViewMut2<'_, R>, _distance: f64) {}
 
-    /// Called after every step: brings weights back into the range that the method allows.
-    fn constrain(&mut self, _w: ArrayViewMut2<'_, R>) {}
+    /// How many weights are within 0.05 of the values to which they will be rounded; `None` where nothing is.
+    fn settled(&self, _w: ArrayView2<'_, R>) -> Option<usize> {
+        None
+    }
 
     /// The settings by which the converter makes of a saved tensor just what [`Pass::Evaluate`] uses.
     fn settings(&self) -> Settings;

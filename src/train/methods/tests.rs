@@ -93,25 +93,45 @@ fn esa_goes_from_tanh_to_codes() {
     let mut theta = ternary.clone();
     again.start(theta.view_mut());
     assert_eq!(used(&mut *again, &theta, Pass::Evaluate), ternary);
-    // Both derivatives: through tanh, and of the penalty.
+    // The derivative through tanh.
     let c = array![[1.0, 2.0, -3.0, 0.5], [1.0, 1.0, 1.0, 1.0]];
-    let strength = 0.3;
     let mut gradient = c.clone();
     esa.backward(w.view(), trained.view(), gradient.view_mut());
     gradient.row_mut(1).fill(0.0);
-    let mut none = Array2::zeros((2, 4));
-    esa.penalty(w.view(), strength, gradient.view_mut());
     for i in 0..8 {
         let at = (i / 4, i % 4);
         let middle = w[at];
         let ends = [1e-6, -1e-6].map(|by| {
             w[at] = middle + by;
-            let penalty = esa.penalty(w.view(), 0.0, none.view_mut());
             // Of the first filter, over s².
-            (&used(&mut *esa, &w, Pass::Train) * &c).row(0).sum() / (s * s) + strength * penalty
+            (&used(&mut *esa, &w, Pass::Train) * &c).row(0).sum() / (s * s)
         });
         w[at] = middle;
         assert!((gradient[at] - (ends[0] - ends[1]) / 2e-6).abs() < 1e-6, "{at:?}");
+    }
+}
+
+#[test]
+fn esa_goes_down_its_penalty_until_weights_settle() {
+    let a = 1.0;
+    let esa = made("esa", &Request { sparsity_alpha: a, ..Request::default() });
+    // The barrier is at tanh θ = √(a/2) = 0.707, θ = 0.881.
+    let start = array![[0.1, 0.87, 0.89, -0.87, -0.89, 0.0, 2.0]];
+    let penalty = |theta: f64| (a - theta.tanh().powi(2)) * theta.tanh().powi(2);
+    let mut w = start.clone();
+    esa.after_step(w.view_mut(), 1e-4);
+    for (&theta, &after) in start.iter().zip(&w) {
+        let slope = (penalty(theta + 1e-6) - penalty(theta - 1e-6)) / 2e-6;
+        assert!((theta - after - 1e-4 * slope).abs() < 1e-12, "{theta}");
+    }
+    assert_eq!(esa.settled(start.view()), Some(2));
+    // However far a step may go.
+    for distance in [0.1, 1e9] {
+        let mut w = start.clone();
+        (0..300).for_each(|_| esa.after_step(w.view_mut(), distance));
+        let codes = w.mapv(|theta: f64| (20.0 * theta.tanh()).round() / 20.0);
+        assert_eq!(codes, array![[0.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0]]);
+        assert_eq!(esa.settled(w.view()), Some(7));
     }
 }
 
