@@ -23,7 +23,7 @@ TERNARY = {"axis": int, "codes": SECTION, "encoding": str, "granularity": str, "
            "method": {"name": str, "parameters?": {"*": float}}, "scales": SECTION,
            "stats": {"alpha": SPREAD, "delta?": SPREAD, **COUNTS, **ERRORS}}
 TENSOR = {"name": str, "dtype": str, "shape": [int],
-          "dense?": {"reason?": str, "section": SECTION}, "ternary?": TERNARY}
+          "dense?": {"reason?": str, "repaired?": str, "section": SECTION}, "ternary?": TERNARY}
 INDEX = {"metadata": {"*": str}, "producer": {"name": str, "version": str}, "tensors": [TENSOR]}
 
 def need(good, message):

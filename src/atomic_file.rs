@@ -56,6 +56,16 @@ impl AtomicFile {
         &self.path
     }
 
+    /// Where it is until it is published.
+    pub fn temporary(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Drops what is behind `length`.
+    pub fn truncate(&self, length: u64) -> Result<()> {
+        self.temporary.as_file().set_len(length).map_err(Error::io(&self.path, "write"))
+    }
+
     /// Writes at that offset; any thread may, in any order.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         write_all_at(self.temporary.as_file(), bytes, offset).map_err(Error::io(&self.path, "write"))

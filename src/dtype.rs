@@ -1,7 +1,10 @@
 //! The element types of checkpoints and how many bytes a shape of them takes. The types are those of
-//! the safetensors crate. Not here: decoding ([`crate::source`]).
+//! the safetensors crate. Not here: decoding
+//! ([`crate::source`]).
 
 pub use safetensors::Dtype;
+
+use crate::float8;
 
 /// Whether tensors of that type can become ternary: F64, F32, F16, BF16, F8_E4M3, F8_E5M2.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
@@ -25,5 +28,18 @@ pub(crate) fn needs(dtype: Dtype, shape: &[u64]) -> String {
         (Some(bytes), _) => format!("{bytes} bytes"),
         (None, Some(bits)) if bits % 8 != 0 => format!("{bits} bits, no whole number of bytes"),
         (None, _) => "more than 2^63 bytes".to_owned(),
+    }
+}
+
+/// Appends a value in that type of floats, rounded to nearest, ties to even.
+#[inline]
+pub(crate) fn push(dtype: Dtype, value: f32, bytes: &mut Vec<u8>) {
+    match dtype {
+        Dtype::F64 => bytes.extend(f64::from(value).to_le_bytes()),
+        Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
+        Dtype::BF16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+        Dtype::F8_E4M3 => bytes.push(float8::encode(&float8::E4M3, value)),
+        Dtype::F8_E5M2 => bytes.push(float8::encode(&float8::E5M2, value)),
+        _ => bytes.extend(value.to_le_bytes()),
     }
 }

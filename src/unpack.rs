@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Tensor, TensorEntry, TernaryTensor};
-use crate::dtype::{Dtype, byte_length};
+use crate::dtype::{Dtype, byte_length, push};
 use crate::error::ContainerProblem;
 use crate::{Error, Result, float8};
 
@@ -163,19 +163,6 @@ fn tiles(filters: usize, outer: usize, inner: usize) -> Vec<Tile> {
             steps(inner, inner_step).map(move |inner| Tile { outer: outer.clone(), filters: filters.clone(), inner })
         })
         .collect()
-}
-
-/// Appends a value in that type, rounded to nearest, ties to even.
-#[inline]
-fn push(dtype: Dtype, value: f32, bytes: &mut Vec<u8>) {
-    match dtype {
-        Dtype::F64 => bytes.extend(f64::from(value).to_le_bytes()),
-        Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
-        Dtype::BF16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
-        Dtype::F8_E4M3 => bytes.push(float8::encode(&float8::E4M3, value)),
-        Dtype::F8_E5M2 => bytes.push(float8::encode(&float8::E5M2, value)),
-        _ => bytes.extend(value.to_le_bytes()),
-    }
 }
 
 /// The value after a round trip through that type.

@@ -344,7 +344,7 @@ fn write_planes(path: &Path) {
     // Rows by filter: plane 0, then 1, then 2; the tail is filled with code 1.
     let codes: [[u8; 2]; 9] = [[2, 0], [2, 2], [0, 1], [2, 1], [2, 1], [0, 0], [2, 1], [0, 2], [0, 0]];
     let packed: Vec<u8> = codes.iter().map(|c| c[0] | c[1] << 2 | 0b0101_0000).collect();
-    let empty = DenseEntry { reason: String::new(), section: writer.section(&[]).unwrap() };
+    let empty = DenseEntry { reason: String::new(), repaired: None, section: writer.section(&[]).unwrap() };
     let count = |code: u8| codes.as_flattened().iter().filter(|&&c| c == code).count() as u64;
     let entry = TernaryEntry {
         axis: 1,

@@ -15,7 +15,7 @@ use crate::{Error, Isa, Result};
 pub const FULL: &str = ".xtx";
 /// Its diagonal alone, n.
 pub const DIAGONAL: &str = ".xtx_diagonal";
-/// Σx over the same rows, n. Not used for codes.
+/// Σx over the same rows, n. For biases, not for codes.
 pub const SUM: &str = ".x_sum";
 /// How many rows x were summed.
 pub const ROWS: &str = ".rows";
@@ -128,33 +128,59 @@ impl Calibration {
             (None, Some(tensor)) => (tensor, false),
             (None, None) => return Ok(None),
         };
-        let refused = |tensor: TensorView<'_>, problem| Err(self.refused(tensor.name, problem));
-        if !matches!(tensor.dtype, Dtype::F32 | Dtype::F64) {
-            return refused(tensor, Problem::Dtype { found: tensor.dtype, expected: "F32 or F64" });
-        }
         let own: &[usize] = if full { &[n, n] } else { &[n] };
-        let groups = match tensor.shape {
-            shape if shape == own => Some(1),
-            [groups, rest @ ..] if rest == own && *groups > 0 && filters.is_multiple_of(*groups) => Some(*groups),
-            _ => None,
-        };
-        let Some(groups) = groups else {
-            let expected = format!("{own:?}, or that per group of the {filters} filters");
-            return refused(tensor, Problem::Shape { found: tensor.shape.to_vec(), expected });
-        };
-        let rows = match of(ROWS) {
-            None => None,
-            Some(rows) if rows.dtype == Dtype::I64 && rows.elements() == 1 => {
-                rows.data.first_chunk().and_then(|bytes| u64::try_from(i64::from_le_bytes(*bytes)).ok())
-            }
-            Some(rows) if rows.dtype == Dtype::I64 => {
-                let expected = "one number, the count of rows".to_owned();
-                return refused(rows, Problem::Shape { found: rows.shape.to_vec(), expected });
-            }
-            Some(rows) => return refused(rows, Problem::Dtype { found: rows.dtype, expected: "I64" }),
-        };
+        let (groups, rows) = (self.groups(tensor, own, filters)?, self.rows(weight)?);
         let moments = Moments { path: self.path(), tensor, full, groups, rows, n };
         Ok((!moments.are_zero()).then_some(moments))
+    }
+
+    /// The mean input of `weight`, Σx / rows: n numbers, or that per group of its filters; nothing where the
+    /// file has not both.
+    ///
+    /// # Errors
+    /// Sums of another shape or type, or that are not finite.
+    pub(crate) fn means(&self, weight: &str, filters: usize, n: usize) -> Result<Option<Vec<f64>>> {
+        let (sum, rows) = (self.file.by_name(&format!("{weight}{SUM}")), self.rows(weight)?.unwrap_or(0));
+        let Some(sum) = sum.filter(|_| rows > 0) else { return Ok(None) };
+        self.groups(sum, &[n], filters)?;
+        let Some(view) = FilterView::new(sum, 0) else { return Ok(None) };
+        let mut scratch = Vec::new();
+        let sums: &[f64] = view.read(0..view.filters() * view.filter_len(), Isa::detect()?, &mut scratch);
+        if let Some(index) = sums.iter().position(|sum| !sum.is_finite()) {
+            return Err(self.refused(sum.name, Problem::NonFinite { index, value: sums[index] }));
+        }
+        Ok(Some(sums.iter().map(|sum| sum / rows as f64).collect()))
+    }
+
+    /// How many groups of filters a tensor has statistics for, of the shape `own` each.
+    fn groups(&self, tensor: TensorView<'_>, own: &[usize], filters: usize) -> Result<usize> {
+        if !matches!(tensor.dtype, Dtype::F32 | Dtype::F64) {
+            let problem = Problem::Dtype { found: tensor.dtype, expected: "F32 or F64" };
+            return Err(self.refused(tensor.name, problem));
+        }
+        match tensor.shape {
+            shape if shape == own => Ok(1),
+            [groups, rest @ ..] if rest == own && *groups > 0 && filters.is_multiple_of(*groups) => Ok(*groups),
+            found => {
+                let expected = format!("{own:?}, or that per group of the {filters} filters");
+                Err(self.refused(tensor.name, Problem::Shape { found: found.to_vec(), expected }))
+            }
+        }
+    }
+
+    /// How many rows x were summed for `weight`, where the file says so.
+    fn rows(&self, weight: &str) -> Result<Option<u64>> {
+        let Some(rows) = self.file.by_name(&format!("{weight}{ROWS}")) else { return Ok(None) };
+        if rows.dtype != Dtype::I64 {
+            let problem = Problem::Dtype { found: rows.dtype, expected: "I64" };
+            return Err(self.refused(rows.name, problem));
+        }
+        if rows.elements() != 1 {
+            let problem =
+                Problem::Shape { found: rows.shape.to_vec(), expected: "one number, the count of rows".to_owned() };
+            return Err(self.refused(rows.name, problem));
+        }
+        Ok(rows.data.first_chunk().and_then(|bytes| u64::try_from(i64::from_le_bytes(*bytes)).ok()))
     }
 
     /// What is wrong with one of its tensors.

@@ -1,7 +1,7 @@
 //! The arguments of every command that reads a data set. Not here: what kinds there are; that is the
 //! library's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use twn_pack::Result;
@@ -20,7 +20,7 @@ pub(super) struct DataArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum NormalizationName {
+pub(super) enum NormalizationName {
     None,
     /// By ImageNet's means and standard deviations
     Imagenet,
@@ -51,13 +51,20 @@ impl From<SplitName> for Split {
 
 impl DataArgs {
     /// The data set, its images for a network that takes `[channels, height, width]`.
-    pub(super) fn open(&self, split: Split, [_, height, width]: [usize; 3]) -> Result<DataSet> {
-        let data = DataSet::open(&self.data, split)?.with_size(height, width)?;
-        match self.normalize {
-            NormalizationName::None => Ok(data),
-            NormalizationName::Imagenet => data.with_normalization(Normalization::IMAGENET),
-            NormalizationName::Cifar10 => data.with_normalization(Normalization::CIFAR10),
-            NormalizationName::Cifar100 => data.with_normalization(Normalization::CIFAR100),
+    pub(super) fn open(&self, split: Split, input: [usize; 3]) -> Result<DataSet> {
+        self.normalize.open(&self.data, split, input)
+    }
+}
+
+impl NormalizationName {
+    /// The data set in that directory, its images for a network that takes `[channels, height, width]`.
+    pub fn open(self, directory: &Path, split: Split, [_, height, width]: [usize; 3]) -> Result<DataSet> {
+        let data = DataSet::open(directory, split)?.with_size(height, width)?;
+        match self {
+            Self::None => Ok(data),
+            Self::Imagenet => data.with_normalization(Normalization::IMAGENET),
+            Self::Cifar10 => data.with_normalization(Normalization::CIFAR10),
+            Self::Cifar100 => data.with_normalization(Normalization::CIFAR100),
         }
     }
 }

@@ -90,10 +90,9 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
         let options = convert::Options {
             keep_non_finite_dense: true,
             calibration: calibration.as_ref(),
-            isa: None,
             progress: Some(&|progress| display.show(progress)),
             cancel: Some(&session.cancel),
-            overwrite: false,
+            ..convert::Options::default()
         };
         let report = convert::measure(&checkpoint, &plan, &options).map_err(|e| naming_input(e, &args.file))?;
         CalibrationArgs::warn_of_missing(&report, session);

@@ -13,6 +13,7 @@ mod network;
 mod pack;
 mod plot;
 mod progress;
+mod repair;
 mod rules;
 mod train;
 mod unpack;

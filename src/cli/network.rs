@@ -9,21 +9,35 @@ pub(super) struct NetworkArgs {
     /// that describes one
     #[arg(long, value_name = "NAME|PATH.toml")]
     net: String,
+    #[command(flatten)]
+    overrides: OverrideArgs,
+}
+
+/// What of a network is other than it is described.
+#[derive(Debug, Args)]
+pub(super) struct OverrideArgs {
     /// Multiply the filters of all its layers but the last
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", requires = "net")]
     width: Option<f64>,
     /// Classes that it tells apart
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "net")]
     classes: Option<usize>,
     /// Its images: channels, height and width, as 3x224x224
-    #[arg(long, value_name = "CxHxW", value_parser = shape)]
+    #[arg(long, value_name = "CxHxW", requires = "net", value_parser = shape)]
     input: Option<[usize; 3]>,
 }
 
 impl NetworkArgs {
     /// As described, with what was changed.
     pub fn open(&self) -> twn_pack::Result<Description> {
-        let Self { ref net, width, classes, input } = *self;
+        self.overrides.open(&self.net)
+    }
+}
+
+impl OverrideArgs {
+    /// That network, with what was changed.
+    pub fn open(&self, net: &str) -> twn_pack::Result<Description> {
+        let Self { width, classes, input } = *self;
         Description::open(net)?.with(Overrides { input, width, classes })
     }
 }

@@ -8,6 +8,7 @@ use twn_pack::{Checkpoint, Error, Report, convert};
 use super::calibration::CalibrationArgs;
 use super::exit::Exit;
 use super::progress::Display;
+use super::repair::RepairArgs;
 use super::rules::RuleArgs;
 use super::{ColorWhen, Session, naming_input, print};
 
@@ -38,6 +39,8 @@ pub(super) struct PackArgs {
     rules: RuleArgs,
     #[command(flatten)]
     calibration: CalibrationArgs,
+    #[command(flatten)]
+    repair: RepairArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -57,16 +60,19 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
     session.warn(checkpoint.warnings());
     session.warn(&plan.warnings);
     let calibration = args.calibration.open(&checkpoint, session)?;
+    let repairs = args.repair.open(&checkpoint, calibration.as_ref(), session)?;
     let report = match &args.output {
         Some(output) if !args.dry_run => {
             let display = Display::new(&session.global);
+            let repairs = repairs.list();
             let options = convert::Options {
                 overwrite: args.force,
                 keep_non_finite_dense: args.non_finite == NonFinite::Dense,
                 calibration: calibration.as_ref(),
-                isa: None,
+                repairs: &repairs,
                 progress: Some(&|progress| display.show(progress)),
                 cancel: Some(&session.cancel),
+                ..convert::Options::default()
             };
             convert::pack(&checkpoint, &plan, output, &options).map_err(|e| naming_input(e, model))?
         }
@@ -76,6 +82,9 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         _ => Report::of_plan(&checkpoint, &plan),
     };
     CalibrationArgs::warn_of_missing(&report, session);
+    if !args.dry_run {
+        args.repair.warn_of_missing(&report, session);
+    }
     if args.json {
         return print(report.to_json());
     }

@@ -48,10 +48,14 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
         print(lines.concat())?;
         return Ok(Exit::VerificationFailed);
     } else if !session.global.quiet {
+        let but = match result.repaired {
+            0 => String::new(),
+            n => format!(" but of {n} repaired tensors"),
+        };
         let against = args
             .against
             .as_ref()
-            .map(|model| format!("; agrees with {} in every dense byte and every error", model.display()));
+            .map(|model| format!("; agrees with {} in every dense byte{but} and every error", model.display()));
         print(format!(
             "{}: good: {} tensors, {}{}\n",
             args.file.display(),

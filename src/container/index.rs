@@ -75,6 +75,9 @@ pub struct DenseEntry {
     /// Why it is not ternary.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub reason: String,
+    /// What its values were changed by, where they are not the checkpoint's.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub repaired: Option<String>,
     /// Its bytes: little-endian, C order.
     #[serde(deserialize_with = "object")]
     pub section: Section,
@@ -218,6 +221,11 @@ impl TensorEntry {
     /// A ternary tensor.
     pub fn ternary(name: String, dtype: Dtype, shape: Vec<u64>, entry: TernaryEntry) -> Self {
         Self { dense: None, dtype, name, shape, ternary: Some(entry) }
+    }
+
+    /// Where the bytes of a tensor that is kept are, and what is said of them; `None` for ternary ones.
+    pub(crate) fn dense_mut(&mut self) -> Option<&mut DenseEntry> {
+        self.dense.as_mut()
     }
 
     /// What the tensor became. An index that was checked has exactly one of the two.

@@ -20,7 +20,7 @@ pub use self::index::{
 };
 pub use self::reader::{Container, Tensor};
 pub use self::tensor::{DenseTensor, TernaryTensor};
-pub use self::writer::ContainerWriter;
+pub use self::writer::{ContainerWriter, Replacement};
 
 /// Sections start at multiples of this.
 pub const ALIGNMENT: u64 = 64;

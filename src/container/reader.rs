@@ -43,10 +43,14 @@ impl Container {
     /// # Errors
     /// A file that cannot be read, is damaged, or needs a newer reader.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        Self::open_called(path.as_ref(), path.as_ref())
+    }
+
+    /// Maps a file that errors call `name`.
+    pub(super) fn open_called(path: &Path, name: &Path) -> Result<Self> {
         let file = mapped::open_regular(path)?;
         let map = mapped::map(&file, path)?;
-        Self::new(path, Storage::Mapped(map))
+        Self::new(name, Storage::Mapped(map))
     }
 
     /// From bytes in memory; `path` is what errors call it.

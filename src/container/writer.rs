@@ -3,12 +3,24 @@
 
 use std::path::Path;
 
+use super::Container;
 use super::align;
 use super::index::{Index, Section};
 use super::prefix::{LENGTH, Prefix};
 use crate::atomic_file::AtomicFile;
 use crate::error::ContainerProblem;
 use crate::{Error, Result};
+
+/// New values for a tensor that is kept dense.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replacement {
+    /// The tensor.
+    pub name: String,
+    /// All its values, in C order; they are rounded to the tensor's type.
+    pub values: Vec<f32>,
+    /// What they were found by; for people.
+    pub by: String,
+}
 
 /// A `.twn` file that is being written. It appears under its name when [`ContainerWriter::finish`]
 /// succeeds; dropping it before leaves nothing behind.
@@ -61,12 +73,34 @@ impl ContainerWriter {
         Ok(Section { crc32: crc32fast::hash(bytes), ..section })
     }
 
+    /// The file as it is so far, as readers will see it, under its temporary name. Nothing may be written before
+    /// the container is dropped.
+    ///
+    /// # Errors
+    /// As [`ContainerWriter::finish`].
+    pub(crate) fn draft(&self, index: &Index) -> Result<Container> {
+        let prefix = self.write_index(index)?;
+        self.file.write_at(&prefix.to_bytes(), 0)?;
+        Container::open_called(self.file.temporary(), self.file.path())
+    }
+
     /// Writes index and prefix and publishes the file; returns its length in bytes.
     ///
     /// # Errors
     /// An index that readers would refuse (over the size limit, or that contradicts itself), or a
     /// disk that refuses.
     pub fn finish(self, index: &Index) -> Result<u64> {
+        let prefix = self.write_index(index)?;
+        let length = prefix.index_offset + prefix.index_length;
+        // A draft may have been longer.
+        self.file.truncate(length)?;
+        self.file.sync()?;
+        self.file.write_at(&prefix.to_bytes(), 0)?;
+        self.file.publish()?;
+        Ok(length)
+    }
+
+    fn write_index(&self, index: &Index) -> Result<Prefix> {
         let json = index.to_json();
         let problem = Error::container(self.file.path());
         if json.len() as u64 > crate::limits::INDEX_BYTES {
@@ -78,12 +112,7 @@ impl ContainerWriter {
             ))));
         }
         Index::parse(&json, self.end).map_err(problem)?;
-        let prefix =
-            Prefix { index_offset: self.end, index_length: json.len() as u64, index_crc32: crc32fast::hash(&json) };
         self.file.write_at(&json, self.end)?;
-        self.file.sync()?;
-        self.file.write_at(&prefix.to_bytes(), 0)?;
-        self.file.publish()?;
-        Ok(prefix.index_offset + prefix.index_length)
+        Ok(Prefix { index_offset: self.end, index_length: json.len() as u64, index_crc32: crc32fast::hash(&json) })
     }
 }

@@ -3,8 +3,10 @@
 //! file; each piece has its place in the output, and sums are added in the order of the pieces, so
 //! the bytes do not depend on the number of threads. Not here: any method's rule, any bit order.
 
+mod bias;
 mod calibrated;
 mod job;
+mod repair;
 mod tally;
 mod tensor;
 mod unit;
@@ -16,8 +18,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+pub use self::bias::correct_bias;
 use self::calibrated::Calibrated;
 use self::job::{Done, Monitor, Places, Run};
+pub use self::repair::Repair;
 use self::tally::Tally;
 use self::tensor::{PlaneBytes, TernaryWork};
 use self::unit::LongRange;
@@ -52,6 +56,8 @@ pub struct Options<'a> {
     pub keep_non_finite_dense: bool,
     /// What is known of the layers' inputs.
     pub calibration: Option<&'a Calibration>,
+    /// What changes dense tensors once everything else is packed, one after another; [`measure`] leaves it out.
+    pub repairs: &'a [Box<Repair<'a>>],
     /// The instruction set, or `None` for [`Isa::detect`]; every one gives the same bytes.
     pub isa: Option<Isa>,
     /// Called now and then, from any thread.
@@ -79,7 +85,10 @@ pub struct Progress<'a> {
 pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Report> {
     refuse_own_input(checkpoint, output)?;
     let writer = ContainerWriter::create(output, options.overwrite)?;
-    let (index, writer) = run(checkpoint, plan, Some(writer), options)?;
+    let (mut index, writer) = run(checkpoint, plan, Some(writer), options)?;
+    for (repair, writer) in options.repairs.iter().zip(&writer) {
+        repair::repair(writer, &mut index, repair)?;
+    }
     checkpoint.check_unchanged()?;
     options.calibration.map_or(Ok(()), Calibration::check_unchanged)?;
     let length = writer.map(|writer| writer.finish(&index)).transpose()?.unwrap_or_default();
@@ -310,7 +319,7 @@ impl<'a> Work<'a> {
             Kind::Dense(section) => {
                 let section = Section { crc32: codes_crc, ..*section };
                 let shape = self.tensor.shape.iter().map(|&d| d as u64).collect();
-                let entry = DenseEntry { reason: self.reason.to_owned(), section };
+                let entry = DenseEntry { reason: self.reason.to_owned(), repaired: None, section };
                 Ok(TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape, entry))
             }
             Kind::Ternary { places: Places { codes, scales, .. }, work, calibrated } => ternary_entry(

@@ -38,10 +38,11 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::layers::{Convolution, Described, Layer, Linear, Residual, Written, maps, size};
+use super::layers::{BatchNorm, Convolution, Described, Layer, Linear, Residual, Written, maps, size};
+use crate::error::NetworkProblem;
 use crate::limits::{LAYER_VALUES, NETWORK_BYTES, RESIDUAL_DEPTH};
 use crate::mapped::open_regular;
-use crate::{Error, Result};
+use crate::{Checkpoint, Error, Result};
 
 /// The networks that are built in: name and description.
 pub const NETWORKS: [(&str, &str); 7] = [
@@ -218,6 +219,25 @@ impl Description {
         self.tensors().into_iter().filter(|(_, shape)| shape.len() > 1).map(|(name, _)| name).collect()
     }
 
+    /// Every batch norm, in the order in which they run.
+    pub(super) fn batch_norms(&self) -> Vec<&BatchNorm> {
+        fn find<'a>(layers: &'a [Described], found: &mut Vec<&'a BatchNorm>) {
+            for described in layers {
+                match &described.layer {
+                    Layer::BatchNorm(norm) => found.push(norm),
+                    Layer::Residual(Residual { body, shortcut }) => {
+                        find(body, found);
+                        find(shortcut, found);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let mut found = Vec::new();
+        find(&self.layers, &mut found);
+        found
+    }
+
     /// Whether each tensor is that of one layer; `who` wants it so.
     ///
     /// # Errors
@@ -230,6 +250,23 @@ impl Description {
                 Err(refused(&self.name, &format!("two layers have a tensor `{name}`; {who} wants one for each")))
             }
         }
+    }
+
+    /// Whether a checkpoint has every tensor, in the shape that the layers want.
+    ///
+    /// # Errors
+    /// The first that is missing or has another shape.
+    pub fn check_tensors(&self, checkpoint: &Checkpoint) -> Result<()> {
+        for (name, expected) in self.tensors() {
+            let problem = match checkpoint.by_name(name) {
+                Some(tensor) if tensor.shape == expected => continue,
+                Some(tensor) => NetworkProblem::Shape { expected, found: tensor.shape.to_vec() },
+                None => NetworkProblem::Missing { expected },
+            };
+            let (path, tensor) = (checkpoint.path().to_path_buf(), name.to_owned());
+            return Err(Error::Network { path, tensor, problem });
+        }
+        Ok(())
     }
 
     /// The network as a file: every layer as it is, with width and classes applied.

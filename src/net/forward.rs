@@ -10,6 +10,7 @@ use super::dense;
 use super::description::Description;
 use super::layers::{self, Described, gathered};
 use super::pool::{avg_pool, max_pool};
+use super::reestimate::Measured;
 use super::tensors::{Source, Tensors, Weights};
 use crate::kernel::{Conv2d, Kernel, Workspace};
 use crate::limits::FORWARD_BYTES;
@@ -68,6 +69,8 @@ pub struct Buffers {
     workspace: Workspace,
     /// Sums of what layers take, where they are wanted.
     pub(super) collected: Option<Collected>,
+    /// What batch norms are given, where that is wanted; they go by it then.
+    pub(super) measured: Option<Measured>,
 }
 
 impl<'a> Network<'a> {
@@ -194,7 +197,7 @@ fn run(steps: &[Step<'_>], count: usize, kernel: &Kernel, buffers: &mut Buffers,
 impl Step<'_> {
     /// From `buffers.x` to `buffers.x`.
     fn run(&self, count: usize, kernel: &Kernel, buffers: &mut Buffers) -> Result<()> {
-        let Buffers { x, y, columns, workspace, collected, .. } = buffers;
+        let Buffers { x, y, columns, workspace, collected, measured, .. } = buffers;
         let Self { layer, input, output } = self;
         match layer {
             Layer::Flatten | Layer::Residual { .. } => return Ok(()),
@@ -205,7 +208,11 @@ impl Step<'_> {
                 return Ok(());
             }
             Layer::BatchNorm(norm) => {
-                norm.apply(x, input[1] * input[2]);
+                let values = input[1] * input[2];
+                match measured {
+                    None => norm.apply(x, values),
+                    Some(measured) => measured.add(&norm.measure(x, values)),
+                }
                 return Ok(());
             }
             _ => room(y, count * output.iter().product::<usize>())?,
@@ -263,7 +270,7 @@ fn load<'a>(described: &[Described], tensors: &Tensors<'a>) -> Result<Vec<Step<'
                 let vector = |name: &str| tensors.vector(name, channels);
                 let (weight, bias) = (vector(&norm.weight)?, vector(&norm.bias)?);
                 let (mean, variance) = (vector(&norm.mean)?, vector(&norm.variance)?);
-                Layer::BatchNorm(BatchNorm::new(&weight, &bias, &mean, &variance, norm.eps))
+                Layer::BatchNorm(BatchNorm::new(weight, bias, &mean, &variance, norm.eps))
             }
             layers::Layer::MaxPool(pool) => Layer::MaxPool(pool.geometry()),
             layers::Layer::AvgPool(pool) => Layer::AvgPool(pool.geometry()),

@@ -11,6 +11,7 @@
 //!
 //! Not here: products of packed weights ([`crate::kernel`]), data sets ([`crate::data`]), training.
 
+mod adjust;
 mod batch_norm;
 mod batches;
 mod collect;
@@ -22,12 +23,15 @@ mod forward;
 pub(crate) mod im2col;
 pub(crate) mod layers;
 pub(crate) mod pool;
+mod reestimate;
 mod tensors;
 
+pub use self::adjust::adjust;
 pub use self::collect::{CollectOptions, collect};
 pub use self::description::{Description, NETWORKS, Overrides};
 pub use self::evaluate::{Evaluation, Options, evaluate};
 pub use self::fold::{Folded, fold};
 pub use self::forward::{Buffers, Network};
+pub use self::reestimate::{ReestimateOptions, reestimate};
 pub(crate) use self::tensors::Tensors;
 pub use self::tensors::{Packed, Source, Weights};

@@ -39,6 +39,9 @@ pub struct TensorReport {
     pub became: String,
     /// Why it stayed dense; empty for ternary tensors.
     pub reason: String,
+    /// What changed its values, where they are not the checkpoint's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<String>,
     /// Share of zeros among the codes.
     pub sparsity: Option<f64>,
     /// Thresholds Δ, in the weights' unit.
@@ -123,6 +126,7 @@ impl Report {
             match entry.body() {
                 Body::Dense(dense) => {
                     tensor.reason.clone_from(&dense.reason);
+                    tensor.repaired.clone_from(&dense.repaired);
                     totals.dense_bytes += dense.section.length;
                 }
                 Body::Ternary(ternary) => {
@@ -225,6 +229,7 @@ impl TensorReport {
             dtype: dtype.to_string(),
             became: "dense".to_owned(),
             reason: String::new(),
+            repaired: None,
             sparsity: None,
             delta: None,
             alpha: None,

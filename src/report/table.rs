@@ -59,7 +59,8 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         format!("[{}]", shape.join(", ")),
         tensor.dtype.clone(),
         if dense {
-            format!("dense: {}", tensor.reason.escape_debug())
+            let repaired = tensor.repaired.iter().map(|by| format!(", {}", by.escape_debug()));
+            format!("dense: {}{}", tensor.reason.escape_debug(), repaired.collect::<String>())
         } else {
             tensor.became.escape_debug().to_string()
         },

@@ -1,0 +1,35 @@
+//! Dense tensors that change once everything else is packed: biases, statistics of batch norm. Not here:
+//! what they change to ([`Replacement`]; `net` and [`crate::calibration`] find them).
+
+use std::collections::BTreeMap;
+
+use crate::container::{ContainerWriter, Index, Replacement};
+use crate::dtype::{is_float, push};
+use crate::{Container, Error, Result};
+
+/// Looks at what was packed and says which of the dense tensors are to have other values.
+pub type Repair<'a> = dyn Fn(Container) -> Result<Vec<Replacement>> + Sync + 'a;
+
+/// Asks, and writes the new values in place of the old ones, in the tensors' own types.
+pub(super) fn repair(writer: &ContainerWriter, index: &mut Index, repair: &Repair<'_>) -> Result<()> {
+    let replacements = repair(writer.draft(index)?)?;
+    let places: BTreeMap<String, usize> = index.tensors.iter().map(|t| t.name.clone()).zip(0..).collect();
+    for Replacement { name, values, by } in replacements {
+        let refused = |what: &str| Error::Request(format!("tensor `{name}` was to be changed by {by}; {what}"));
+        let entry = places.get(&name).map(|&i| &mut index.tensors[i]).ok_or_else(|| refused("there is none"))?;
+        let (dtype, elements) = (entry.dtype, entry.elements());
+        let dense = entry.dense_mut().ok_or_else(|| refused("it is ternary; exclude it (--exclude)"))?;
+        if !is_float(dtype) || values.len() as u64 != elements {
+            return Err(refused(&format!("expected {} floats, found {elements} of {dtype}", values.len())));
+        }
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(refused(&format!("value {at} would be {}", values[at])));
+        }
+        let mut bytes = Vec::new();
+        values.iter().for_each(|&value| push(dtype, value, &mut bytes));
+        writer.write_at(&bytes, dense.section.offset)?;
+        dense.section.crc32 = crc32fast::hash(&bytes);
+        dense.repaired = Some(by);
+    }
+    Ok(())
+}
