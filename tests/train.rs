@@ -339,6 +339,26 @@ fn from_a_checkpoint() {
     }
 }
 
+/// What is said for --method does not get in the way of a layer with another one.
+#[test]
+fn each_layer_has_the_method_that_was_asked_for() {
+    let world = World::new();
+    let options = ["--epochs", "1", "--batch", "16", "--method", "twn", "--factor", "0.6", "--granularity", "tensor"];
+    world.train(0, "mixed", &[&options[..], &["--set", "lm_head.weight", "method=esa", "-q"]].concat());
+    let report = expect(0, &["inspect", &world.path("mixed.twn"), "--json"]).0;
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let became = |name: &str| {
+        let tensors = report["tensors"].as_array().unwrap();
+        tensors.iter().find(|tensor| tensor["name"] == name).unwrap()["became"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(became("block.conv.weight"), "t2 twn tensor");
+    assert_eq!(became("lm_head.weight"), "t2 optimal filter");
+    // But what is said for that layer has to make sense.
+    let refused = world.arguments("bad", &["--epochs", "1", "--set", "lm_head.weight", "method=esa,factor=0.6"]);
+    let stderr = String::from_utf8(common::run(&refused).stderr).unwrap();
+    assert!(stderr.contains("method `esa` takes no factor"), "{stderr}");
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let world = World::new();

@@ -229,11 +229,17 @@ impl MethodArgs {
                 return Err(Error::Request(message.to_owned()));
             }
             let chosen = settings.method.unwrap_or_default();
-            let request = Request {
+            let mut request = Request {
                 factor: settings.factor,
                 granularity: settings.granularity,
                 sparsity_alpha: self.sparsity_alpha.unwrap_or(Request::default().sparsity_alpha),
             };
+            if chosen != self.method && train::method::<f32>(&chosen, &request).is_err() {
+                // --factor and --granularity are for --method; a layer with another one may have no use for them.
+                request.factor = request.factor.filter(|_| settings.factor != rules.settings.factor);
+                request.granularity =
+                    request.granularity.filter(|_| settings.granularity != rules.settings.granularity);
+            }
             // Says what is wrong with it before the long work.
             let ternary = train::method::<f32>(&chosen, &request)?.is_some();
             if ternary && settings.keep != Some(Keep::Dense) {
