@@ -118,7 +118,7 @@ struct RecipeArgs {
     #[arg(long, value_name = "HOW")]
     augment: Option<AugmentName>,
     /// How hard esa's penalty pulls weights to −1, 0 and 1, at the first step and at the last: in each step
-    /// this, over the number of steps, down its slope, whatever the rate [default: 0.1 100]
+    /// this, over the number of steps, down its slope, whatever the rate [default: 1 100]
     #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
     penalty: Option<Vec<f64>>,
 }

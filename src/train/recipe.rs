@@ -84,7 +84,7 @@ impl Recipe {
             weight_decay: 1e-4,
             loss: Loss::CrossEntropy,
             augment: Augment::None,
-            penalty: [0.1, 100.0],
+            penalty: [1.0, 100.0],
         };
         Ok(match name {
             "repair" => repair,

@@ -20,7 +20,7 @@ impl<R: Real> Method<R> for BinaryConnect {
         project(Threshold::Sign, R::one(), w, used);
     }
 
-    fn after_step(&self, mut w: ArrayViewMut2<'_, R>, _distance: f64) {
+    fn after_step(&mut self, mut w: ArrayViewMut2<'_, R>, _distance: f64) {
         let one = R::one();
         w.mapv_inplace(|w| {
             if w > one {

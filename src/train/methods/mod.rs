@@ -45,7 +45,7 @@ pub trait Method<R: Real>: Debug + Send {
 
     /// Called after every step of the optimizer: brings weights back into the range that the method allows,
     /// or goes `distance` down the slope of the method's own penalty.
-    fn after_step(&self, _w: ArrayViewMut2<'_, R>, _distance: f64) {}
+    fn after_step(&mut self, _w: ArrayViewMut2<'_, R>, _distance: f64) {}
 
     /// How many weights are within 0.05 of the values to which they will be rounded; `None` where nothing is.
     fn settled(&self, _w: ArrayView2<'_, R>) -> Option<usize> {
