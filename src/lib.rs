@@ -37,6 +37,7 @@
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod atomic_file;
+#[cfg(feature = "calibration")]
 pub mod calibration;
 pub mod container;
 pub mod convert;
@@ -64,6 +65,7 @@ mod vector;
 pub mod verify;
 
 pub use atomic_file::{PARTIAL_SUFFIX, write_atomically};
+#[cfg(feature = "calibration")]
 pub use calibration::Calibration;
 pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
 pub use dtype::Dtype;

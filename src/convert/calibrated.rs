@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use super::in_order;
 use super::job::{Done, Places, Run};
 use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
 use super::unit::AsUnit;
+use super::{Options, in_order};
 use crate::Result;
 use crate::calibration::solve::{Grid, Solved, Solver};
 use crate::calibration::{Calibration, Moments};
@@ -32,18 +32,28 @@ enum Inputs {
     Diagonal(Vec<f64>),
 }
 
-/// What `calibration` knows of the inputs of a tensor, if that can be used.
+/// Whether the run was given statistics.
+pub(super) fn is_asked(options: &Options<'_>) -> bool {
+    options.calibration.is_some()
+}
+
+/// Notices statistics that were written to since they were opened.
+pub(super) fn check_unchanged(options: &Options<'_>) -> Result<()> {
+    options.calibration.map_or(Ok(()), Calibration::check_unchanged)
+}
+
+/// What is known of the inputs of a tensor, if that can be used.
 ///
 /// # Errors
 /// Statistics that do not fit the tensor.
 pub(super) fn of<'a>(
-    calibration: &'a Calibration,
+    options: &Options<'a>,
     tensor: TensorView<'_>,
     work: &TernaryWork<'_>,
 ) -> Result<Option<Calibrated<'a>>> {
-    if work.treatment.granularity == Granularity::Tensor {
+    let (Some(calibration), false) = (options.calibration, work.treatment.granularity == Granularity::Tensor) else {
         return Ok(None);
-    }
+    };
     let moments = calibration.moments(tensor.name, work.view.filters(), work.view.filter_len())?;
     Ok(moments.map(|moments| Calibrated { moments, calibration }))
 }

@@ -3,6 +3,7 @@
 //! file; each piece has its place in the output, and sums are added in the order of the pieces, so
 //! the bytes do not depend on the number of threads. Not here: any method's rule, any bit order.
 
+#[cfg_attr(not(feature = "calibration"), path = "uncalibrated.rs")]
 mod calibrated;
 mod job;
 mod tally;
@@ -21,6 +22,7 @@ use self::job::{Done, Monitor, Places, Run};
 use self::tally::Tally;
 use self::tensor::{PlaneBytes, TernaryWork};
 use self::unit::LongRange;
+#[cfg(feature = "calibration")]
 use crate::calibration::Calibration;
 use crate::container::{
     CalibrationEntry, ContainerWriter, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, TensorEntry,
@@ -51,6 +53,7 @@ pub struct Options<'a> {
     /// Tensors with NaN or infinite weights stay dense instead of stopping the run.
     pub keep_non_finite_dense: bool,
     /// What is known of the layers' inputs.
+    #[cfg(feature = "calibration")]
     pub calibration: Option<&'a Calibration>,
     /// The instruction set, or `None` for [`Isa::detect`]; every one gives the same bytes.
     pub isa: Option<Isa>,
@@ -81,7 +84,7 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     let writer = ContainerWriter::create(output, options.overwrite)?;
     let (index, writer) = run(checkpoint, plan, Some(writer), options)?;
     checkpoint.check_unchanged()?;
-    options.calibration.map_or(Ok(()), Calibration::check_unchanged)?;
+    calibrated::check_unchanged(options)?;
     let length = writer.map(|writer| writer.finish(&index)).transpose()?.unwrap_or_default();
     Ok(Report::of_index(&index, length))
 }
@@ -171,7 +174,7 @@ fn run(
             while let Some((_, done)) = pieces.next_if(|(piece, _)| piece.work == i) {
                 total.add(&done);
             }
-            work.entry(total, options.calibration.is_some())
+            work.entry(total, calibrated::is_asked(options))
         })
         .collect::<Result<_>>()?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
@@ -239,8 +242,7 @@ impl<'a> Work<'a> {
         let work = Box::new(TernaryWork::new(view, treatment));
         let (planes, plane) = (treatment.planes as u64, work.plane_bytes());
         let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
-        let calibrated = options.calibration.map(|calibration| calibrated::of(calibration, tensor, &work));
-        let calibrated = calibrated.transpose()?.flatten();
+        let calibrated = calibrated::of(options, tensor, &work)?;
         let kind = Kind::Ternary { places: Places { codes, scales, plane }, work, calibrated };
         Ok(Self { tensor, reason: &planned.reason, kind, done: Vec::new() })
     }

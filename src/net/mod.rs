@@ -13,6 +13,7 @@
 
 mod batch_norm;
 mod batches;
+#[cfg_attr(not(feature = "calibration"), path = "collect_nothing.rs")]
 mod collect;
 pub mod dense;
 mod description;
@@ -24,6 +25,7 @@ pub(crate) mod layers;
 pub(crate) mod pool;
 mod tensors;
 
+#[cfg(feature = "calibration")]
 pub use self::collect::{CollectOptions, collect};
 pub use self::description::{Description, NETWORKS, Overrides};
 pub use self::evaluate::{Evaluation, Options, evaluate};
