@@ -46,6 +46,7 @@ pub mod data;
 mod dtype;
 pub mod error;
 mod float8;
+mod int8;
 pub mod kernel;
 pub mod limits;
 mod mapped;
@@ -67,7 +68,7 @@ pub mod verify;
 pub use atomic_file::{PARTIAL_SUFFIX, write_atomically};
 #[cfg(feature = "calibration")]
 pub use calibration::Calibration;
-pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
+pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Int8Tensor, Tensor, TernaryTensor};
 pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};
 pub use pack::Encoding;

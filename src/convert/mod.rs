@@ -5,6 +5,7 @@
 
 #[cfg_attr(not(feature = "calibration"), path = "uncalibrated.rs")]
 mod calibrated;
+mod int8;
 mod job;
 mod tally;
 mod tensor;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use self::calibrated::Calibrated;
+use self::int8::Int8Work;
 use self::job::{Done, Monitor, Places, Run};
 use self::tally::Tally;
 use self::tensor::{PlaneBytes, TernaryWork};
@@ -25,8 +27,8 @@ use self::unit::LongRange;
 #[cfg(feature = "calibration")]
 use crate::calibration::Calibration;
 use crate::container::{
-    CalibrationEntry, ContainerWriter, DenseEntry, Granularity, Index, MethodEntry, Producer, Section, TensorEntry,
-    TernaryEntry, TernaryTensor,
+    Body, CalibrationEntry, ContainerWriter, DenseEntry, Granularity, Index, Int8Entry, MethodEntry, Producer, Section,
+    TensorEntry, TernaryEntry, TernaryTensor,
 };
 use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
@@ -123,6 +125,7 @@ struct Work<'a> {
 
 enum Kind<'a> {
     Dense(Section),
+    Int8 { places: Places, work: Int8Work<'a>, calibrated: Option<Calibrated<'a>> },
     Ternary { places: Places, work: Box<TernaryWork<'a>>, calibrated: Option<Calibrated<'a>> },
 }
 
@@ -228,23 +231,32 @@ impl<'a> Work<'a> {
         options: &Options<'a>,
         isa: Isa,
     ) -> Result<Self> {
-        let dense = |offsets: &mut Offsets<'_>, reason| {
-            let kind = Kind::Dense(offsets.reserve(tensor.data.len() as u64)?);
-            Ok(Self { tensor, reason, kind, done: Vec::new() })
+        let view = match &planned.decision {
+            Decision::Dense => None,
+            Decision::Int8(treatment) => Some(filters_of(tensor, treatment.axis)?),
+            Decision::Ternary(treatment) => Some(filter_view(tensor, treatment)?),
         };
-        let Decision::Ternary(treatment) = &planned.decision else {
-            return dense(offsets, planned.reason.as_str());
+        let left = view.is_some() && options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel);
+        let reason = if left { NON_FINITE } else { &planned.reason };
+        let mut places = |planes: u64, plane: (u64, u64)| -> Result<Places> {
+            let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
+            Ok(Places { codes, scales, plane })
         };
-        let view = filter_view(tensor, treatment)?;
-        if options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel) {
-            return dense(offsets, NON_FINITE);
-        }
-        let work = Box::new(TernaryWork::new(view, treatment));
-        let (planes, plane) = (treatment.planes as u64, work.plane_bytes());
-        let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
-        let calibrated = calibrated::of(options, tensor, &work)?;
-        let kind = Kind::Ternary { places: Places { codes, scales, plane }, work, calibrated };
-        Ok(Self { tensor, reason: &planned.reason, kind, done: Vec::new() })
+        let kind = match (&planned.decision, view.filter(|_| !left)) {
+            (Decision::Ternary(treatment), Some(view)) => {
+                let work = Box::new(TernaryWork::new(view, treatment));
+                let whole_tensor = treatment.granularity == Granularity::Tensor;
+                let calibrated = calibrated::of(options, tensor, view, whole_tensor)?;
+                Kind::Ternary { places: places(treatment.planes as u64, work.plane_bytes())?, work, calibrated }
+            }
+            (Decision::Int8(treatment), Some(view)) => {
+                let work = Int8Work::new(view, *treatment);
+                let calibrated = calibrated::of(options, tensor, view, false)?;
+                Kind::Int8 { places: places(1, work.bytes())?, work, calibrated }
+            }
+            _ => Kind::Dense(offsets.reserve(tensor.data.len() as u64)?),
+        };
+        Ok(Self { tensor, reason, kind, done: Vec::new() })
     }
 
     fn needs_prefit(&self) -> bool {
@@ -254,13 +266,22 @@ impl<'a> Work<'a> {
     /// What has to happen before there are pieces: units that no piece holds whole are fitted. Where
     /// filters are scattered over the file that is the whole work, on some filters after another.
     fn prefit(&mut self, run: Run<'_>) -> Result<()> {
-        let Self { tensor, kind: Kind::Ternary { places, work, calibrated }, done, .. } = self else {
-            return Ok(());
+        let Self { tensor, kind, done, .. } = self;
+        let (places, work) = match kind {
+            Kind::Dense(_) => return Ok(()),
+            Kind::Int8 { places, work, calibrated } => {
+                *done = match calibrated {
+                    Some(calibrated) => calibrated.int8(*tensor, work, *places, run)?,
+                    None => work.by_windows(*tensor, *places, run)?,
+                };
+                return Ok(());
+            }
+            Kind::Ternary { places, work, calibrated: Some(calibrated) } => {
+                *done = calibrated.ternary(*tensor, work, *places, run)?;
+                return Ok(());
+            }
+            Kind::Ternary { places, work, calibrated: None } => (places, work),
         };
-        if let Some(calibrated) = calibrated {
-            *done = calibrated.run(*tensor, work, *places, run)?;
-            return Ok(());
-        }
         run.fit(*tensor, work)?;
         if work.is_scattered() {
             work.each_window(run.isa, |part| {
@@ -280,7 +301,9 @@ impl<'a> Work<'a> {
     fn pieces(&self) -> Vec<Range<usize>> {
         match &self.kind {
             Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
-            Kind::Ternary { calibrated: Some(_), .. } => Vec::new(),
+            Kind::Ternary { calibrated: Some(_), .. } | Kind::Int8 { calibrated: Some(_), .. } => Vec::new(),
+            Kind::Int8 { work, .. } if work.is_scattered() => Vec::new(),
+            Kind::Int8 { work, .. } => work.pieces(),
             Kind::Ternary { work, .. } if work.is_scattered() => Vec::new(),
             Kind::Ternary { work, .. } => work.pieces(),
         }
@@ -289,6 +312,7 @@ impl<'a> Work<'a> {
     fn run(&self, range: Range<usize>, run: Run<'_>) -> Result<Done> {
         match &self.kind {
             Kind::Dense(section) => run.dense(self.tensor, range, *section),
+            Kind::Int8 { places, work, .. } => work.piece(self.tensor, range, *places, run),
             Kind::Ternary { places, work, .. } => run.ternary(self.tensor, work, range, *places),
         }
     }
@@ -311,20 +335,35 @@ impl<'a> Work<'a> {
         match &self.kind {
             Kind::Dense(section) => {
                 let section = Section { crc32: codes_crc, ..*section };
-                let shape = self.tensor.shape.iter().map(|&d| d as u64).collect();
                 let entry = DenseEntry { reason: self.reason.to_owned(), section };
-                Ok(TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape, entry))
+                Ok(TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape_of(self.tensor), entry))
+            }
+            Kind::Int8 { places: Places { codes, scales, .. }, work, calibrated } => {
+                let entry = Int8Entry {
+                    axis: work.treatment.axis as u64,
+                    calibration: calibration.then(|| calibrated::entry(calibrated.as_ref(), false, tally.output())),
+                    codes: Section { crc32: codes_crc, ..*codes },
+                    reason: self.reason.to_owned(),
+                    scale_dtype: work.treatment.scale_dtype,
+                    scales: Section { crc32: scales_crc, ..*scales },
+                    stats: tally.int8_stats().map_err(|problem| weights_error(self.tensor.name, problem))?,
+                };
+                Ok(TensorEntry::int8(self.tensor.name.to_owned(), self.tensor.dtype, shape_of(self.tensor), entry))
             }
             Kind::Ternary { places: Places { codes, scales, .. }, work, calibrated } => ternary_entry(
                 self.tensor,
                 work.treatment,
-                calibration.then(|| calibrated::entry(calibrated.as_ref(), tally.output())),
+                calibration.then(|| calibrated::entry(calibrated.as_ref(), true, tally.output())),
                 Section { crc32: codes_crc, ..*codes },
                 Section { crc32: scales_crc, ..*scales },
                 &tally,
             ),
         }
     }
+}
+
+fn shape_of(tensor: TensorView<'_>) -> Vec<u64> {
+    tensor.shape.iter().map(|&d| d as u64).collect()
 }
 
 fn ternary_entry(
@@ -349,8 +388,7 @@ fn ternary_entry(
         scales,
         stats: tally.stats(planes * tensor.elements() as u64).map_err(|problem| weights_error(tensor.name, problem))?,
     };
-    let shape = tensor.shape.iter().map(|&d| d as u64).collect();
-    Ok(TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape, entry))
+    Ok(TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape_of(tensor), entry))
 }
 
 /// Ternarizes one tensor in memory, on the threads of the current rayon pool. `tensor` is what
@@ -386,8 +424,8 @@ pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Res
     let section = |bytes: &[u8]| Section { crc32: crc32fast::hash(bytes), length: bytes.len() as u64, offset: 0 };
     let entry = ternary_entry(tensor, treatment, None, section(&codes), section(&scales), &tally)?;
     match entry.body() {
-        crate::container::Body::Ternary(ternary) => Ok(TernaryTensor::new(&entry, ternary, codes, scales)),
-        crate::container::Body::Dense(_) => unreachable!("made as ternary just above"),
+        Body::Ternary(ternary) => Ok(TernaryTensor::new(&entry, ternary, codes, scales)),
+        Body::Dense(_) | Body::Int8(_) => unreachable!("made as ternary just above"),
     }
 }
 
@@ -408,12 +446,16 @@ fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<Filt
         let method = treatment.method.name();
         return Err(Error::Request(format!("tensor `{}`: method `{method}`, but {contradiction}", tensor.name)));
     }
+    filters_of(tensor, treatment.axis)
+}
+
+/// The filters of a tensor that can have some.
+fn filters_of(tensor: TensorView<'_>, axis: usize) -> Result<FilterView<'_>> {
     if tensor.elements() == 0 {
         return Err(Error::Request(format!("tensor `{}` is empty, it cannot be ternary; keep it dense", tensor.name)));
     }
-    FilterView::new(tensor, treatment.axis).ok_or_else(|| {
+    FilterView::new(tensor, axis).ok_or_else(|| {
         let (name, dtype, shape) = (tensor.name, tensor.dtype, tensor.shape);
-        let axis = treatment.axis;
         Error::Request(format!("tensor `{name}` ({dtype}, shape {shape:?}) cannot be ternary along axis {axis}"))
     })
 }

@@ -5,11 +5,12 @@ use std::convert::Infallible;
 use std::marker::PhantomData;
 
 use super::Options;
+use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
 use super::tensor::TernaryWork;
 use crate::Result;
 use crate::container::CalibrationEntry;
-use crate::source::TensorView;
+use crate::source::{FilterView, TensorView};
 
 /// There is none.
 #[derive(Debug, Clone)]
@@ -23,16 +24,20 @@ pub(super) fn check_unchanged(_: &Options<'_>) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn of<'a>(_: &Options<'a>, _: TensorView<'_>, _: &TernaryWork<'_>) -> Result<Option<Calibrated<'a>>> {
+pub(super) fn of<'a>(_: &Options<'a>, _: TensorView<'_>, _: FilterView<'_>, _: bool) -> Result<Option<Calibrated<'a>>> {
     Ok(None)
 }
 
 impl Calibrated<'_> {
-    pub fn run(&self, _: TensorView<'_>, _: &TernaryWork<'_>, _: Places, _: Run<'_>) -> Result<Vec<Done>> {
+    pub fn ternary(&self, _: TensorView<'_>, _: &TernaryWork<'_>, _: Places, _: Run<'_>) -> Result<Vec<Done>> {
+        match self.0 {}
+    }
+
+    pub fn int8(&self, _: TensorView<'_>, _: &Int8Work<'_>, _: Places, _: Run<'_>) -> Result<Vec<Done>> {
         match self.0 {}
     }
 }
 
-pub(super) fn entry(_: Option<&Calibrated<'_>>, _: [f64; 2]) -> CalibrationEntry {
+pub(super) fn entry(_: Option<&Calibrated<'_>>, _: bool, _: [f64; 2]) -> CalibrationEntry {
     CalibrationEntry::default()
 }

@@ -12,9 +12,9 @@ mod units;
 use serde::Serialize;
 
 pub use self::units::{bytes, count, ratio};
-use crate::container::{Body, CalibrationEntry, Index, Spread, TernaryEntry};
+use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TernaryEntry};
 use crate::dtype::Dtype;
-use crate::select::{Decision, Plan, became};
+use crate::select::{Decision, Plan, became, became_int8};
 use crate::source::Checkpoint;
 
 /// A whole file.
@@ -37,7 +37,7 @@ pub struct TensorReport {
     pub dtype: String,
     /// What it became: `dense`, or encoding, method and granularity.
     pub became: String,
-    /// Why it stayed dense; empty for ternary tensors.
+    /// Why it stayed dense or became int8; empty for ternary tensors.
     pub reason: String,
     /// Share of zeros among the codes.
     pub sparsity: Option<f64>,
@@ -88,6 +88,15 @@ pub struct Totals {
     pub scale_bytes: u64,
     /// Bytes of dense tensors.
     pub dense_bytes: u64,
+    /// How many tensors are int8.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub int8_tensors: u64,
+    /// Weights of the int8 tensors.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub int8_weights: u64,
+    /// Bytes of their codes and scales.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub int8_bytes: u64,
     /// Prefix, index and padding.
     pub overhead_bytes: u64,
     /// Ternary tensors: bytes in the checkpoint over bytes of codes and scales.
@@ -102,6 +111,10 @@ pub struct Totals {
     pub sparsity: Option<f64>,
     /// Σ‖W − Ŵ‖² / Σ‖W‖² over the ternary tensors.
     pub relative_squared_error: Option<f64>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// a/b, and 0 where b is 0.
@@ -124,6 +137,10 @@ impl Report {
                 Body::Dense(dense) => {
                     tensor.reason.clone_from(&dense.reason);
                     totals.dense_bytes += dense.section.length;
+                }
+                Body::Int8(int8) => {
+                    tensor.measure_int8(int8);
+                    totals.add_int8(entry.elements(), bytes);
                 }
                 Body::Ternary(ternary) => {
                     tensor.measure(ternary);
@@ -153,16 +170,22 @@ impl Report {
         for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
             let source_bytes = tensor.data.len() as u64;
             let (elements, mut sections) = (tensor.elements() as u64, [source_bytes, 0]);
-            if let Decision::Ternary(treatment) = &planned.decision {
-                let filters = tensor.shape[treatment.axis] as u64;
-                let n = elements.checked_div(filters).unwrap_or_default();
-                let planes = treatment.planes as u64;
-                let codes = planes * filters * treatment.encoding.bytes(n as usize) as u64;
-                let scales = planes * treatment.granularity.scales(filters, n) * treatment.scale_dtype.size() as u64;
-                sections = [codes, scales];
-                totals.add_ternary(elements, source_bytes, codes, scales);
-            } else {
-                totals.dense_bytes += source_bytes;
+            let filters_along = |axis: usize| tensor.shape[axis] as u64;
+            match &planned.decision {
+                Decision::Dense => totals.dense_bytes += source_bytes,
+                Decision::Int8(int8) => {
+                    sections = [elements, filters_along(int8.axis) * int8.scale_dtype.size() as u64];
+                    totals.add_int8(elements, sections.iter().sum());
+                }
+                Decision::Ternary(treatment) => {
+                    let filters = filters_along(treatment.axis);
+                    let n = elements.checked_div(filters).unwrap_or_default();
+                    let planes = treatment.planes as u64;
+                    let codes = planes * filters * treatment.encoding.bytes(n as usize) as u64;
+                    let scales = treatment.granularity.scales(filters, n) * treatment.scale_dtype.size() as u64;
+                    sections = [codes, planes * scales];
+                    totals.add_ternary(elements, source_bytes, codes, planes * scales);
+                }
             }
             let bytes = sections.iter().sum();
             totals.file_bytes += sections.iter().map(|n| n.next_multiple_of(crate::container::ALIGNMENT)).sum::<u64>();
@@ -244,8 +267,7 @@ impl TensorReport {
         let TernaryEntry { encoding, method, granularity, planes, axis, .. } = ternary;
         self.became = became(*encoding, &method.name, *granularity, *planes, *axis);
         if let Some(calibration) = &ternary.calibration {
-            self.calibration = Some(calibration.kind.clone());
-            self.relative_output_error = calibration.relative_squared_error();
+            self.under(calibration);
             self.became += match calibration.kind.as_str() {
                 CalibrationEntry::FULL => " calibrated",
                 CalibrationEntry::DIAGONAL => " weighted",
@@ -269,6 +291,23 @@ impl TensorReport {
     }
 }
 
+impl TensorReport {
+    fn measure_int8(&mut self, int8: &Int8Entry) {
+        self.became = became_int8(int8.axis);
+        self.reason.clone_from(&int8.reason);
+        if let Some(calibration) = &int8.calibration {
+            self.under(calibration);
+        }
+        self.alpha = Some(int8.stats.alpha);
+        self.relative_squared_error = Some(int8.stats.relative_squared_error());
+    }
+
+    fn under(&mut self, calibration: &CalibrationEntry) {
+        self.calibration = Some(calibration.kind.clone());
+        self.relative_output_error = calibration.relative_squared_error();
+    }
+}
+
 impl Totals {
     fn add(&mut self, tensor: &TensorReport, elements: u64) {
         self.tensors += 1;
@@ -284,10 +323,16 @@ impl Totals {
         self.scale_bytes += scales;
     }
 
+    fn add_int8(&mut self, weights: u64, bytes: u64) {
+        self.int8_tensors += 1;
+        self.int8_weights += weights;
+        self.int8_bytes += bytes;
+    }
+
     fn finish(&mut self) {
         let ternary = self.code_bytes + self.scale_bytes;
         self.ratio = share(self.source_bytes, self.file_bytes);
-        self.overhead_bytes = self.file_bytes.saturating_sub(ternary + self.dense_bytes);
+        self.overhead_bytes = self.file_bytes.saturating_sub(ternary + self.dense_bytes + self.int8_bytes);
         self.ternary_ratio = share(self.ternary_source_bytes, ternary);
         self.ternary_ratio_f32 = share(4 * self.ternary_weights, ternary);
         self.ternary_ratio_f64 = share(8 * self.ternary_weights, ternary);
