@@ -19,7 +19,8 @@ ENCODINGS = {"t2": (4, lambda b: None if b & b >> 1 & 0x55 else [b >> 2 * i & 3 
 # The index: `?` marks what may be absent, `*` stands for any key.
 SECTION, SPREAD = {"crc32": int, "length": int, "offset": int}, {"max": float, "mean": float, "min": float}
 COUNTS, ERRORS = {"negative": int, "zeros": int, "positive": int}, {"squared_error": float, "squared_norm": float}
-TERNARY = {"axis": int, "codes": SECTION, "encoding": str, "granularity": str, "planes": int, "scale_dtype": str,
+TERNARY = {"axis": int, "codes": SECTION, "encoding": str, "granularity": str, "planes": int, "reason?": str,
+           "scale_dtype": str,
            "method": {"name": str, "parameters?": {"*": float}}, "scales": SECTION,
            "stats": {"alpha": SPREAD, "delta?": SPREAD, **COUNTS, **ERRORS}}
 INT8 = {"axis": int, "codes": SECTION, "reason?": str, "scale_dtype": str, "scales": SECTION,

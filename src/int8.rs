@@ -192,7 +192,7 @@ mod tests {
             let plain = error(&w, (f64::from(max) / 127.0) as f32);
             assert!(fit.squared_error <= plain * (1.0 + 1e-9), "{n} {power}: {plain:e} {fit:?}");
             if power > 5.0 {
-                assert!(fit.squared_error < 0.9 * plain, "{n} {power}: {plain:e} {fit:?}");
+                assert!(fit.squared_error < 0.97 * plain, "{n} {power}: {plain:e} {fit:?}");
             }
         }
     }

@@ -14,7 +14,7 @@
 //! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
 //! stands to its right, [`select`] names what a treatment consists of (method, encoding,
 //! granularity) and does nothing with it. [`calibration`] has what is known of a layer's inputs, for
-//! `convert`. `tests/layering.rs` holds all this.
+//! `convert`; [`budget`] runs `convert` on every rung of every tensor and chooses. `tests/layering.rs` holds all this.
 //!
 //! ```no_run
 //! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};
@@ -37,6 +37,7 @@
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod atomic_file;
+pub mod budget;
 #[cfg(feature = "calibration")]
 pub mod calibration;
 pub mod container;

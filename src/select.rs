@@ -62,6 +62,9 @@ pub enum Decision {
     Dense,
 }
 
+/// The reason of what a budget decided; files keep it of ternary tensors too.
+pub const BUDGET: &str = "budget";
+
 /// A tensor's decision and the reason for it.
 #[derive(Debug, Clone)]
 pub struct Planned {

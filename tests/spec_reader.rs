@@ -357,6 +357,7 @@ fn write_planes(path: &Path) {
         granularity: Granularity::Filter,
         method: MethodEntry { name: "by hand".to_owned(), parameters: BTreeMap::new() },
         planes: 3,
+        reason: String::new(),
         scale_dtype: ScaleDtype::F32,
         scales: writer.section(&floats(&alphas)).unwrap(),
         stats: Stats {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use twn_pack::select::{Keep, Override};
-use twn_pack::{Checkpoint, Plan, Result, Rules, Settings};
+use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings};
 
 /// Which tensors; shared with `train`.
 #[derive(Debug, Default, PartialEq, Args)]
@@ -77,6 +77,18 @@ pub(super) struct RuleArgs {
 impl RuleArgs {
     pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Plan> {
         Plan::new(checkpoint, &self.rules()?)
+    }
+
+    /// For runs that choose planes and granularity themselves.
+    pub fn refuse_rungs(&self) -> Result<()> {
+        let option = match (self.planes, &self.granularity) {
+            (Some(_), _) => "--planes",
+            (None, Some(_)) => "--granularity",
+            (None, None) => return Ok(()),
+        };
+        Err(Error::Request(format!(
+            "{option} with a target or a sweep, which try all of them; leave it out, or fix tensors with --int8 and --exclude"
+        )))
     }
 
     fn rules(&self) -> Result<Rules> {

@@ -150,6 +150,9 @@ pub struct TernaryEntry {
     pub method: MethodEntry,
     /// How many planes, P.
     pub planes: u64,
+    /// Why it became that, where a budget decided.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub reason: String,
     /// The type of the scales.
     #[serde(deserialize_with = "named")]
     pub scale_dtype: ScaleDtype,

@@ -30,7 +30,6 @@ enum Storage {
 
 /// A tensor of a container, borrowed from its mapping.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "made one at a time and short-lived")]
 pub enum Tensor<'a> {
     /// Kept bit by bit.
     Dense(DenseTensor<'a>),

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
+use super::journal::stamp;
 use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
 use super::unit::AsUnit;
 use super::{Options, in_order};
@@ -43,6 +44,13 @@ pub(super) fn is_asked(options: &Options<'_>) -> bool {
 /// Notices statistics that were written to since they were opened.
 pub(super) fn check_unchanged(options: &Options<'_>) -> Result<()> {
     options.calibration.map_or(Ok(()), Calibration::check_unchanged)
+}
+
+/// Which statistics they are and how they are used, for a run to be resumed.
+pub(super) fn identity(options: &Options<'_>) -> Result<String> {
+    let Some(calibration) = options.calibration else { return Ok("none".to_owned()) };
+    let (damping, order) = (calibration.damping(), calibration.act_order());
+    Ok(format!("{}{damping} {order}", stamp(calibration.path())?))
 }
 
 /// What is known of the inputs of a tensor, if that can be used; one scale for a whole tensor cannot.

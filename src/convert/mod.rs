@@ -7,6 +7,7 @@
 mod calibrated;
 mod int8;
 mod job;
+mod journal;
 mod tally;
 mod tensor;
 mod unit;
@@ -21,6 +22,7 @@ use rayon::prelude::*;
 use self::calibrated::Calibrated;
 use self::int8::Int8Work;
 use self::job::{Done, Monitor, Places, Run};
+use self::journal::Journal;
 use self::tally::Tally;
 use self::tensor::{PlaneBytes, TernaryWork};
 use self::unit::LongRange;
@@ -34,7 +36,7 @@ use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
 use crate::pack::Encoding;
 use crate::report::Report;
-use crate::select::{Decision, Plan, Planned, Treatment};
+use crate::select::{BUDGET, Decision, Plan, Planned, Treatment};
 use crate::source::{Checkpoint, FilterView, TensorView};
 use crate::ternarize::Unit;
 use crate::vector::Isa;
@@ -43,6 +45,10 @@ use crate::{Error, Result};
 
 /// Weights per piece of work, about: 1 MiB of `f32`.
 const PIECE: usize = 3 * BLOCK;
+
+/// Bytes of the checkpoint that are worked on, about, before a run that may be resumed notes what is finished: a
+/// hundredth of a second, or what one calibrated tensor takes.
+const BATCH: u64 = 64 << 20;
 
 /// The reason of tensors that [`Options::keep_non_finite_dense`] kept dense.
 pub const NON_FINITE: &str = "holds NaN or infinity";
@@ -54,6 +60,9 @@ pub struct Options<'a> {
     pub overwrite: bool,
     /// Tensors with NaN or infinite weights stay dense instead of stopping the run.
     pub keep_non_finite_dense: bool,
+    /// Keep beside the output what is finished, whatever ends the run (`.NAME.twn-partial`, `.NAME.twn-journal`), and
+    /// go on with what a run with the same input, plan and options has left there. The bytes are the same.
+    pub resume: bool,
     /// What is known of the layers' inputs.
     #[cfg(feature = "calibration")]
     pub calibration: Option<&'a Calibration>,
@@ -83,11 +92,23 @@ pub struct Progress<'a> {
 /// changed meanwhile, or cancellation. After an error there is no output, or the old one.
 pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Report> {
     refuse_own_input(checkpoint, output)?;
-    let writer = ContainerWriter::create(output, options.overwrite)?;
-    let (index, writer) = run(checkpoint, plan, Some(writer), options)?;
+    let (writer, mut journal) = if options.resume {
+        let writer = ContainerWriter::resume(output, options.overwrite)?;
+        let journal = Journal::open(checkpoint, plan, output, options)?;
+        if journal.is_new() {
+            writer.clear()?;
+        }
+        (writer, Some(journal))
+    } else {
+        (ContainerWriter::create(output, options.overwrite)?, None)
+    };
+    let (index, writer) = run_plan(checkpoint, plan, Some(writer), journal.as_mut(), options)?;
     checkpoint.check_unchanged()?;
     calibrated::check_unchanged(options)?;
     let length = writer.map(|writer| writer.finish(&index)).transpose()?.unwrap_or_default();
+    if let Some(journal) = journal {
+        journal.remove();
+    }
     Ok(Report::of_index(&index, length))
 }
 
@@ -96,7 +117,7 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
 /// # Errors
 /// As [`pack`], but for the output.
 pub fn measure(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>) -> Result<Report> {
-    let (index, _) = run(checkpoint, plan, None, options)?;
+    let (index, _) = run_plan(checkpoint, plan, None, None, options)?;
     let end = index.tensors.iter().flat_map(TensorEntry::sections).map(|(_, s)| s.offset + s.length).max();
     let end = crate::container::align(end.unwrap_or(64)).unwrap_or_default();
     Ok(Report::of_index(&index, end + index.to_json().len() as u64))
@@ -136,52 +157,127 @@ struct Piece {
     range: Range<usize>,
 }
 
-fn run(
+fn run_plan(
     checkpoint: &Checkpoint,
     plan: &Plan,
-    mut writer: Option<ContainerWriter>,
+    writer: Option<ContainerWriter>,
+    journal: Option<&mut Journal>,
     options: &Options<'_>,
 ) -> Result<(Index, Option<ContainerWriter>)> {
-    let isa = options.isa.map_or_else(Isa::detect, Ok)?;
-    let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
-    let mut works = Vec::with_capacity(checkpoint.len());
     if plan.tensors.len() != checkpoint.len() {
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
     }
-    for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
+    let (tensors, writer) = run(checkpoint.tensors().zip(&plan.tensors), writer, journal, options)?;
+    let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
+    Ok((index, writer))
+}
+
+/// What the index would say of one tensor for each of these decisions; nothing is written.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_tensor(
+    tensor: TensorView<'_>,
+    planned: &[Planned],
+    options: &Options<'_>,
+) -> Result<Vec<TensorEntry>> {
+    Ok(run(planned.iter().map(|planned| (tensor, planned)), None, None, options)?.0)
+}
+
+/// Whether the run has statistics of inputs.
+pub(crate) fn is_calibrated(options: &Options<'_>) -> bool {
+    calibrated::is_asked(options)
+}
+
+fn run<'a>(
+    tensors: impl Iterator<Item = (TensorView<'a>, &'a Planned)>,
+    mut writer: Option<ContainerWriter>,
+    mut journal: Option<&mut Journal>,
+    options: &Options<'_>,
+) -> Result<(Vec<TensorEntry>, Option<ContainerWriter>)> {
+    let isa = options.isa.map_or_else(Isa::detect, Ok)?;
+    let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
+    let mut works = Vec::new();
+    for (tensor, planned) in tensors {
         works.push(Work::new(tensor, planned, &mut offsets, options, isa)?);
     }
-    let prefit_bytes: u64 = works.iter().filter(|w| w.needs_prefit()).map(|w| w.tensor.data.len() as u64).sum();
-    let monitor = Monitor {
-        total: works.iter().map(|w| w.tensor.data.len() as u64).sum::<u64>() + prefit_bytes,
-        done: AtomicU64::new(0),
-        options,
-    };
+    let monitor = Monitor { total: works.iter().map(Work::bytes).sum(), done: AtomicU64::new(0), options };
     let run = Run { isa, writer: writer.as_ref(), monitor: &monitor };
-    for work in &mut works {
+    let mut entries = Vec::with_capacity(works.len());
+    // Without a journal all tensors at once: no thread waits for the end of any.
+    let batch = if journal.is_some() { BATCH } else { u64::MAX };
+    let mut rest = &mut works[..];
+    while !rest.is_empty() {
+        let mut bytes = 0u64;
+        let end = rest.iter().position(|work| {
+            bytes = bytes.saturating_add(work.effort());
+            bytes >= batch
+        });
+        let (works, others) = rest.split_at_mut(end.map_or(rest.len(), |end| end + 1));
+        rest = others;
+        let first = entries.len();
+        let known = recall(works, first, journal.as_deref_mut(), run)?;
+        for (i, entry) in run_batch(works, known, run, options)?.into_iter().enumerate() {
+            let (entry, is_new) = entry;
+            if let (Some(journal), true) = (&mut journal, is_new) {
+                journal.add(first + i, &entry)?;
+            }
+            entries.push(entry);
+        }
+    }
+    Ok((entries, writer))
+}
+
+/// What is finished of these tensors, of which the first has that number.
+fn recall(
+    works: &[Work<'_>],
+    first: usize,
+    journal: Option<&mut Journal>,
+    run: Run<'_>,
+) -> Result<Vec<Option<TensorEntry>>> {
+    let (Some(journal), Some(writer)) = (journal, run.writer) else { return Ok(vec![None; works.len()]) };
+    let mut known = Vec::with_capacity(works.len());
+    for (i, work) in works.iter().enumerate() {
+        let entry = journal.take(first + i).filter(|entry| work.is_described_by(entry));
+        let holds = entry.as_ref().map_or(Ok(false), |entry| writer.holds(entry))?;
+        if holds {
+            run.monitor.advance(work.bytes(), work.tensor.name);
+        }
+        known.push(entry.filter(|_| holds));
+    }
+    Ok(known)
+}
+
+/// All the work on some tensors but those that are known; what the index says of each, and whether that is new.
+fn run_batch(
+    works: &mut [Work<'_>],
+    known: Vec<Option<TensorEntry>>,
+    run: Run<'_>,
+    options: &Options<'_>,
+) -> Result<Vec<(TensorEntry, bool)>> {
+    for (work, _) in works.iter_mut().zip(&known).filter(|(_, known)| known.is_none()) {
         work.prefit(run)?;
     }
     let pieces: Vec<Piece> = works
         .iter()
         .enumerate()
+        .filter(|(i, _)| known[*i].is_none())
         .flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }))
         .collect();
     let done = in_order(&pieces, |piece| works[piece.work].run(piece.range.clone(), run))?;
     let mut pieces = pieces.iter().zip(done).peekable();
-    let tensors = works
-        .iter()
-        .enumerate()
-        .map(|(i, work)| {
-            let mut total = work.start();
-            work.done.iter().for_each(|done| total.add(done));
-            while let Some((_, done)) = pieces.next_if(|(piece, _)| piece.work == i) {
-                total.add(&done);
-            }
-            work.entry(total, calibrated::is_asked(options))
-        })
-        .collect::<Result<_>>()?;
-    let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
-    Ok((index, writer))
+    let entries = works.iter().zip(known).enumerate().map(|(i, (work, known))| {
+        if let Some(entry) = known {
+            return Ok((entry, false));
+        }
+        let mut total = work.start();
+        work.done.iter().for_each(|done| total.add(done));
+        while let Some((_, done)) = pieces.next_if(|(piece, _)| piece.work == i) {
+            total.add(&done);
+        }
+        Ok((work.entry(total, calibrated::is_asked(options))?, true))
+    });
+    entries.collect()
 }
 
 /// Runs `job` for every piece, on all threads of the pool, each taking the next piece. The results
@@ -257,6 +353,31 @@ impl<'a> Work<'a> {
             _ => Kind::Dense(offsets.reserve(tensor.data.len() as u64)?),
         };
         Ok(Self { tensor, reason, kind, done: Vec::new() })
+    }
+
+    /// Bytes of the checkpoint that are read for it; those of a second look count again.
+    fn bytes(&self) -> u64 {
+        let bytes = self.tensor.data.len() as u64;
+        if self.needs_prefit() { 2 * bytes } else { bytes }
+    }
+
+    /// The same for the choice of batches: a calibrated tensor takes long enough to be one by itself.
+    fn effort(&self) -> u64 {
+        match &self.kind {
+            Kind::Ternary { calibrated: Some(_), .. } => BATCH.max(self.bytes()),
+            _ => self.bytes(),
+        }
+    }
+
+    /// Whether that could be what becomes of it: the same name and places.
+    fn is_described_by(&self, entry: &TensorEntry) -> bool {
+        let places: Vec<Section> = match &self.kind {
+            Kind::Dense(section) => vec![*section],
+            Kind::Int8 { places, .. } | Kind::Ternary { places, .. } => vec![places.codes, places.scales],
+        };
+        let same = |(a, b): (&Section, Section)| (a.offset, a.length) == (b.offset, b.length);
+        let found: Vec<Section> = entry.sections().map(|(_, section)| section).collect();
+        entry.name == self.tensor.name && places.len() == found.len() && places.iter().zip(found).all(same)
     }
 
     fn needs_prefit(&self) -> bool {
@@ -353,6 +474,7 @@ impl<'a> Work<'a> {
             Kind::Ternary { places: Places { codes, scales, .. }, work, calibrated } => ternary_entry(
                 self.tensor,
                 work.treatment,
+                if self.reason == BUDGET { BUDGET } else { "" },
                 calibration.then(|| calibrated::entry(calibrated.as_ref(), true, tally.output())),
                 Section { crc32: codes_crc, ..*codes },
                 Section { crc32: scales_crc, ..*scales },
@@ -369,6 +491,7 @@ fn shape_of(tensor: TensorView<'_>) -> Vec<u64> {
 fn ternary_entry(
     tensor: TensorView<'_>,
     treatment: &Treatment,
+    reason: &str,
     calibration: Option<CalibrationEntry>,
     codes: Section,
     scales: Section,
@@ -384,6 +507,7 @@ fn ternary_entry(
         granularity: treatment.granularity,
         method,
         planes,
+        reason: reason.to_owned(),
         scale_dtype: treatment.scale_dtype,
         scales,
         stats: tally.stats(planes * tensor.elements() as u64).map_err(|problem| weights_error(tensor.name, problem))?,
@@ -422,7 +546,7 @@ pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Res
     let (codes, scales): (Vec<_>, Vec<_>) = planes.into_iter().map(|plane| (plane.codes, plane.scales)).unzip();
     let (codes, scales) = (codes.concat(), scales.concat());
     let section = |bytes: &[u8]| Section { crc32: crc32fast::hash(bytes), length: bytes.len() as u64, offset: 0 };
-    let entry = ternary_entry(tensor, treatment, None, section(&codes), section(&scales), &tally)?;
+    let entry = ternary_entry(tensor, treatment, "", None, section(&codes), section(&scales), &tally)?;
     match entry.body() {
         Body::Ternary(ternary) => Ok(TernaryTensor::new(&entry, ternary, codes, scales)),
         Body::Dense(_) | Body::Int8(_) => unreachable!("made as ternary just above"),

@@ -24,6 +24,10 @@ pub(super) fn check_unchanged(_: &Options<'_>) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn identity(_: &Options<'_>) -> Result<String> {
+    Ok("none".to_owned())
+}
+
 pub(super) fn of<'a>(_: &Options<'a>, _: TensorView<'_>, _: FilterView<'_>, _: bool) -> Result<Option<Calibrated<'a>>> {
     Ok(None)
 }

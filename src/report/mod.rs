@@ -1,6 +1,7 @@
 //! What a file holds and what it cost: one plain result struct, from an index alone, and one small
 //! exporter per output format. Not here: any measuring; the numbers were written by the run.
 
+mod budget;
 mod csv;
 #[cfg(feature = "cli")]
 mod html;
@@ -11,6 +12,7 @@ mod units;
 
 use serde::Serialize;
 
+pub use self::budget::{Budget, CurvePoint, Rung};
 pub use self::units::{bytes, count, ratio};
 use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TernaryEntry};
 use crate::dtype::Dtype;
@@ -24,6 +26,9 @@ pub struct Report {
     pub totals: Totals,
     /// One entry per tensor, in the order of the file unless sorted.
     pub tensors: Vec<TensorReport>,
+    /// How a budget was kept, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// One tensor. What was not measured (a plan without a run) or has no meaning (dense) is `None`.
@@ -37,7 +42,7 @@ pub struct TensorReport {
     pub dtype: String,
     /// What it became: `dense`, or encoding, method and granularity.
     pub became: String,
-    /// Why it stayed dense or became int8; empty for ternary tensors.
+    /// Why it stayed dense or became int8, or that a budget decided; empty for other ternary tensors.
     pub reason: String,
     /// Share of zeros among the codes.
     pub sparsity: Option<f64>,
@@ -159,7 +164,7 @@ impl Report {
             totals.sparsity = Some(share(zeros, codes));
             totals.relative_squared_error = Some(if error == 0.0 { 0.0 } else { error / norm });
         }
-        Self { totals, tensors }
+        Self { totals, tensors, budget: None }
     }
 
     /// Of a plan that was not run: names, decisions and sizes. The file's own size is without the
@@ -197,7 +202,7 @@ impl Report {
             tensors.push(report);
         }
         totals.finish();
-        Self { totals, tensors }
+        Self { totals, tensors, budget: None }
     }
 
     /// The ternary tensors of largest relative squared error, worst first.
@@ -274,6 +279,7 @@ impl TensorReport {
                 _ => " uncalibrated",
             };
         }
+        self.reason.clone_from(&ternary.reason);
         self.sparsity = Some(share(stats.zeros, codes));
         self.delta = stats.delta;
         self.alpha = Some(stats.alpha);

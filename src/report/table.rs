@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::{Report, TensorReport, bytes, count, ratio};
 use crate::container::Spread;
+use crate::select::BUDGET;
 
 /// From here on an error stands out: more than half of a tensor's energy is lost.
 const LARGE_ERROR: f64 = 0.5;
@@ -46,11 +47,17 @@ pub(super) fn render(report: &Report, color: bool) -> String {
         let line = line.trim_end();
         text += &if color && !style.is_empty() { format!("{style}{line}{RESET}\n") } else { format!("{line}\n") };
     }
-    text + "\n" + &summary(report)
+    text += "\n";
+    text += &summary(report);
+    if let Some(budget) = &report.budget {
+        text += &budget.to_table();
+    }
+    text
 }
 
 pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
-    let with_reason = !tensor.reason.is_empty();
+    let kept = tensor.became == "dense" || tensor.became.starts_with("int8");
+    let with_reason = !tensor.reason.is_empty() && (kept || tensor.reason == BUDGET);
     let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
