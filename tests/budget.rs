@@ -33,6 +33,11 @@ fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path) -> report::Report {
     convert::pack(checkpoint, plan, output, &Options { overwrite: true, ..Options::default() }).unwrap()
 }
 
+fn measured(checkpoint: &Checkpoint) -> Ladder<'_> {
+    let plan = Plan::new(checkpoint, &Rules::default()).unwrap();
+    Ladder::measure(checkpoint, &plan, Minimize::Relative, &Options::default()).unwrap()
+}
+
 /// The relative errors of the tensors that are not dense, added up.
 fn error_of(report: &report::Report) -> f64 {
     report.tensors.iter().filter_map(|tensor| tensor.relative_squared_error).sum()
@@ -42,8 +47,7 @@ fn error_of(report: &report::Report) -> f64 {
 fn sizes_are_kept_to_the_byte() {
     let directory = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(model(directory.path())).unwrap();
-    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
-    let ladder = Ladder::measure(&checkpoint, &plan, Minimize::Relative, &Options::default()).unwrap();
+    let ladder = measured(&checkpoint);
     let curve = ladder.budget(None).curve;
     let (smallest, largest) = (curve[0].file_bytes, curve.last().unwrap().file_bytes);
     assert_eq!(curve.last().unwrap().error, 0.0);
@@ -107,8 +111,7 @@ fn no_combination_is_better() {
             files.push((report.totals.file_bytes, error_of(&report)));
         }
     }
-    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
-    let ladder = Ladder::measure(&checkpoint, &plan, Minimize::Relative, &Options::default()).unwrap();
+    let ladder = measured(&checkpoint);
     let curve = ladder.budget(None).curve;
     let best = |limit: u64| {
         let fitting = files.iter().filter(|(bytes, _)| *bytes <= limit);
@@ -133,8 +136,7 @@ fn no_combination_is_better() {
 fn an_error_is_kept_by_every_tensor() {
     let directory = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(model(directory.path())).unwrap();
-    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
-    let ladder = Ladder::measure(&checkpoint, &plan, Minimize::Relative, &Options::default()).unwrap();
+    let ladder = measured(&checkpoint);
     let mut before = u64::MAX;
     for error in [0.0, 1e-5, 1e-3, 0.02, 0.1, 0.25, 1.0] {
         let choice = ladder.choose(Target::Error(error)).unwrap();
@@ -155,7 +157,7 @@ fn with_statistics_the_outputs_error_is_kept() {
     let input = model(directory.path());
     let n = 150;
     // Few inputs carry nearly all of the energy.
-    let energy = |i: usize| if i % 10 == 0 { 100.0 } else { 0.01 };
+    let energy = |i: usize| if i.is_multiple_of(10) { 100.0 } else { 0.01 };
     let h: Vec<f64> = (0..n * n).map(|at| if at / n == at % n { energy(at % n) } else { 0.0 }).collect();
     let stats = common::checkpoint(
         directory.path(),

@@ -91,16 +91,8 @@ pub(crate) fn bad_code(codes: &[i8], from: usize) -> Option<String> {
 }
 
 impl Quantized for Int8Tensor<'_> {
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn axis(&self) -> usize {
-        self.axis
-    }
-
-    fn filter_len(&self) -> usize {
-        self.filter_len
+    fn layout(&self) -> (&[usize], usize) {
+        (&self.shape, self.axis)
     }
 
     fn largest_code(&self) -> f32 {

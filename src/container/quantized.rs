@@ -10,12 +10,8 @@ use crate::ternarize::ScaleDtype;
 
 /// A stored tensor that can be dequantized, filter by filter.
 pub(crate) trait Quantized: Sync {
-    /// Its shape, outermost dimension first.
-    fn shape(&self) -> &[usize];
-    /// The filter axis.
-    fn axis(&self) -> usize;
-    /// Weights per filter.
-    fn filter_len(&self) -> usize;
+    /// Its shape, outermost dimension first, and the filter axis.
+    fn layout(&self) -> (&[usize], usize);
     /// The largest magnitude of a code.
     fn largest_code(&self) -> f32;
     /// How many scales are stored.
@@ -27,9 +23,24 @@ pub(crate) trait Quantized: Sync {
     /// The first codes that no writer writes; errors call the tensor `name`.
     fn bad_codes(&self, name: &str) -> Option<ContainerProblem>;
 
+    /// Its shape.
+    fn shape(&self) -> &[usize] {
+        self.layout().0
+    }
+
+    /// The filter axis.
+    fn axis(&self) -> usize {
+        self.layout().1
+    }
+
     /// How many filters.
     fn filters(&self) -> usize {
         self.shape()[self.axis()]
+    }
+
+    /// Weights per filter. A tensor with filters has weights.
+    fn filter_len(&self) -> usize {
+        self.shape().iter().product::<usize>() / self.filters()
     }
 
     /// The first scale that no writer writes.

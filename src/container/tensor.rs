@@ -250,16 +250,8 @@ impl<'a> TernaryTensor<'a> {
 }
 
 impl Quantized for TernaryTensor<'_> {
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn axis(&self) -> usize {
-        self.axis
-    }
-
-    fn filter_len(&self) -> usize {
-        self.filter_len
+    fn layout(&self) -> (&[usize], usize) {
+        (&self.shape, self.axis)
     }
 
     fn largest_code(&self) -> f32 {
