@@ -116,6 +116,13 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    /// Closing is not enough where a process that another thread is just starting has the file too.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
 /// A line that is whole.
 fn parse<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
     let line = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
