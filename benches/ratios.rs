@@ -182,6 +182,7 @@ fn container(dir: &Path, gib: usize) -> PathBuf {
         granularity: block.granularity,
         method: block.method.clone(),
         planes: 1,
+        reason: String::new(),
         scale_dtype: block.scale_dtype,
         scales,
         stats,

@@ -19,7 +19,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use twn_pack::{Container, DenseTensor, Dtype, Granularity, Tensor, TernaryTensor, verify};
+use twn_pack::{Container, DenseTensor, Dtype, Granularity, Int8Tensor, Tensor, TernaryTensor, verify};
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -66,6 +66,7 @@ pub fn header(container: &Container, stem: &str) -> Result<String, Box<dyn Error
         let id = identifiers.next(name);
         write!(text, "\n/* {}: ", in_comment(name))?;
         let written = match tensor {
+            Tensor::Int8(tensor) => int8(&mut text, &id, &tensor),
             Tensor::Ternary(tensor) => ternary(&mut text, &id, &tensor),
             Tensor::Dense(tensor) => dense(&mut text, &id, &tensor),
         };
@@ -116,6 +117,27 @@ fn ternary(text: &mut String, id: &str, tensor: &TernaryTensor) -> Result<(), St
              const unsigned byte = {id}_codes[filter * {upper}_FILTER_BYTES + j / 4u];\n    \
              const unsigned code = (byte >> (2u * (unsigned)(j % 4u))) & 3u;\n    \
              return ((float)code - 1.0f) * {id}_scales[{scale}];\n}}"
+        ),
+    );
+    Ok(())
+}
+
+fn int8(text: &mut String, id: &str, tensor: &Int8Tensor) -> Result<(), String> {
+    let upper = id.to_uppercase();
+    line(text, "8 bits, one scale per filter; filter i: index i along the axis */");
+    shape(text, &upper, &tensor.shape);
+    line(text, format_args!("#define {upper}_AXIS {}", tensor.axis));
+    line(text, format_args!("#define {upper}_FILTERS {}u", tensor.filters));
+    line(text, format_args!("#define {upper}_FILTER_LEN {}u", tensor.filter_len));
+    array(text, "int8_t", &format!("{id}_codes"), tensor.codes());
+    let scales: Vec<String> = tensor.scales().map(literal).collect::<Result<_, _>>()?;
+    array(text, "float", &format!("{id}_scales"), &scales);
+    line(
+        text,
+        format_args!(
+            "/* Weight j of a filter. */\n\
+             static inline float {id}_weight(size_t filter, size_t j)\n{{\n    \
+             return (float){id}_codes[filter * {upper}_FILTER_LEN + j] * {id}_scales[filter];\n}}"
         ),
     );
     Ok(())

@@ -19,11 +19,14 @@ ENCODINGS = {"t2": (4, lambda b: None if b & b >> 1 & 0x55 else [b >> 2 * i & 3 
 # The index: `?` marks what may be absent, `*` stands for any key.
 SECTION, SPREAD = {"crc32": int, "length": int, "offset": int}, {"max": float, "mean": float, "min": float}
 COUNTS, ERRORS = {"negative": int, "zeros": int, "positive": int}, {"squared_error": float, "squared_norm": float}
-TERNARY = {"axis": int, "codes": SECTION, "encoding": str, "granularity": str, "planes": int, "scale_dtype": str,
+TERNARY = {"axis": int, "codes": SECTION, "encoding": str, "granularity": str, "planes": int, "reason?": str,
+           "scale_dtype": str,
            "method": {"name": str, "parameters?": {"*": float}}, "scales": SECTION,
            "stats": {"alpha": SPREAD, "delta?": SPREAD, **COUNTS, **ERRORS}}
+INT8 = {"axis": int, "codes": SECTION, "reason?": str, "scale_dtype": str, "scales": SECTION,
+        "stats": {"alpha": SPREAD, **ERRORS}}
 TENSOR = {"name": str, "dtype": str, "shape": [int],
-          "dense?": {"reason?": str, "repaired?": str, "section": SECTION}, "ternary?": TERNARY}
+          "dense?": {"reason?": str, "repaired?": str, "section": SECTION}, "int8?": INT8, "ternary?": TERNARY}
 INDEX = {"metadata": {"*": str}, "producer": {"name": str, "version": str}, "tensors": [TENSOR]}
 
 def need(good, message):
@@ -72,39 +75,60 @@ def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)
         need(not any(data[stop:end]), f"padding after byte {stop} is not zero")
         return data[start:stop]
     for entry in index["tensors"]:
-        name, dtype, shape, dense, ternary = map(entry.get, ("name", "dtype", "shape", "dense", "ternary"))
+        name, dtype, shape = (entry[key] for key in ("name", "dtype", "shape"))
+        dense, int8, ternary = map(entry.get, ("dense", "int8", "ternary"))
         need(len(name.encode()) <= 4096 and name not in tensors and name != "__metadata__", f"name `{name[:64]}`")
         need(dtype in BITS, f"{name}: dtype `{dtype}` is not known")
         bits, count = BITS[dtype], math.prod(shape)
         fits = len(shape) <= 16 and math.prod(max(d, 1) for d in shape) * bits < 2**64
         need(fits and count * bits % 8 == 0, f"{name}: shape {shape} is over the limits or no whole number of bytes")
-        need((dense is None) != (ternary is None), f"{name}: has to be either dense or ternary")
+        need([dense, int8, ternary].count(None) == 2, f"{name}: has to be one of dense, int8 and ternary")
         if dense is not None:
             raw = section(dense["section"], count * bits // 8)
             tensors[name] = dtype, shape, decode_dense(dtype, raw), "dense", raw
         else:
-            values = decode_ternary(name, dtype, shape, ternary, section)
-            tensors[name] = dtype, shape, values, "ternary", struct.pack(f"<{count}f", *values)
+            kind, decode = ("ternary", decode_ternary) if int8 is None else ("int8", decode_int8)
+            values = decode(name, dtype, shape, entry[kind], section)
+            tensors[name] = dtype, shape, values, kind, struct.pack(f"<{count}f", *values)
     need(end == index_at, f"index begins at {index_at}, should begin at {end}")
     return index["metadata"], tensors
 
+def layout(name, dtype, shape, axis):  # -> (filters, inner, n)
+    need(dtype in ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), f"{name}: {dtype} cannot have filters")
+    need(axis < len(shape) and 0 not in shape, f"{name}: axis or shape")
+    return shape[axis], math.prod(shape[axis + 1:]), math.prod(shape) // shape[axis]
+
+def read_scales(name, count, entry, section):
+    need(entry["scale_dtype"] in SCALES, f"{name}: scales of {entry['scale_dtype']} are not known")
+    form = f"<{count}{SCALES[entry['scale_dtype']]}"
+    scales = struct.unpack(form, section(entry["scales"], struct.calcsize(form)))
+    need(all(math.isfinite(a) and math.copysign(1, a) > 0 for a in scales), f"{name}: negative or infinite scale")
+    spread, errors = entry["stats"]["alpha"], [entry["stats"][key] for key in ERRORS]
+    need((spread["min"], spread["max"]) == (min(scales), max(scales)) and min(errors) >= 0, f"{name}: stats")
+    return scales
+
+def decode_int8(name, dtype, shape, entry, section):
+    filters, inner, n = layout(name, dtype, shape, entry["axis"])
+    codes = struct.unpack(f"<{filters * n}b", section(entry["codes"], filters * n))
+    need(-128 not in codes, f"{name}: code -128")
+    scales, values = read_scales(name, filters, entry, section), [0.0] * (filters * n)
+    for i, j in ((i, j) for i in range(filters) for j in range(n)):
+        at = (j // inner * filters + i) * inner + j % inner
+        values[at] = ctypes.c_float(scales[i] * codes[i * n + j]).value
+    return values
+
 def decode_ternary(name, dtype, shape, entry, section):
-    need(dtype in ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), f"{name}: {dtype} cannot be ternary")
-    axis, planes, granularity = entry["axis"], entry["planes"], entry["granularity"]
+    filters, inner, n = layout(name, dtype, shape, entry["axis"])
+    planes, granularity, encoding = entry["planes"], entry["granularity"], entry["encoding"]
     group = re.fullmatch("group:([1-9][0-9]{0,19})", granularity)
-    need(axis < len(shape) and 1 <= planes <= 16 and 0 not in shape, f"{name}: axis, planes or shape")
-    encoding, scale_dtype = entry["encoding"], entry["scale_dtype"]
-    need(encoding in ENCODINGS and scale_dtype in SCALES, f"{name}: `{encoding}` with `{scale_dtype}` is not known")
+    need(1 <= planes <= 16 and encoding in ENCODINGS, f"{name}: {planes} planes of `{encoding}`")
     need(granularity in ("filter", "tensor") or group and int(group[1]) < 2**64, f"{name}: granularity `{granularity}`")
-    filters, inner, n = shape[axis], math.prod(shape[axis + 1:]), math.prod(shape) // shape[axis]
     size = int(group[1]) if group else n  # weights of a filter that share a scale
     groups = -(-n // size)
     per_plane = 1 if granularity == "tensor" else filters * groups
     per_byte, unpack, fill = ENCODINGS[encoding]
     packed = section(entry["codes"], planes * filters * (row := -(-n // per_byte)))  # row: bytes of a filter
-    form = f"<{planes * per_plane}{SCALES[scale_dtype]}"
-    scales = struct.unpack(form, section(entry["scales"], struct.calcsize(form)))
-    need(all(math.isfinite(a) and math.copysign(1, a) > 0 for a in scales), f"{name}: negative or infinite scale")
+    scales = read_scales(name, planes * per_plane, entry, section)
     table, values, seen = [unpack(byte) for byte in range(256)], [0.0] * (filters * n), [0, 0, 0]
     for p, i in ((p, i) for p in range(planes) for i in range(filters)):
         rows = [table[byte] for byte in packed[(p * filters + i) * row:][:row]]
@@ -116,8 +140,7 @@ def decode_ternary(name, dtype, shape, entry, section):
             term, at = (-alpha, 0.0, alpha)[code], (j // inner * filters + i) * inner + j % inner
             values[at] = ctypes.c_float(values[at] + term).value if p else term
             seen[code] += 1
-    spread, told = entry["stats"]["alpha"], [entry["stats"][key] for key in (*COUNTS, *ERRORS)]
-    need(told[:3] == seen and (spread["min"], spread["max"]) == (min(scales), max(scales)) and min(told) >= 0, name + ": stats")
+    need([entry["stats"][key] for key in COUNTS] == seen, f"{name}: counts")
     return values
 
 def decode_dense(dtype, raw):

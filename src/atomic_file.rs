@@ -5,50 +5,105 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::{Error, Result};
 
 /// How unfinished files end: `.NAME.RANDOM.twn-partial` beside the output. They are removed on
 /// every error and on Ctrl-C; after a kill, a power cut, or an input that was cut short under its
-/// mapping they stay, and can be deleted.
+/// mapping they stay, and can be deleted. Those of runs that may be resumed have no random part, and stay
+/// until such a run has come to its end.
 pub const PARTIAL_SUFFIX: &str = ".twn-partial";
 
-/// An output that is not published yet. Dropping it removes it.
+/// An output that is not published yet. Dropping it removes it, unless it is kept to be resumed.
 #[derive(Debug)]
 pub(crate) struct AtomicFile {
     temporary: NamedTempFile,
     path: PathBuf,
     overwrite: bool,
+    kept: bool,
+}
+
+/// The name of an output as it begins the names of what lies beside it.
+fn stem(path: &Path) -> Result<String> {
+    let name = path.file_name();
+    let name = name.ok_or_else(|| Error::Request(format!("{}: the output needs a file name", path.display())))?;
+    // File names have 255 bytes at most; a suffix and a random part need some of them.
+    Ok(format!(".{}", name.to_string_lossy().chars().take(50).collect::<String>()))
+}
+
+/// What belongs to an output and lies beside it: `.NAME` and the suffix.
+pub(crate) fn beside(path: &Path, suffix: &str) -> Result<PathBuf> {
+    Ok(directory(path).join(stem(path)? + suffix))
+}
+
+fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(kind) if !kind.is_file() => {
+            let source = io::Error::other("it exists and is not a regular file");
+            Err(Error::Io { path: path.to_path_buf(), action: "write", source })
+        }
+        Ok(_) if !overwrite => Err(Error::OutputExists { path: path.to_path_buf() }),
+        _ => Ok(()),
+    }
 }
 
 impl AtomicFile {
     /// Refuses an existing output unless `overwrite`; then opens the temporary file, with the
     /// permissions that the umask gives.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| Error::Request(format!("{}: the output needs a file name", path.display())))?;
-        match std::fs::metadata(path) {
-            Ok(kind) if !kind.is_file() => {
-                let source = io::Error::other("it exists and is not a regular file");
-                return Err(Error::Io { path: path.to_path_buf(), action: "write", source });
-            }
-            Ok(_) if !overwrite => {
-                return Err(Error::OutputExists { path: path.to_path_buf() });
-            }
-            _ => {}
-        }
+        let prefix = stem(path)? + ".";
+        refuse_existing(path, overwrite)?;
         let mut builder = tempfile::Builder::new();
-        // File names have 255 bytes at most; the suffix and the random part need some of them.
-        let name: String = name.to_string_lossy().chars().take(50).collect();
-        let prefix = format!(".{name}.");
         builder.prefix(&prefix).suffix(PARTIAL_SUFFIX);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let temporary =
             builder.tempfile_in(directory(path)).map_err(Error::io(path, "create a temporary file beside"))?;
-        Ok(Self { temporary, path: path.to_path_buf(), overwrite })
+        Ok(Self { temporary, path: path.to_path_buf(), overwrite, kept: false })
+    }
+
+    /// The same with what is there of it, under a name without a random part: `.NAME.twn-partial`. Until it is
+    /// published it stays, whatever happens.
+    pub fn resume(path: &Path, overwrite: bool) -> Result<Self> {
+        let partial = beside(path, PARTIAL_SUFFIX)?;
+        refuse_existing(path, overwrite)?;
+        let open = || {
+            let file = File::options().read(true).write(true).create(true).truncate(false).open(&partial)?;
+            let mut temporary = NamedTempFile::from_parts(file, TempPath::try_from_path(&partial)?);
+            temporary.disable_cleanup(true);
+            Ok(temporary)
+        };
+        let temporary = open().map_err(Error::io(&partial, "open the partial output"))?;
+        Ok(Self { temporary, path: path.to_path_buf(), overwrite, kept: true })
+    }
+
+    /// Whether it may hold what an earlier run wrote.
+    pub fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    /// Cuts it off, or fills it up with zeros.
+    pub fn set_len(&self, length: u64) -> Result<()> {
+        self.temporary.as_file().set_len(length).map_err(Error::io(&self.path, "write"))
+    }
+
+    /// The CRC-32 of so many bytes at that offset; `None` where the file ends before.
+    pub fn crc32_at(&self, mut offset: u64, length: u64) -> Result<Option<u32>> {
+        let (mut hasher, mut left) = (crc32fast::Hasher::new(), length);
+        let mut bytes = vec![0; length.min(1 << 20) as usize];
+        while left > 0 {
+            let part = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = read_at(self.temporary.as_file(), &mut bytes[..part], offset);
+            let read = read.map_err(Error::io(&self.path, "read the partial output of"))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            hasher.update(&bytes[..read]);
+            offset += read as u64;
+            left -= read as u64;
+        }
+        Ok(Some(hasher.finalize()))
     }
 
     /// The final path.
@@ -59,11 +114,6 @@ impl AtomicFile {
     /// Where it is until it is published.
     pub fn temporary(&self) -> &Path {
         self.temporary.path()
-    }
-
-    /// Drops what is behind `length`.
-    pub fn truncate(&self, length: u64) -> Result<()> {
-        self.temporary.as_file().set_len(length).map_err(Error::io(&self.path, "write"))
     }
 
     /// Writes at that offset; any thread may, in any order.
@@ -79,7 +129,8 @@ impl AtomicFile {
     /// Syncs, then gives the file its name: from here on it is there, and whole.
     pub fn publish(self) -> Result<()> {
         self.sync()?;
-        let Self { temporary, path, overwrite } = self;
+        let Self { mut temporary, path, overwrite, .. } = self;
+        temporary.disable_cleanup(false);
         if overwrite {
             temporary.persist(&path).map_err(|e| Error::io(&path, "rename the finished file to")(e.error))?;
         } else {
@@ -116,6 +167,16 @@ fn directory(path: &Path) -> &Path {
 #[cfg(unix)]
 fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, bytes, offset)
 }
 
 #[cfg(windows)]

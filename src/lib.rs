@@ -14,7 +14,7 @@
 //! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
 //! stands to its right, [`select`] names what a treatment consists of (method, encoding,
 //! granularity) and does nothing with it. [`calibration`] has what is known of a layer's inputs, for
-//! `convert`. `tests/layering.rs` holds all this.
+//! `convert`; [`budget`] runs `convert` on every rung of every tensor and chooses. `tests/layering.rs` holds all this.
 //!
 //! ```no_run
 //! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};
@@ -37,6 +37,8 @@
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod atomic_file;
+pub mod budget;
+#[cfg(feature = "calibration")]
 pub mod calibration;
 pub mod container;
 pub mod convert;
@@ -45,6 +47,7 @@ pub mod data;
 mod dtype;
 pub mod error;
 mod float8;
+mod int8;
 pub mod kernel;
 pub mod limits;
 mod mapped;
@@ -64,8 +67,9 @@ mod vector;
 pub mod verify;
 
 pub use atomic_file::{PARTIAL_SUFFIX, write_atomically};
+#[cfg(feature = "calibration")]
 pub use calibration::Calibration;
-pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Tensor, TernaryTensor};
+pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Int8Tensor, Tensor, TernaryTensor};
 pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};
 pub use pack::Encoding;

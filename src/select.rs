@@ -42,14 +42,28 @@ pub struct Treatment {
     pub scale_dtype: ScaleDtype,
 }
 
+/// How one tensor becomes codes of 8 bits, with one scale per filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Int8 {
+    /// The filter axis: one filter per index along it.
+    pub axis: usize,
+    /// The type of the scales.
+    pub scale_dtype: ScaleDtype,
+}
+
 /// What is to become of a tensor.
 #[derive(Debug, Clone)]
 pub enum Decision {
     /// Ternary, in this way.
     Ternary(Treatment),
+    /// 8 bits a weight.
+    Int8(Int8),
     /// Kept bit by bit.
     Dense,
 }
+
+/// The reason of what a budget decided; files keep it of ternary tensors too.
+pub const BUDGET: &str = "budget";
 
 /// A tensor's decision and the reason for it.
 #[derive(Debug, Clone)]
@@ -122,7 +136,7 @@ pub struct Settings {
     /// The type of the scales.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<ScaleDtype>,
-    /// Ternary although the default exceptions speak against it, or dense.
+    /// Ternary or int8 although the default exceptions speak against it, or dense.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
@@ -133,6 +147,8 @@ pub struct Settings {
 pub enum Keep {
     /// Make it ternary.
     Ternary,
+    /// Give it codes of 8 bits.
+    Int8,
     /// Keep it dense.
     Dense,
 }
@@ -290,6 +306,10 @@ impl Plan {
             let decision = match keep {
                 Keep::Dense => Decision::Dense,
                 Keep::Ternary => Decision::Ternary(checked_treatment(tensor, &settings)?),
+                Keep::Int8 => {
+                    let Treatment { axis, scale_dtype, .. } = checked_treatment(tensor, &settings)?;
+                    Decision::Int8(Int8 { axis, scale_dtype })
+                }
             };
             plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason });
         }
@@ -439,11 +459,18 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Dense => f.write_str("dense"),
+            Self::Int8(int8) => f.write_str(&became_int8(int8.axis as u64)),
             Self::Ternary(t) => {
                 f.write_str(&became(t.encoding, t.method.name(), t.granularity, t.planes as u64, t.axis as u64))
             }
         }
     }
+}
+
+/// What an int8 tensor is called in a report.
+pub(crate) fn became_int8(axis: u64) -> String {
+    let axis = if axis == 0 { String::new() } else { format!(" axis {axis}") };
+    format!("int8 filter{axis}")
 }
 
 /// What a ternary tensor is called in a report: `t2 twn filter`, and what is out of the ordinary.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::atomic_file::AtomicFile;
-use crate::container::{Body, Container, Tensor, TensorEntry, TernaryTensor};
+use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
 use crate::dtype::{Dtype, byte_length, push};
 use crate::error::ContainerProblem;
 use crate::{Error, Result, float8};
@@ -53,8 +53,9 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
                 file.write_at(dense.data, offset)?;
                 dense.data.len() as u64
             }
+            Tensor::Int8(int8) => write_values(container.path(), &file, &entry.name, &int8, dtype, offset, options)?,
             Tensor::Ternary(ternary) => {
-                write_ternary(container.path(), &file, &entry.name, &ternary, dtype, offset, options)?
+                write_values(container.path(), &file, &entry.name, &ternary, dtype, offset, options)?
             }
         };
     }
@@ -64,7 +65,7 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
 
 fn target(entry: &TensorEntry, options: &Options<'_>) -> Dtype {
     match (entry.body(), options.dtype) {
-        (Body::Ternary(_), Some(dtype)) => dtype,
+        (Body::Int8(_) | Body::Ternary(_), Some(dtype)) => dtype,
         _ => entry.dtype,
     }
 }
@@ -93,21 +94,20 @@ fn header(container: &Container, entries: &[(&TensorEntry, Dtype)]) -> (Vec<u8>,
 }
 
 /// Dequantizes tile by tile, on all threads; returns how many bytes the tensor takes.
-fn write_ternary(
+fn write_values(
     input: &Path,
     file: &AtomicFile,
     name: &str,
-    tensor: &TernaryTensor<'_>,
+    tensor: &dyn Quantized,
     dtype: Dtype,
     offset: u64,
     options: &Options<'_>,
 ) -> Result<u64> {
-    for (index, scale) in tensor.scales().enumerate() {
-        if !scale.is_finite() || scale.is_sign_negative() {
-            let problem = ContainerProblem::Scale { tensor: name.to_owned(), index, found: scale };
-            return Err(Error::container(input)(problem));
-        }
-        let stored = round_to(dtype, scale);
+    if let Some(problem) = tensor.bad_scale(name) {
+        return Err(Error::container(input)(problem));
+    }
+    for (index, scale) in (0..tensor.scale_count()).map(|index| (index, tensor.scale_at(index))) {
+        let stored = round_to(dtype, scale * tensor.largest_code());
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
             return Err(Error::Request(format!(
                 "tensor `{name}`: scale {index} is {scale:e}, which {dtype} cannot hold; unpack with --dtype f32"
@@ -119,8 +119,9 @@ fn write_ternary(
         Error::container(input)(tensor.bad_codes(name).unwrap_or_else(|| entry(message)))
     };
     let size = dtype.bitsize() / 8;
-    let inner: usize = tensor.shape[tensor.axis + 1..].iter().product();
-    tiles(tensor.filters, tensor.filter_len / inner, inner).into_par_iter().try_for_each(|tile| {
+    let (filters, n) = (tensor.filters(), tensor.filter_len());
+    let inner: usize = tensor.shape()[tensor.axis() + 1..].iter().product();
+    tiles(filters, n / inner, inner).into_par_iter().try_for_each(|tile| {
         if options.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(Error::Cancelled);
         }
@@ -137,10 +138,10 @@ fn write_ternary(
                 filter[row * width..][..width].iter().for_each(|&value| push(dtype, value, &mut bytes));
             }
         }
-        let at = (tile.outer.start * tensor.filters + tile.filters.start) * inner + tile.inner.start;
+        let at = (tile.outer.start * filters + tile.filters.start) * inner + tile.inner.start;
         file.write_at(&bytes, offset + (at * size) as u64)
     })?;
-    Ok((size * tensor.filters * tensor.filter_len) as u64)
+    Ok((size * filters * n) as u64)
 }
 
 /// A part of a tensor of shape [outer][filters][inner] that is one run of the file.

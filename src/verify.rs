@@ -9,7 +9,10 @@ use crc32fast::Hasher;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::container::{Body, Container, DenseEntry, Section, Tensor, TensorEntry, TernaryEntry, TernaryTensor};
+use crate::container::{
+    Body, Container, DenseEntry, Int8Entry, Int8Stats, Int8Tensor, Quantized, Section, Tensor, TensorEntry,
+    TernaryEntry, TernaryTensor,
+};
 use crate::error::ContainerProblem as Problem;
 use crate::pack::Counts;
 use crate::source::weights::Element;
@@ -151,22 +154,26 @@ impl Range {
 impl Checked {
     /// The index repeats what codes and scales say; it must not say anything else.
     fn against_stats(&self, entry: &TensorEntry) -> Option<Problem> {
-        let Body::Ternary(TernaryEntry { stats, .. }) = entry.body() else {
-            return None;
-        };
         let message = |message| Some(Problem::Entry { tensor: entry.name.clone(), message });
-        let Counts { negative, zeros, positive } = self.counts;
-        if (stats.negative, stats.zeros, stats.positive) != (negative, zeros, positive) {
-            return message(format!(
-                "statistics count {}, {}, {} codes −1, 0, +1, the codes are {negative}, {zeros}, {positive}; pack it again",
-                stats.negative, stats.zeros, stats.positive
-            ));
-        }
+        let alpha = match entry.body() {
+            Body::Dense(_) => return None,
+            Body::Int8(Int8Entry { stats, .. }) => stats.alpha,
+            Body::Ternary(TernaryEntry { stats, .. }) => {
+                let Counts { negative, zeros, positive } = self.counts;
+                if (stats.negative, stats.zeros, stats.positive) != (negative, zeros, positive) {
+                    return message(format!(
+                        "statistics count {}, {}, {} codes −1, 0, +1, the codes are {negative}, {zeros}, {positive}; pack it again",
+                        stats.negative, stats.zeros, stats.positive
+                    ));
+                }
+                stats.alpha
+            }
+        };
         let Range(min, max) = self.scales;
-        if (stats.alpha.min, stats.alpha.max) != (f64::from(min), f64::from(max)) {
+        if (alpha.min, alpha.max) != (f64::from(min), f64::from(max)) {
             return message(format!(
                 "statistics say that scales go from {:e} to {:e}, they go from {min:e} to {max:e}; pack it again",
-                stats.alpha.min, stats.alpha.max
+                alpha.min, alpha.max
             ));
         }
         None
@@ -179,7 +186,7 @@ fn pieces(container: &Container) -> Vec<Piece> {
         for (part, (_, section)) in entry.sections().enumerate() {
             let step = match entry.body() {
                 Body::Ternary(ternary) if part == 0 => {
-                    let (_, n) = entry.filters(ternary);
+                    let (_, n) = entry.filters(ternary.axis);
                     let row = ternary.encoding.bytes(n as usize).max(1);
                     if row < PIECE { PIECE / row * row } else { PIECE }
                 }
@@ -212,17 +219,39 @@ impl Piece {
             },
             Body::Ternary(ternary) => {
                 let tensor = TernaryTensor::new(entry, ternary, Vec::new(), bytes);
-                let size = ternary.scale_dtype.size();
-                for (i, found) in (self.start / size..).zip((0..bytes.len() / size).map(|i| tensor.scale_at(i))) {
-                    checked.scales = checked.scales.join(Range(found, found));
-                    if !found.is_finite() || found.is_sign_negative() {
-                        checked.problem = Some(Problem::Scale { tensor: entry.name.clone(), index: i, found });
-                        break;
-                    }
-                }
+                checked.check_scales(entry, &tensor, self.start, bytes.len(), ternary.scale_dtype.size());
+            }
+            Body::Int8(int8) if self.part == 0 => {
+                let n = entry.filters(int8.axis).1 as usize;
+                let bad = bytes.iter().position(|&byte| byte == 0x80).map(|at| self.start + at);
+                checked.problem = bad.map(|at| Problem::Entry {
+                    tensor: entry.name.clone(),
+                    message: format!(
+                        "filter {}: the code of weight {} is -128, it should be -127 to 127; pack it again",
+                        at / n,
+                        at % n
+                    ),
+                });
+            }
+            Body::Int8(int8) => {
+                let tensor = Int8Tensor::new(entry, int8, &[], bytes);
+                checked.check_scales(entry, &tensor, self.start, bytes.len(), int8.scale_dtype.size());
             }
         }
         checked
+    }
+}
+
+impl Checked {
+    /// Scales of `size` bytes in so many bytes from `start` of their section, which `tensor` has as its first ones.
+    fn check_scales(&mut self, entry: &TensorEntry, tensor: &dyn Quantized, start: usize, bytes: usize, size: usize) {
+        for (index, found) in (start / size..).zip((0..bytes / size).map(|i| tensor.scale_at(i))) {
+            self.scales = self.scales.join(Range(found, found));
+            if !found.is_finite() || found.is_sign_negative() {
+                self.problem = Some(Problem::Scale { tensor: entry.name.clone(), index, found });
+                break;
+            }
+        }
     }
 }
 
@@ -235,7 +264,7 @@ fn check_codes(
     start: usize,
     isa: Isa,
 ) -> Result<Counts, Problem> {
-    let (filters, n) = entry.filters(ternary);
+    let (filters, n) = entry.filters(ternary.axis);
     let (n, row, per_byte) = (n as usize, ternary.encoding.bytes(n as usize), ternary.encoding.weights_per_byte());
     // Filters that fill their last byte leave no seam: all at once, one by one only to name the bad one.
     if n % per_byte == 0
@@ -315,38 +344,47 @@ fn compare(container: &Container, entry: &TensorEntry, source: TensorView<'_>) -
             let at = dense.data.iter().zip(source.data).position(|(a, b)| a != b)?;
             Some(format!("tensor `{name}`: byte {at} differs from the checkpoint"))
         }
+        Tensor::Int8(int8) => {
+            let Int8Stats { squared_error, squared_norm, .. } = int8.stats;
+            compare_values(name, &int8, source, [squared_error, squared_norm])
+        }
         Tensor::Ternary(ternary) => {
-            let view = FilterView::new(source, ternary.axis)?;
-            let measured = if view.is_f64() { errors::<f64>(view, &ternary) } else { errors::<f32>(view, &ternary) };
-            match measured {
-                Err(message) => Some(format!("tensor `{name}`: {message}")),
-                Ok((error, norm)) => {
-                    // Recorded in another order of summation; and an expanded error near 0 keeps few digits.
-                    let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * norm;
-                    let stats = &ternary.stats;
-                    let good = close(error, stats.squared_error) && close(norm, stats.squared_norm);
-                    (!good).then(|| {
-                        format!(
-                            "tensor `{name}`: against the checkpoint ‖W−Ŵ‖² is {error:e} and ‖W‖² {norm:e}, the file says {:e} and {:e}",
-                            stats.squared_error, stats.squared_norm
-                        )
-                    })
-                }
-            }
+            let stats = &ternary.stats;
+            compare_values(name, &ternary, source, [stats.squared_error, stats.squared_norm])
+        }
+    }
+}
+
+/// Computes ‖W − Ŵ‖² and ‖W‖² anew and compares them with what is recorded.
+fn compare_values(name: &str, tensor: &dyn Quantized, source: TensorView<'_>, recorded: [f64; 2]) -> Option<String> {
+    let view = FilterView::new(source, tensor.axis())?;
+    let measured = if view.is_f64() { errors::<f64>(view, tensor) } else { errors::<f32>(view, tensor) };
+    match measured {
+        Err(message) => Some(format!("tensor `{name}`: {message}")),
+        Ok((error, norm)) => {
+            // Recorded in another order of summation; and an expanded error near 0 keeps few digits.
+            let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * norm;
+            let good = close(error, recorded[0]) && close(norm, recorded[1]);
+            (!good).then(|| {
+                format!(
+                    "tensor `{name}`: against the checkpoint ‖W−Ŵ‖² is {error:e} and ‖W‖² {norm:e}, the file says {:e} and {:e}",
+                    recorded[0], recorded[1]
+                )
+            })
         }
     }
 }
 
 /// (‖W − Ŵ‖², ‖W‖²), plainly in f64.
-fn errors<W: Element>(view: FilterView<'_>, ternary: &TernaryTensor<'_>) -> Result<(f64, f64), String> {
+fn errors<W: Element>(view: FilterView<'_>, tensor: &dyn Quantized) -> Result<(f64, f64), String> {
     const STEP: usize = 1 << 18;
-    let n = ternary.filter_len;
+    let n = tensor.filter_len();
     let (mut values, mut scratch, mut error, mut norm) = (vec![0.0; STEP.min(n)], Vec::new(), 0.0, 0.0);
-    let ranges = (0..ternary.filters).flat_map(|filter| (0..n).step_by(STEP).map(move |start| (filter, start)));
+    let ranges = (0..tensor.filters()).flat_map(|filter| (0..n).step_by(STEP).map(move |start| (filter, start)));
     for (filter, start) in ranges {
         let end = (start + STEP).min(n);
         let values = &mut values[..end - start];
-        ternary.dequantize_range(filter, start..end, values)?;
+        tensor.dequantize_range(filter, start..end, values)?;
         let weights = view.read::<W>(filter * n + start..filter * n + end, Isa::PORTABLE, &mut scratch);
         for (w, &v) in weights.iter().zip(&*values) {
             let rest = w.to_f64() - f64::from(v);

@@ -15,6 +15,7 @@ fn small_file(directory: &Path) -> Vec<u8> {
         Made::gaussian("t2", Dtype::F32, &[3, 7], 1),
         Made::gaussian("t5", Dtype::F64, &[4, 9], 2),
         Made::gaussian("b1", Dtype::BF16, &[5, 3], 3),
+        Made::gaussian("i8", Dtype::F32, &[3, 2, 3], 6),
         Made::gaussian("bias", Dtype::F16, &[5], 4),
         Made::gaussian("empty", Dtype::F32, &[0, 4], 5),
     ];
@@ -27,6 +28,7 @@ fn small_file(directory: &Path) -> Vec<u8> {
     };
     let overrides = vec![
         set("t5", "encoding=t5,granularity=group:4,scale-dtype=f16,axis=1"),
+        set("i8", "keep=int8,scale-dtype=f16,axis=1"),
         set("b1", "method=bwn,granularity=tensor"),
     ];
     let checkpoint = Checkpoint::open(&input).unwrap();
@@ -42,8 +44,10 @@ fn is_noticed(bytes: Vec<u8>) -> bool {
     let Ok(container) = Container::from_bytes("damaged.twn", bytes) else { return true };
     let noticed = !verify::verify(&container, None).unwrap().is_good();
     for (_, tensor) in container.tensors() {
-        if let Tensor::Ternary(ternary) = tensor {
-            let _ = ternary.to_array();
+        match tensor {
+            Tensor::Dense(_) => {}
+            Tensor::Int8(int8) => drop(int8.to_array()),
+            Tensor::Ternary(ternary) => drop(ternary.to_array()),
         }
     }
     noticed

@@ -54,7 +54,7 @@ fn through_c(container: &Container, ids: &[&str]) -> String {
     for (id, (_, tensor)) in ids.iter().zip(container.tensors()) {
         let upper = id.to_uppercase();
         let line = match tensor {
-            Tensor::Ternary(_) => format!(
+            Tensor::Int8(_) | Tensor::Ternary(_) => format!(
                 "for (i = 0; i < {upper}_FILTERS; i++) for (j = 0; j < {upper}_FILTER_LEN; j++) bits({id}_weight(i, j));"
             ),
             Tensor::Dense(dense) if dense.data.is_empty() => continue,
@@ -81,6 +81,13 @@ fn by_the_library(container: &Container) -> String {
     let mut bytes = Vec::new();
     for (_, tensor) in container.tensors() {
         match tensor {
+            Tensor::Int8(tensor) => {
+                let mut values = vec![0.0; tensor.filter_len];
+                for filter in 0..tensor.filters {
+                    tensor.dequantize_filter(filter, &mut values).unwrap();
+                    values.iter().for_each(|&value| bits(value));
+                }
+            }
             Tensor::Ternary(tensor) => {
                 let mut values = vec![0.0; tensor.filter_len];
                 for filter in 0..tensor.filters {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 24] = [
+const MODULES: [(&str, &[&str]); 26] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -21,13 +21,18 @@ const MODULES: [(&str, &[&str]); 24] = [
     ("atomic_file", &[]),
     ("source", &["atomic_file"]),
     ("ternarize", &[]),
+    ("int8", &["ternarize"]),
     ("pack", &[]),
     ("calibration", &["source", "ternarize"]),
     ("container", &["ternarize", "pack", "atomic_file"]),
     // A treatment names a method, an encoding and a granularity; see `select_only_names`.
     ("select", &["source", "ternarize", "pack", "container"]),
     ("report", &["source", "select", "container"]),
-    ("convert", &["source", "select", "ternarize", "calibration", "pack", "container", "report"]),
+    (
+        "convert",
+        &["source", "select", "ternarize", "int8", "calibration", "pack", "container", "report", "atomic_file"],
+    ),
+    ("budget", &["source", "select", "container", "report", "convert"]),
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "pack", "container"]),
     ("unpack", &["container", "atomic_file"]),

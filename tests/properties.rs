@@ -103,7 +103,7 @@ fn pack(checkpoint: &Checkpoint, settings: &Settings, output: &Path, isa: Isa) {
 fn ternary(container: &Container) -> Option<TernaryTensor<'_>> {
     match container.by_name("layer.weight").unwrap() {
         Tensor::Ternary(ternary) => Some(ternary),
-        Tensor::Dense(_) => None,
+        Tensor::Dense(_) | Tensor::Int8(_) => None,
     }
 }
 

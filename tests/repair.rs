@@ -46,6 +46,7 @@ impl World {
 fn values(container: &Container, name: &str) -> Vec<f64> {
     match container.by_name(name).unwrap() {
         Tensor::Dense(dense) => common::decode(dense.dtype, dense.data),
+        Tensor::Int8(int8) => int8.to_array().unwrap().iter().map(|&w| f64::from(w)).collect(),
         Tensor::Ternary(ternary) => ternary.to_array().unwrap().iter().map(|&w| f64::from(w)).collect(),
     }
 }

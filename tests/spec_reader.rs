@@ -277,6 +277,9 @@ fn rust_lines(container: &Container) -> Vec<String> {
     let line = |(entry, (name, tensor)): (&TensorEntry, (&str, Tensor<'_>))| {
         let (kind, bytes) = match tensor {
             Tensor::Dense(dense) => ("dense", dense.data.to_vec()),
+            Tensor::Int8(int8) => {
+                ("int8", int8.to_array().unwrap().iter().flat_map(|value| value.to_le_bytes()).collect())
+            }
             Tensor::Ternary(ternary) => {
                 ("ternary", ternary.to_array().unwrap().iter().flat_map(|value| value.to_le_bytes()).collect())
             }
@@ -354,6 +357,7 @@ fn write_planes(path: &Path) {
         granularity: Granularity::Filter,
         method: MethodEntry { name: "by hand".to_owned(), parameters: BTreeMap::new() },
         planes: 3,
+        reason: String::new(),
         scale_dtype: ScaleDtype::F32,
         scales: writer.section(&floats(&alphas)).unwrap(),
         stats: Stats {

@@ -12,13 +12,15 @@ use twn_pack::{unpack, verify};
 use twn_pack_fuzz::{Bytes, bits, fixture};
 
 /// The files that changes are made to.
-const GOOD: [&[u8]; 12] = [
+const GOOD: [&[u8]; 14] = [
     fixture!("by-hand.twn"),
     fixture!("two-planes.twn"),
     fixture!("metadata.t2.twn"),
     fixture!("no-tensors.t2.twn"),
     fixture!("layouts.b1-group7-axis1.twn"),
     fixture!("layouts.b1-tensor-axis0.twn"),
+    fixture!("layouts.int8-axis0.twn"),
+    fixture!("layouts.int8-axis1.twn"),
     fixture!("layouts.t2-filter-axis0.twn"),
     fixture!("layouts.t2-group7-f16.twn"),
     fixture!("layouts.t5-group7-axis1.twn"),
@@ -175,7 +177,7 @@ fn change(index: &mut Value, input: &mut Bytes<'_>) {
         (7, Value::Array(items)) => items.push(donor),
         (7, Value::Object(map)) => {
             map.insert(
-                input.pick(&["dense", "ternary", "reason", "delta", "parameters", "x", "reason"]).to_owned(),
+                input.pick(&["dense", "int8", "ternary", "reason", "delta", "parameters", "x", "reason"]).to_owned(),
                 donor,
             );
         }
@@ -233,6 +235,22 @@ fn lay_out(
     if let Some(dense) = tensor.get_mut("dense") {
         *dense.get_mut("section")? = place(make(count * dtype.bitsize() as u64 / 8));
     }
+    if let Some(int8) = tensor.get_mut("int8") {
+        let filters = *shape.get(int8.get("axis")?.as_u64()? as usize)?;
+        let mut codes = make(count);
+        if valid {
+            codes.iter_mut().filter(|code| **code == 0x80).for_each(|code| *code = 1);
+        }
+        let (scales, [min, max]) = scales(make, filters, int8.get("scale_dtype")?.as_str()?, valid);
+        let (codes, scales) = (place(codes), place(scales));
+        let map = int8.as_object_mut()?;
+        map.insert("codes".to_owned(), codes);
+        map.insert("scales".to_owned(), scales);
+        if valid {
+            let stats = map.get_mut("stats")?.as_object_mut()?;
+            stats.insert("alpha".to_owned(), json!({ "max": max, "mean": min, "min": min }));
+        }
+    }
     let ternary = tensor.get_mut("ternary")?;
     let filters = *shape.get(ternary.get("axis")?.as_u64()? as usize)?;
     let planes = ternary.get("planes")?.as_u64().filter(|&p| p <= 16)?;
@@ -257,21 +275,7 @@ fn lay_out(
         "tensor" => 1,
         group => filters * n.div_ceil(group.strip_prefix("group:")?.parse().ok().filter(|&size: &u64| size > 0)?),
     };
-    let size = if ternary.get("scale_dtype")?.as_str()? == "f16" { 2 } else { 4 };
-    let mut scales = make(planes * per_plane * size);
-    let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
-    if valid {
-        for scale in scales.chunks_mut(size as usize) {
-            // Clear the sign and one bit of the exponent: finite and not negative.
-            *scale.last_mut().unwrap() &= if size == 2 { 0x3b } else { 0x3f };
-            let value = match *scale {
-                [a, b] => half::f16::from_le_bytes([a, b]).to_f32(),
-                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                _ => 0.0,
-            };
-            (min, max) = (min.min(value), max.max(value));
-        }
-    }
+    let (scales, [min, max]) = scales(make, planes * per_plane, ternary.get("scale_dtype")?.as_str()?, valid);
     let (codes, scales) = (place(codes), place(scales));
     let map = ternary.as_object_mut()?;
     map.insert("codes".to_owned(), codes);
@@ -286,6 +290,24 @@ fn lay_out(
         stats.insert(key.to_owned(), json!(count));
     }
     Some(())
+}
+
+/// So many scales of that type, and the smallest and largest of them where they are to be valid.
+fn scales(make: impl Fn(u64) -> Vec<u8>, count: u64, dtype: &str, valid: bool) -> (Vec<u8>, [f32; 2]) {
+    let size = if dtype == "f16" { 2 } else { 4 };
+    let mut scales = make(count * size);
+    let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
+    for scale in scales.chunks_mut(size as usize).filter(|_| valid) {
+        // Clear the sign and one bit of the exponent: finite and not negative.
+        *scale.last_mut().unwrap() &= if size == 2 { 0x3b } else { 0x3f };
+        let value = match *scale {
+            [a, b] => half::f16::from_le_bytes([a, b]).to_f32(),
+            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+            _ => 0.0,
+        };
+        (min, max) = (min.min(value), max.max(value));
+    }
+    (scales, [min, max])
 }
 
 /// Makes a byte of codes valid, of which the first `used` count.
@@ -335,6 +357,11 @@ fn exercise(bytes: &[u8]) {
                 let bits = dense.shape.iter().product::<usize>() * dense.dtype.bitsize();
                 assert_eq!(dense.data.len() * 8, bits);
             }
+            Tensor::Int8(tensor) => {
+                let valid = tensor.codes().iter().all(|&code| code != i8::MIN);
+                assert_eq!(tensor.codes().len(), tensor.filters * tensor.filter_len);
+                assert_eq!((tensor.to_array().is_ok(), valid || !good), (valid, true));
+            }
             Tensor::Ternary(tensor) => read(&tensor, good),
         }
     }
@@ -355,11 +382,8 @@ fn exercise(bytes: &[u8]) {
                 let back = checkpoint.by_name(name).expect("every tensor").data;
                 match tensor {
                     Tensor::Dense(dense) => assert_eq!(dense.data, back),
-                    Tensor::Ternary(tensor) => {
-                        let array = tensor.to_array().expect("it was unpacked");
-                        let back = back.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-                        assert!(array.into_iter().map(bits).eq(back.map(bits)), "{name}");
-                    }
+                    Tensor::Int8(tensor) => same(name, tensor.to_array(), back),
+                    Tensor::Ternary(tensor) => same(name, tensor.to_array(), back),
                 }
             }
         }
@@ -369,6 +393,13 @@ fn exercise(bytes: &[u8]) {
     if good {
         rewrite(&container, &directory.path().join("out.twn"));
     }
+}
+
+/// What was unpacked is what is read from memory.
+fn same(name: &str, array: Result<ndarray::ArrayD<f32>, String>, back: &[u8]) {
+    let array = array.expect("it was unpacked");
+    let back = back.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+    assert!(array.into_iter().map(bits).eq(back.map(bits)), "{name}");
 }
 
 /// Every view of a tensor. In a good file all of them have to succeed, and to say the same.
@@ -436,12 +467,17 @@ fn rewrite(container: &Container, path: &std::path::Path) {
     for (entry, (_, tensor)) in container.index().tensors.iter().zip(container.tensors()) {
         let written: Vec<_> = match &tensor {
             Tensor::Dense(dense) => vec![writer.section(dense.data).unwrap()],
+            Tensor::Int8(int8) => {
+                let codes: Vec<u8> = int8.codes().iter().map(|code| code.cast_unsigned()).collect();
+                vec![writer.section(&codes).unwrap(), writer.section(int8.scale_bytes()).unwrap()]
+            }
             Tensor::Ternary(ternary) => {
                 vec![writer.section(ternary.packed()).unwrap(), writer.section(ternary.scale_bytes()).unwrap()]
             }
         };
         let sections: Vec<_> = match entry.body() {
             Body::Dense(dense) => vec![dense.section],
+            Body::Int8(int8) => vec![int8.codes, int8.scales],
             Body::Ternary(ternary) => vec![ternary.codes, ternary.scales],
         };
         assert_eq!(written, sections);

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use twn_pack::convert::{self, Options};
+use twn_pack::select::{Keep, Override};
 use twn_pack::{
     Checkpoint, Container, Dtype, Encoding, Error, Granularity, Isa, Plan, Rules, ScaleDtype, Settings, Tensor,
     TernaryTensor, unpack, verify,
@@ -60,7 +61,7 @@ fn case(input: &mut Bytes<'_>) -> Case {
         axis: Some(input.pick(&[0, 0, 1, 2, 3, 4])),
         encoding,
         scale_dtype: input.pick(&[None, Some(ScaleDtype::F16)]),
-        keep: None,
+        keep: input.pick(&[None, None, None, Some(Keep::Int8)]),
     };
     let name_length = input.below(12);
     let mut name = String::from_utf8_lossy(input.take(name_length)).into_owned();
@@ -108,7 +109,9 @@ fuzz_target!(|data: &[u8]| {
     std::fs::write(&input, safetensors(&case)).unwrap();
     let checkpoint = Checkpoint::open(&input).expect("a good file");
     // A pattern without a name's exceptions: whatever can be ternary becomes ternary.
-    let rules = Rules { settings: case.settings.clone(), include: vec!["*".to_owned()], ..Rules::default() };
+    let overrides = case.settings.keep.map(|_| Override { pattern: "*".to_owned(), settings: case.settings.clone() });
+    let overrides = overrides.into_iter().collect();
+    let rules = Rules { settings: case.settings.clone(), include: vec!["*".to_owned()], overrides, ..Rules::default() };
     let plan = match Plan::new(&checkpoint, &rules) {
         Ok(plan) => plan,
         Err(Error::Request(_)) => return,
@@ -133,6 +136,10 @@ fuzz_target!(|data: &[u8]| {
         Tensor::Dense(dense) => {
             assert!(!ternary);
             assert_eq!((dense.data, &dense.shape), (case.data.as_slice(), &case.shape));
+            return;
+        }
+        Tensor::Int8(tensor) => {
+            assert!(ternary && case.settings.keep.is_some() && tensor.to_array().is_ok());
             return;
         }
         Tensor::Ternary(tensor) => tensor,

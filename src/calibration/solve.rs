@@ -97,6 +97,11 @@ impl Solver {
         definite.then_some(Self { n, h, factor, order })
     }
 
+    /// Σ xᵀHx over rows x.
+    pub fn energy(&self, rows: &[f64]) -> f64 {
+        energy(&self.h, self.n, rows)
+    }
+
     /// How much input j weighs by itself.
     pub fn diagonal(&self, j: usize) -> f64 {
         self.h[j * self.n + j]
@@ -358,19 +363,21 @@ impl<'a> Filters<'a> {
     }
 
     fn finish(self) -> Solved {
-        let n = self.solver.n;
-        let norm = self.norm.unwrap_or_else(|| {
-            let mut wh = vec![0.0; self.w.len()];
-            let h = MatRef::from_row_major_slice(&self.solver.h, n, n);
-            product(&mut wh, n, self.rows, (self.w, n), h, Accum::Replace);
-            dot(self.w, &wh)
-        });
+        let norm = self.norm.unwrap_or_else(|| self.solver.energy(self.w));
         let codes = self.t.iter().map(|t| t.iter().map(|t| (t + 1) as u8).collect()).collect();
         let squared = [dot(&self.e, &self.e), dot(self.w, self.w)];
         // Rounding may put an error of nothing below 0; what is no number has to stay seen.
         let output = [self.error(), norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
         Solved { codes, scales: self.scales, squared, output }
     }
+}
+
+/// Σ xᵀHx over rows x of n numbers; H is symmetric. Rounding does not put it below 0.
+pub(crate) fn energy(h: &[f64], n: usize, rows: &[f64]) -> f64 {
+    let (mut products, count) = (vec![0.0; rows.len()], rows.len() / n);
+    product(&mut products, n, count, (rows, n), MatRef::from_row_major_slice(h, n, n), Accum::Replace);
+    let sum = dot(rows, &products);
+    if sum < 0.0 { 0.0 } else { sum }
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

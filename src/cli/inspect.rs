@@ -68,6 +68,7 @@ enum SortBy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     Ternary,
+    Int8,
     Dense,
 }
 
@@ -89,6 +90,7 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
         let display = Display::new(&session.global);
         let options = convert::Options {
             keep_non_finite_dense: true,
+            resume: false,
             calibration: calibration.as_ref(),
             progress: Some(&|progress| display.show(progress)),
             cancel: Some(&session.cancel),
@@ -123,7 +125,12 @@ impl InspectArgs {
             .map_err(|e| Error::Request(format!("--filter: {e}")))?;
         tensors.retain(|tensor| globs.is_empty() || globs.iter().any(|glob| glob.is_match(&tensor.name)));
         if let Some(kind) = self.only {
-            tensors.retain(|tensor| (tensor.became == "dense") == (kind == Kind::Dense));
+            let kind_of = |tensor: &TensorReport| match tensor.became.as_str() {
+                "dense" => Kind::Dense,
+                became if became.starts_with("int8") => Kind::Int8,
+                _ => Kind::Ternary,
+            };
+            tensors.retain(|tensor| kind_of(tensor) == kind);
         }
         let descending = |key: fn(&TensorReport) -> Option<f64>| {
             move |a: &TensorReport, b: &TensorReport| key(b).partial_cmp(&key(a)).unwrap_or(Ordering::Equal)

@@ -1,6 +1,7 @@
 //! The command line: parse → run → exit code. One file per subcommand. Not here: any work on
 //! tensors; that is the library's.
 
+mod budget;
 mod calibrate;
 mod calibration;
 mod data;
@@ -70,6 +71,8 @@ struct Global {
 enum Command {
     /// Show what a .twn file holds and what it cost, or what packing a checkpoint would give
     Inspect(inspect::InspectArgs),
+    /// Show how size and error of a checkpoint depend on each other, without packing it
+    Sweep(Box<budget::SweepArgs>),
     /// Check every byte of a .twn file, and compare it with its checkpoint
     Verify(verify::VerifyArgs),
     /// Turn a .twn file back into .safetensors
@@ -148,6 +151,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     pool.install(|| match cli.command {
         None => pack::run(cli.pack, &session),
         Some(Command::Inspect(args)) => inspect::run(args, &session),
+        Some(Command::Sweep(args)) => budget::sweep(*args, &session),
         Some(Command::Verify(args)) => verify::run(args, &session),
         Some(Command::Unpack(args)) => unpack::run(args, &session),
         Some(Command::Eval(args)) => eval::run(args, &session),

@@ -1,10 +1,12 @@
 //! `twn-pack MODEL -o OUT.twn`: the main job.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use twn_pack::{Checkpoint, Error, Report, convert};
+use twn_pack::budget::Target;
+use twn_pack::{Checkpoint, Error, Plan, Report, Result, convert};
 
+use super::budget::BudgetArgs;
 use super::calibration::CalibrationArgs;
 use super::exit::Exit;
 use super::progress::Display;
@@ -29,6 +31,10 @@ pub(super) struct PackArgs {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    /// Keep what is finished beside the output, whatever ends the run (OUT's name with .twn-partial and .twn-journal
+    /// behind it), and go on with it: the same command again gives the same bytes as one that was not interrupted
+    #[arg(long, conflicts_with = "dry_run")]
+    resume: bool,
     /// What to do with tensors that hold NaN or infinity
     #[arg(long, value_name = "HOW", default_value = "error")]
     non_finite: NonFinite,
@@ -40,11 +46,13 @@ pub(super) struct PackArgs {
     #[command(flatten)]
     calibration: CalibrationArgs,
     #[command(flatten)]
+    budget: BudgetArgs,
+    #[command(flatten)]
     repair: RepairArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum NonFinite {
+pub(super) enum NonFinite {
     /// Stop and say where
     Error,
     /// Keep such tensors dense; one more pass over the weights finds them
@@ -60,6 +68,10 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
     session.warn(checkpoint.warnings());
     session.warn(&plan.warnings);
     let calibration = args.calibration.open(&checkpoint, session)?;
+    let target = args.budget.target()?;
+    if target.is_some() {
+        args.rules.refuse_rungs()?;
+    }
     let repairs = args.repair.open(&checkpoint, calibration.as_ref(), session)?;
     let report = match &args.output {
         Some(output) if !args.dry_run => {
@@ -68,13 +80,19 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
             let options = convert::Options {
                 overwrite: args.force,
                 keep_non_finite_dense: args.non_finite == NonFinite::Dense,
+                resume: args.resume,
                 calibration: calibration.as_ref(),
                 repairs: &repairs,
                 progress: Some(&|progress| display.show(progress)),
                 cancel: Some(&session.cancel),
                 ..convert::Options::default()
             };
-            convert::pack(&checkpoint, &plan, output, &options).map_err(|e| naming_input(e, model))?
+            pack(&args, target, &checkpoint, &plan, output, &options).map_err(|e| naming_input(e, model))?
+        }
+        _ if target.is_some() => {
+            let message =
+                "a target takes measuring, and --dry-run reads no weights; `twn-pack sweep` shows what there is";
+            return Err(Error::Request(message.to_owned()).into());
         }
         None if !args.dry_run => {
             return Err(Error::Request("give an output with -o".to_owned()).into());
@@ -92,4 +110,23 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     print(report.to_table(args.color.on_stdout()))
+}
+
+/// Packs by the plan, or by what a budget makes of it.
+fn pack(
+    args: &PackArgs,
+    target: Option<Target>,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    output: &Path,
+    options: &convert::Options<'_>,
+) -> Result<Report> {
+    let Some(target) = target else { return convert::pack(checkpoint, plan, output, options) };
+    if output.exists() && !args.force {
+        // Before the long work, so that it is not in vain.
+        return Err(Error::OutputExists { path: output.to_path_buf() });
+    }
+    let (plan, budget) = args.budget.choose(target, checkpoint, plan, options)?;
+    let report = convert::pack(checkpoint, &plan, output, options)?;
+    Ok(Report { budget: Some(budget), ..report })
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use twn_pack::select::Override;
-use twn_pack::{Checkpoint, Plan, Result, Rules, Settings};
+use twn_pack::select::{Keep, Override};
+use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings};
 
 /// Which tensors; shared with `train`.
 #[derive(Debug, Default, PartialEq, Args)]
@@ -19,7 +19,7 @@ pub(super) struct WhichArgs {
     #[arg(long)]
     keep_first_last: bool,
     /// Other settings for tensors that match (repeatable, later ones win): method, factor, granularity,
-    /// keep=ternary|dense and, for packing, planes, axis, encoding, scale-dtype; as key=value,key=value
+    /// keep=ternary|int8|dense and, for packing, planes, axis, encoding, scale-dtype; as key=value,key=value
     #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
     set: Vec<String>,
 }
@@ -64,6 +64,10 @@ pub(super) struct RuleArgs {
     scale_dtype: Option<String>,
     #[command(flatten)]
     which: WhichArgs,
+    /// Give tensors that match 8 bits a weight and a scale per filter (repeatable), whatever they are called;
+    /// as --set GLOB keep=int8 in front of every --set
+    #[arg(long, value_name = "GLOB")]
+    int8: Vec<String>,
     /// Read rules from a TOML file; options given here win over its own settings, --set over its
     /// overrides
     #[arg(long, value_name = "FILE")]
@@ -75,12 +79,27 @@ impl RuleArgs {
         Plan::new(checkpoint, &self.rules()?)
     }
 
+    /// For runs that choose planes and granularity themselves.
+    pub fn refuse_rungs(&self) -> Result<()> {
+        let option = match (self.planes, &self.granularity) {
+            (Some(_), _) => "--planes",
+            (None, Some(_)) => "--granularity",
+            (None, None) => return Ok(()),
+        };
+        Err(Error::Request(format!(
+            "{option} with a target or a sweep, which try all of them; leave it out, or fix tensors with --int8 and --exclude"
+        )))
+    }
+
     fn rules(&self) -> Result<Rules> {
         let mut rules = match &self.rules {
             Some(path) => Rules::from_toml_file(path)?,
             None => Rules::default(),
         };
         rules.settings = self.settings()?.or(&rules.settings);
+        let int8 = Settings { keep: Some(Keep::Int8), ..Settings::default() };
+        let int8 = self.int8.iter().map(|pattern| Override { pattern: pattern.clone(), settings: int8.clone() });
+        rules.overrides.extend(int8);
         self.which.add_to(&mut rules)?;
         Ok(rules)
     }

@@ -228,6 +228,10 @@ impl MethodArgs {
                 let message = "planes, axis, encoding and scale-dtype are for packing; training has no use for them";
                 return Err(Error::Request(message.to_owned()));
             }
+            if settings.keep == Some(Keep::Int8) {
+                let message = "keep=int8 is for packing; training has no use for it: ternary or dense";
+                return Err(Error::Request(message.to_owned()));
+            }
             let chosen = settings.method.unwrap_or_default();
             let mut request = Request {
                 factor: settings.factor,

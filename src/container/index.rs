@@ -52,6 +52,8 @@ pub struct TensorEntry {
     /// The checkpoint's data type.
     #[serde(deserialize_with = "named")]
     pub dtype: Dtype,
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
+    int8: Option<Int8Entry>,
     /// The tensor's name, unique in the file.
     pub name: String,
     /// Its shape, outermost dimension first.
@@ -65,6 +67,8 @@ pub struct TensorEntry {
 pub enum Body<'a> {
     /// Kept bit by bit.
     Dense(&'a DenseEntry),
+    /// Codes of 8 bits and scales.
+    Int8(&'a Int8Entry),
     /// Codes and scales.
     Ternary(&'a TernaryEntry),
 }
@@ -81,6 +85,51 @@ pub struct DenseEntry {
     /// Its bytes: little-endian, C order.
     #[serde(deserialize_with = "object")]
     pub section: Section,
+}
+
+/// A tensor as codes of 8 bits and one scale per filter: W ≈ α·Q.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Int8Entry {
+    /// The filter axis, as in [`TernaryEntry::axis`].
+    pub axis: u64,
+    /// What was known of the inputs, where the run was given any, and the outputs' error; codes and scales
+    /// do not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
+    pub calibration: Option<CalibrationEntry>,
+    /// The codes −127 to 127, two's complement: `[filters][weights per filter]`.
+    #[serde(deserialize_with = "object")]
+    pub codes: Section,
+    /// Why it became that.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub reason: String,
+    /// The type of the scales.
+    #[serde(deserialize_with = "named")]
+    pub scale_dtype: ScaleDtype,
+    /// The scales: `[filters]`.
+    #[serde(deserialize_with = "object")]
+    pub scales: Section,
+    /// What a report needs; not needed to decode.
+    #[serde(deserialize_with = "object")]
+    pub stats: Int8Stats,
+}
+
+/// What a report needs to know of an int8 tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Int8Stats {
+    /// The stored scales.
+    #[serde(deserialize_with = "object")]
+    pub alpha: Spread,
+    /// ‖W − Ŵ‖², with the stored scales.
+    pub squared_error: f64,
+    /// ‖W‖².
+    pub squared_norm: f64,
+}
+
+impl Int8Stats {
+    /// ‖W − Ŵ‖² / ‖W‖²; 0 where both are 0.
+    pub fn relative_squared_error(&self) -> f64 {
+        if self.squared_error == 0.0 { 0.0 } else { self.squared_error / self.squared_norm }
+    }
 }
 
 /// A tensor as codes and scales: W ≈ Σ_p α_p·T_p.
@@ -104,6 +153,9 @@ pub struct TernaryEntry {
     pub method: MethodEntry,
     /// How many planes, P.
     pub planes: u64,
+    /// Why it became that, where a budget decided.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub reason: String,
     /// The type of the scales.
     #[serde(deserialize_with = "named")]
     pub scale_dtype: ScaleDtype,
@@ -215,12 +267,17 @@ pub struct Spread {
 impl TensorEntry {
     /// A tensor kept bit by bit.
     pub fn dense(name: String, dtype: Dtype, shape: Vec<u64>, entry: DenseEntry) -> Self {
-        Self { dense: Some(entry), dtype, name, shape, ternary: None }
+        Self { dense: Some(entry), dtype, int8: None, name, shape, ternary: None }
+    }
+
+    /// A tensor of 8-bit codes.
+    pub fn int8(name: String, dtype: Dtype, shape: Vec<u64>, entry: Int8Entry) -> Self {
+        Self { dense: None, dtype, int8: Some(entry), name, shape, ternary: None }
     }
 
     /// A ternary tensor.
     pub fn ternary(name: String, dtype: Dtype, shape: Vec<u64>, entry: TernaryEntry) -> Self {
-        Self { dense: None, dtype, name, shape, ternary: Some(entry) }
+        Self { dense: None, dtype, int8: None, name, shape, ternary: Some(entry) }
     }
 
     /// Where the bytes of a tensor that is kept are, and what is said of them; `None` for ternary ones.
@@ -228,13 +285,14 @@ impl TensorEntry {
         self.dense.as_mut()
     }
 
-    /// What the tensor became. An index that was checked has exactly one of the two.
+    /// What the tensor became. An index that was checked has exactly one of the three.
     pub fn body(&self) -> Body<'_> {
-        match (&self.ternary, &self.dense) {
-            (Some(ternary), _) => Body::Ternary(ternary),
-            (None, Some(dense)) => Body::Dense(dense),
-            (None, None) => {
-                unreachable!("an entry is made with one of the two, and checked when read")
+        match (&self.ternary, &self.int8, &self.dense) {
+            (Some(ternary), ..) => Body::Ternary(ternary),
+            (None, Some(int8), _) => Body::Int8(int8),
+            (None, None, Some(dense)) => Body::Dense(dense),
+            (None, None, None) => {
+                unreachable!("an entry is made with one of the three, and checked when read")
             }
         }
     }
@@ -253,14 +311,15 @@ impl TensorEntry {
     pub fn sections(&self) -> impl Iterator<Item = (&'static str, Section)> {
         let (first, second) = match self.body() {
             Body::Dense(dense) => (("data", dense.section), None),
+            Body::Int8(int8) => (("codes", int8.codes), Some(("scales", int8.scales))),
             Body::Ternary(ternary) => (("codes", ternary.codes), Some(("scales", ternary.scales))),
         };
         std::iter::once(first).chain(second)
     }
 
-    /// (filters, weights per filter) of a ternary tensor.
-    pub(crate) fn filters(&self, ternary: &TernaryEntry) -> (u64, u64) {
-        let axis = ternary.axis as usize;
+    /// (filters, weights per filter) of a tensor with that filter axis.
+    pub(crate) fn filters(&self, axis: u64) -> (u64, u64) {
+        let axis = axis as usize;
         let others = self.shape.iter().enumerate().filter(|(i, _)| *i != axis);
         (self.shape[axis], others.map(|(_, d)| d).product())
     }
@@ -293,41 +352,59 @@ impl TensorEntry {
                 needs(self.dtype, &self.shape)
             ))
         })?;
-        match (&self.dense, &self.ternary) {
-            (Some(dense), None) if dense.section.length == bytes => Ok(()),
-            (Some(dense), None) => Err(entry(format!(
+        match (&self.dense, &self.int8, &self.ternary) {
+            (Some(dense), None, None) if dense.section.length == bytes => Ok(()),
+            (Some(dense), None, None) => Err(entry(format!(
                 "data section has {} bytes, should have {bytes}; pack it again",
                 dense.section.length
             ))),
-            (None, Some(ternary)) => self.check_ternary(ternary).map_err(entry),
-            (Some(_), Some(_)) => {
-                Err(entry("is both dense and ternary, has to be one of them; pack it again".to_owned()))
+            (None, Some(int8), None) => self.check_int8(int8).map_err(entry),
+            (None, None, Some(ternary)) => self.check_ternary(ternary).map_err(entry),
+            (None, None, None) => {
+                Err(entry("is not dense, int8 or ternary, has to be one of them; is twn-pack up to date?".to_owned()))
             }
-            (None, None) => {
-                Err(entry("is neither dense nor ternary, has to be one of them; is twn-pack up to date?".to_owned()))
+            _ => {
+                let kinds = [("dense", self.dense.is_some()), ("int8", self.int8.is_some())];
+                let kinds = kinds.into_iter().chain([("ternary", self.ternary.is_some())]);
+                let kinds: Vec<_> = kinds.filter(|(_, there)| *there).map(|(kind, _)| kind).collect();
+                Err(entry(format!("is both {}, has to be one of them; pack it again", kinds.join(" and "))))
             }
         }
     }
 
-    fn check_ternary(&self, ternary: &TernaryEntry) -> Result<(), String> {
-        if ternary.axis >= self.shape.len() as u64 {
-            return Err(format!(
-                "filter axis is {}, should be below its rank, {}; pack it again",
-                ternary.axis,
-                self.shape.len()
-            ));
-        }
-        if !(1..=limits::PLANES as u64).contains(&ternary.planes) {
-            return Err(format!("has {} planes, should have 1 to {}; pack it again", ternary.planes, limits::PLANES));
+    /// What every tensor with filters has to be.
+    fn check_filters(&self, kind: &str, axis: u64) -> Result<(), String> {
+        if axis >= self.shape.len() as u64 {
+            let rank = self.shape.len();
+            return Err(format!("filter axis is {axis}, should be below its rank, {rank}; pack it again"));
         }
         if !is_float(self.dtype) {
-            return Err(format!("is ternary, but {} is no floating-point type that can be; pack it again", self.dtype));
+            let dtype = self.dtype;
+            return Err(format!("is {kind}, but {dtype} is no floating-point type that can be; pack it again"));
         }
         // With weights, filters ≤ bytes of codes: loops over filters are bounded by the length of the file.
         if self.elements() == 0 {
-            return Err("is ternary but has no weights, empty tensors have to be dense; pack it again".to_owned());
+            return Err(format!("is {kind} but has no weights, empty tensors have to be dense; pack it again"));
         }
-        let (filters, n) = self.filters(ternary);
+        Ok(())
+    }
+
+    fn check_int8(&self, int8: &Int8Entry) -> Result<(), String> {
+        self.check_filters("int8", int8.axis)?;
+        let (filters, n) = self.filters(int8.axis);
+        check_length("codes", int8.codes, filters.checked_mul(n))?;
+        check_length("scales", int8.scales, filters.checked_mul(int8.scale_dtype.size() as u64))?;
+        let Int8Stats { alpha, squared_error, squared_norm } = int8.stats;
+        check_spreads(&alpha, None)?;
+        check_errors([squared_error, squared_norm], int8.calibration.as_ref())
+    }
+
+    fn check_ternary(&self, ternary: &TernaryEntry) -> Result<(), String> {
+        self.check_filters("ternary", ternary.axis)?;
+        if !(1..=limits::PLANES as u64).contains(&ternary.planes) {
+            return Err(format!("has {} planes, should have 1 to {}; pack it again", ternary.planes, limits::PLANES));
+        }
+        let (filters, n) = self.filters(ternary.axis);
         let per_byte = ternary.encoding.weights_per_byte() as u64;
         let codes = filters.checked_mul(n.div_ceil(per_byte)).and_then(|bytes| bytes.checked_mul(ternary.planes));
         check_length("codes", ternary.codes, codes)?;
@@ -335,21 +412,8 @@ impl TensorEntry {
             ternary.granularity.scales(filters, n).checked_mul(ternary.planes * ternary.scale_dtype.size() as u64);
         check_length("scales", ternary.scales, scales)?;
         let stats = &ternary.stats;
-        let in_order = |s: &Spread| s.min <= s.mean && s.mean <= s.max;
-        if !in_order(&stats.alpha) || stats.delta.as_ref().is_some_and(|delta| !in_order(delta) || delta.min < 0.0) {
-            return Err("statistics of scales or thresholds are out of order; pack it again".to_owned());
-        }
-        if stats.squared_error < 0.0 || stats.squared_norm < 0.0 {
-            return Err(format!(
-                "statistics say ‖W−Ŵ‖² = {:e} and ‖W‖² = {:e}, which cannot be negative; pack it again",
-                stats.squared_error, stats.squared_norm
-            ));
-        }
-        if let Some(calibration) = &ternary.calibration
-            && [calibration.squared_error, calibration.squared_norm].into_iter().flatten().any(|sum| sum < 0.0)
-        {
-            return Err("errors under calibration cannot be negative; pack it again".to_owned());
-        }
+        check_spreads(&stats.alpha, stats.delta.as_ref())?;
+        check_errors([stats.squared_error, stats.squared_norm], ternary.calibration.as_ref())?;
         let counted = stats.negative.checked_add(stats.zeros).and_then(|n| n.checked_add(stats.positive));
         if counted != self.elements().checked_mul(ternary.planes) {
             return Err(format!(
@@ -363,6 +427,28 @@ impl TensorEntry {
         }
         Ok(())
     }
+}
+
+fn check_spreads(alpha: &Spread, delta: Option<&Spread>) -> Result<(), String> {
+    let in_order = |s: &Spread| s.min <= s.mean && s.mean <= s.max;
+    if !in_order(alpha) || delta.is_some_and(|delta| !in_order(delta) || delta.min < 0.0) {
+        return Err("statistics of scales or thresholds are out of order; pack it again".to_owned());
+    }
+    Ok(())
+}
+
+/// ‖W − Ŵ‖² and ‖W‖², and what they are under calibration.
+fn check_errors([error, norm]: [f64; 2], calibration: Option<&CalibrationEntry>) -> Result<(), String> {
+    if error < 0.0 || norm < 0.0 {
+        return Err(format!(
+            "statistics say ‖W−Ŵ‖² = {error:e} and ‖W‖² = {norm:e}, which cannot be negative; pack it again"
+        ));
+    }
+    let sums = calibration.map(|calibration| [calibration.squared_error, calibration.squared_norm]);
+    if sums.into_iter().flatten().flatten().any(|sum| sum < 0.0) {
+        return Err("errors under calibration cannot be negative; pack it again".to_owned());
+    }
+    Ok(())
 }
 
 fn check_length(part: &str, section: Section, expected: Option<u64>) -> Result<(), String> {

@@ -9,15 +9,20 @@
 
 mod granularity;
 pub mod index;
+mod int8;
 pub(crate) mod prefix;
+mod quantized;
 mod reader;
 mod tensor;
 mod writer;
 
 pub use self::granularity::Granularity;
 pub use self::index::{
-    Body, CalibrationEntry, DenseEntry, Index, MethodEntry, Producer, Section, Spread, Stats, TensorEntry, TernaryEntry,
+    Body, CalibrationEntry, DenseEntry, Index, Int8Entry, Int8Stats, MethodEntry, Producer, Section, Spread, Stats,
+    TensorEntry, TernaryEntry,
 };
+pub use self::int8::Int8Tensor;
+pub(crate) use self::quantized::Quantized;
 pub use self::reader::{Container, Tensor};
 pub use self::tensor::{DenseTensor, TernaryTensor};
 pub use self::writer::{ContainerWriter, Replacement};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use super::index::{Body, Index, Section, TensorEntry};
+use super::int8::Int8Tensor;
 use super::prefix::Prefix;
 use super::tensor::{DenseTensor, TernaryTensor};
 use crate::error::ContainerProblem;
@@ -29,10 +30,11 @@ enum Storage {
 
 /// A tensor of a container, borrowed from its mapping.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "made one at a time and short-lived")]
 pub enum Tensor<'a> {
     /// Kept bit by bit.
     Dense(DenseTensor<'a>),
+    /// Codes of 8 bits and scales.
+    Int8(Int8Tensor<'a>),
     /// Codes and scales.
     Ternary(TernaryTensor<'a>),
 }
@@ -110,6 +112,10 @@ impl Container {
     pub(crate) fn tensor<'a>(&'a self, entry: &'a TensorEntry) -> Tensor<'a> {
         match entry.body() {
             Body::Dense(dense) => Tensor::Dense(DenseTensor::new(entry, self.section(dense.section))),
+            Body::Int8(int8) => {
+                let (codes, scales) = (self.section(int8.codes), self.section(int8.scales));
+                Tensor::Int8(Int8Tensor::new(entry, int8, codes, scales))
+            }
             Body::Ternary(ternary) => {
                 let (codes, scales) = (self.section(ternary.codes), self.section(ternary.scales));
                 Tensor::Ternary(TernaryTensor::new(entry, ternary, codes, scales))

@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bitvec::prelude::{BitVec, Lsb0};
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::ArrayD;
 
 use super::Granularity;
 use super::index::{MethodEntry, Stats, TensorEntry, TernaryEntry};
+use super::quantized::{self, Quantized};
 use crate::Isa;
 use crate::dtype::Dtype;
 use crate::error::ContainerProblem;
@@ -69,7 +70,7 @@ impl<'a> TernaryTensor<'a> {
         codes: impl Into<Cow<'a, [u8]>>,
         scales: impl Into<Cow<'a, [u8]>>,
     ) -> Self {
-        let (filters, filter_len) = entry.filters(ternary);
+        let (filters, filter_len) = entry.filters(ternary.axis);
         Self {
             dtype: entry.dtype,
             shape: entry.shape.iter().map(|&d| d as usize).collect(),
@@ -129,10 +130,7 @@ impl<'a> TernaryTensor<'a> {
     /// # Panics
     /// When there is no such scale.
     pub fn scale_at(&self, index: usize) -> f32 {
-        match self.scale_dtype {
-            ScaleDtype::F32 => f32::from_le_bytes(std::array::from_fn(|i| self.scales[4 * index + i])),
-            ScaleDtype::F16 => half::f16::from_le_bytes([self.scales[2 * index], self.scales[2 * index + 1]]).to_f32(),
-        }
+        quantized::scale_at(&self.scales, self.scale_dtype, index)
     }
 
     /// Every scale: `[planes][scales per plane]`.
@@ -242,36 +240,42 @@ impl<'a> TernaryTensor<'a> {
         Ok(())
     }
 
-    /// The first filter whose codes are not what a writer writes; errors call the tensor `name`.
-    pub(crate) fn bad_codes(&self, name: &str) -> Option<ContainerProblem> {
+    /// The dequantized tensor in its own shape.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    pub fn to_array(&self) -> Result<ArrayD<f32>, String> {
+        self.array()
+    }
+}
+
+impl Quantized for TernaryTensor<'_> {
+    fn layout(&self) -> (&[usize], usize) {
+        (&self.shape, self.axis)
+    }
+
+    fn largest_code(&self) -> f32 {
+        1.0
+    }
+
+    fn scale_count(&self) -> usize {
+        self.scales().len()
+    }
+
+    fn scale_at(&self, index: usize) -> f32 {
+        self.scale_at(index)
+    }
+
+    fn dequantize_range(&self, filter: usize, range: Range<usize>, values: &mut [f32]) -> Result<(), String> {
+        self.dequantize_range(filter, range, values)
+    }
+
+    fn bad_codes(&self, name: &str) -> Option<ContainerProblem> {
         let filters = (0..self.planes).flat_map(|plane| (0..self.filters).map(move |filter| (plane, filter)));
         filters.into_iter().find_map(|(plane, filter)| {
             let message =
                 self.encoding.check(Isa::PORTABLE, self.packed_filter(plane, filter), self.filter_len).err()?;
             Some(ContainerProblem::Code { tensor: name.to_owned(), plane, filter, message })
         })
-    }
-
-    /// The dequantized tensor in its own shape.
-    ///
-    /// # Errors
-    /// What is wrong with the packed bytes.
-    pub fn to_array(&self) -> Result<ArrayD<f32>, String> {
-        let mut rows = vec![0.0; self.filters * self.filter_len];
-        if self.filter_len > 0 {
-            for (filter, row) in rows.chunks_mut(self.filter_len).enumerate() {
-                self.dequantize_filter(filter, row)?;
-            }
-        }
-        let mut front = self.shape.clone();
-        let filters = front.remove(self.axis);
-        front.insert(0, filters);
-        let mut array = ArrayD::from_shape_vec(IxDyn(&front), rows).map_err(|e| e.to_string())?;
-        // The filter axis stands in front; walk it back to its place.
-        for axis in 0..self.axis {
-            array.swap_axes(axis, axis + 1);
-        }
-        debug_assert_eq!(array.len_of(Axis(self.axis)), self.filters);
-        Ok(array.as_standard_layout().into_owned())
     }
 }

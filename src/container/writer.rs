@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Container;
 use super::align;
-use super::index::{Index, Section};
+use super::index::{Index, Section, TensorEntry};
 use super::prefix::{LENGTH, Prefix};
 use crate::atomic_file::AtomicFile;
 use crate::error::ContainerProblem;
@@ -37,6 +37,26 @@ impl ContainerWriter {
     /// An output that exists, or a directory that cannot be written to.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
         Ok(Self { file: AtomicFile::create(path, overwrite)?, end: LENGTH as u64 })
+    }
+
+    /// The same with what an interrupted run left of it, which stays beside `path` until the file is finished.
+    pub(crate) fn resume(path: &Path, overwrite: bool) -> Result<Self> {
+        Ok(Self { file: AtomicFile::resume(path, overwrite)?, end: LENGTH as u64 })
+    }
+
+    /// Throws away what is there.
+    pub(crate) fn clear(&self) -> Result<()> {
+        self.file.set_len(0)
+    }
+
+    /// Whether all sections of that tensor are there, with their checksums.
+    pub(crate) fn holds(&self, entry: &TensorEntry) -> Result<bool> {
+        for (_, section) in entry.sections() {
+            if self.file.crc32_at(section.offset, section.length)? != Some(section.crc32) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reserves the next section. Its checksum is 0 until the caller sets it.
@@ -91,13 +111,10 @@ impl ContainerWriter {
     /// disk that refuses.
     pub fn finish(self, index: &Index) -> Result<u64> {
         let prefix = self.write_index(index)?;
-        let length = prefix.index_offset + prefix.index_length;
-        // A draft may have been longer.
-        self.file.truncate(length)?;
         self.file.sync()?;
         self.file.write_at(&prefix.to_bytes(), 0)?;
         self.file.publish()?;
-        Ok(length)
+        Ok(prefix.index_offset + prefix.index_length)
     }
 
     fn write_index(&self, index: &Index) -> Result<Prefix> {
@@ -113,6 +130,15 @@ impl ContainerWriter {
         }
         Index::parse(&json, self.end).map_err(problem)?;
         self.file.write_at(&json, self.end)?;
+        if self.file.is_kept() {
+            // Damage between the sections.
+            for (_, section) in index.tensors.iter().flat_map(TensorEntry::sections) {
+                let end = section.offset + section.length;
+                self.write_at(&[0; 64][..(align(end).unwrap_or(end) - end) as usize], end)?;
+            }
+        }
+        // What a run before, or a draft, had behind the index.
+        self.file.set_len(self.end + json.len() as u64)?;
         Ok(Prefix { index_offset: self.end, index_length: json.len() as u64, index_crc32: crc32fast::hash(&json) })
     }
 }

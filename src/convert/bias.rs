@@ -5,11 +5,11 @@
 use rayon::prelude::*;
 
 use crate::calibration::Calibration;
-use crate::container::{Replacement, Tensor};
+use crate::container::{Quantized, Replacement, Tensor};
 use crate::source::{Checkpoint, FilterView, TensorView};
 use crate::{Container, Error, Isa, Result};
 
-/// Corrected biases: for every ternary `NAME.weight` with sums of its inputs and a bias `NAME.bias`.
+/// Corrected biases: for every packed `NAME.weight` with sums of its inputs and a bias `NAME.bias`.
 ///
 /// # Errors
 /// Statistics of another shape or type, or codes that are damaged.
@@ -21,10 +21,14 @@ pub fn correct_bias(
     let isa = Isa::detect()?;
     let mut replacements = Vec::new();
     for (name, tensor) in packed.tensors() {
-        let Tensor::Ternary(ternary) = tensor else { continue };
+        let quantized: &dyn Quantized = match &tensor {
+            Tensor::Ternary(tensor) => tensor,
+            Tensor::Int8(tensor) => tensor,
+            Tensor::Dense(_) => continue,
+        };
         let Some(bias) = name.strip_suffix(".weight").map(|layer| format!("{layer}.bias")) else { continue };
         let (Some(source), Some(old)) = (checkpoint.by_name(name), checkpoint.by_name(&bias)) else { continue };
-        let (Some(w), Some(old)) = (FilterView::new(source, ternary.axis), floats(old)) else { continue };
+        let (Some(w), Some(old)) = (FilterView::new(source, quantized.axis()), floats(old)) else { continue };
         let (filters, n) = (w.filters(), w.filter_len());
         if old.filter_len() * old.filters() != filters {
             continue;
@@ -34,12 +38,12 @@ pub fn correct_bias(
         let mut scratch = Vec::new();
         let old: &[f32] = old.read(0..filters, isa, &mut scratch);
         let correct = |(filter, &old): (usize, &f32)| {
-            let (mut quantized, mut scratch) = (vec![0.0; n], Vec::new());
-            ternary
-                .dequantize_filter(filter, &mut quantized)
+            let (mut values, mut scratch) = (vec![0.0; n], Vec::new());
+            quantized
+                .dequantize_range(filter, 0..n, &mut values)
                 .map_err(|e| Error::Request(format!("tensor `{name}`: {e}")))?;
             let w: &[f64] = w.read(filter * n..(filter + 1) * n, isa, &mut scratch);
-            let terms = w.iter().zip(&quantized).zip(&means[filter / per_group * n..]);
+            let terms = w.iter().zip(&values).zip(&means[filter / per_group * n..]);
             let error: f64 = terms.map(|((w, q), mean)| (w - f64::from(*q)) * mean).sum();
             Ok((f64::from(old) + error) as f32)
         };

@@ -157,7 +157,7 @@ impl Monitor<'_> {
         }
     }
 
-    fn advance(&self, bytes: u64, tensor: &str) {
+    pub fn advance(&self, bytes: u64, tensor: &str) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some(progress) = self.options.progress {
             progress(Progress { done, total: self.total, tensor });

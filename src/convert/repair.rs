@@ -18,7 +18,7 @@ pub(super) fn repair(writer: &ContainerWriter, index: &mut Index, repair: &Repai
         let refused = |what: &str| Error::Request(format!("tensor `{name}` was to be changed by {by}; {what}"));
         let entry = places.get(&name).map(|&i| &mut index.tensors[i]).ok_or_else(|| refused("there is none"))?;
         let (dtype, elements) = (entry.dtype, entry.elements());
-        let dense = entry.dense_mut().ok_or_else(|| refused("it is ternary; exclude it (--exclude)"))?;
+        let dense = entry.dense_mut().ok_or_else(|| refused("it is not dense; exclude it (--exclude)"))?;
         if !is_float(dtype) || values.len() as u64 != elements {
             return Err(refused(&format!("expected {} floats, found {elements} of {dtype}", values.len())));
         }

@@ -1,7 +1,7 @@
 //! Statistics of a tensor under way, added up in the order of the pieces. Not here: the totals of
 //! a file ([`crate::report`]).
 
-use crate::container::{Spread, Stats};
+use crate::container::{Int8Stats, Spread, Stats};
 use crate::error::WeightsProblem;
 use crate::ternarize::{Above, Fitted, Threshold};
 
@@ -94,6 +94,25 @@ impl Tally {
     /// finite, but thresholds (a huge factor) and sums need not be.
     pub fn stats(&self, codes: u64) -> Result<Stats, WeightsProblem> {
         debug_assert_eq!(self.negative + self.zeros + self.positive, codes);
+        let (alpha, delta) = self.spreads()?;
+        Ok(Stats {
+            alpha,
+            delta,
+            negative: self.negative,
+            positive: self.positive,
+            squared_error: self.squared_error,
+            squared_norm: self.squared_norm,
+            zeros: self.zeros,
+        })
+    }
+
+    /// The same of 8-bit codes, which are not counted.
+    pub fn int8_stats(&self) -> Result<Int8Stats, WeightsProblem> {
+        let (alpha, _) = self.spreads()?;
+        Ok(Int8Stats { alpha, squared_error: self.squared_error, squared_norm: self.squared_norm })
+    }
+
+    fn spreads(&self) -> Result<(Spread, Option<Spread>), WeightsProblem> {
         // Rounding must not put the mean of equal values outside of them.
         let mean = |s: Spread| Spread { mean: (s.mean / self.scales.max(1) as f64).clamp(s.min, s.max), ..s };
         let (alpha, delta) = (mean(self.alpha), self.delta.map(mean));
@@ -109,14 +128,6 @@ impl Tally {
         if let Some((what, found)) = sums.into_iter().find(|(_, sum)| !sum.is_finite()) {
             return Err(WeightsProblem::Statistics { what, found });
         }
-        Ok(Stats {
-            alpha,
-            delta,
-            negative: self.negative,
-            positive: self.positive,
-            squared_error: self.squared_error,
-            squared_norm: self.squared_norm,
-            zeros: self.zeros,
-        })
+        Ok((alpha, delta))
     }
 }

@@ -52,7 +52,11 @@ impl<'a> TernaryWork<'a> {
 
     /// Whether all the work is done window by window, see [`TernaryWork::each_window`].
     pub fn is_scattered(&self) -> bool {
-        filters_held(&self.view, self.treatment).is_some()
+        self.filters_held().is_some()
+    }
+
+    fn filters_held(&self) -> Option<usize> {
+        filters_held(&self.view, self.treatment.granularity == Granularity::Tensor)
     }
 
     /// Calls `each` with the work on as many filters at a time as are held in memory, in order, and
@@ -62,7 +66,7 @@ impl<'a> TernaryWork<'a> {
         isa: Isa,
         mut each: impl FnMut(&mut TernaryWork<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Some(window) = filters_held(&self.view, self.treatment) else {
+        let Some(window) = self.filters_held() else {
             return each(self);
         };
         let mut held = Held::default();
@@ -152,11 +156,11 @@ impl<'a> TernaryWork<'a> {
     }
 
     fn fit_long(&self, range: Range<usize>, isa: Isa, cancel: Option<&AtomicBool>) -> Result<Fitted, WeightsProblem> {
-        let window = filters_held(&self.view, self.treatment).map(|filters| (filters, Mutex::default()));
+        let window = self.filters_held().map(|filters| (filters, Mutex::default()));
         let long = LongRange { isa, view: self.view, start: range.start, len: range.len(), window, cancel };
         let unit = Unit::from_long(isa, &long);
         if !unit.moments().max.is_finite() {
-            return Err(self.non_finite(range, isa));
+            return Err(non_finite(&self.view, self.first, range, isa));
         }
         let Treatment { method, planes, scale_dtype, .. } = self.treatment;
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), range.start)
@@ -255,7 +259,7 @@ impl<'a> TernaryWork<'a> {
     pub fn fit_unit<W: AsUnit>(&self, weights: &[W], start: usize, isa: Isa) -> Result<Fitted, WeightsProblem> {
         let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
-            return Err(self.non_finite(start..start + weights.len(), isa));
+            return Err(non_finite(&self.view, self.first, start..start + weights.len(), isa));
         }
         let Treatment { method, planes, scale_dtype, .. } = self.treatment;
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), start)
@@ -278,7 +282,7 @@ impl<'a> TernaryWork<'a> {
         }
         let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
-            return Err(self.non_finite(start..start + weights.len(), isa));
+            return Err(non_finite(&self.view, self.first, start..start + weights.len(), isa));
         }
         let Treatment { method, scale_dtype, .. } = self.treatment;
         let threshold = method.threshold(&unit);
@@ -288,31 +292,13 @@ impl<'a> TernaryWork<'a> {
     }
 
     fn checked(&self, fit: Fitted, start: usize) -> Result<Fitted, WeightsProblem> {
-        let Some(scale) = fit.misfit() else { return Ok(fit) };
-        let (dtype, advice) = match self.treatment.scale_dtype {
-            ScaleDtype::F16 => ("f16", "use --scale-dtype f32"),
-            ScaleDtype::F32 => ("f32", "keep the tensor dense with --exclude, or rescale it"),
-        };
-        let filter = self.first + start / self.view.filter_len();
-        Err(WeightsProblem::Scale { filter, scale, dtype, advice })
-    }
-
-    /// The first weight of `range` that is NaN or infinite.
-    fn non_finite(&self, range: Range<usize>, isa: Isa) -> WeightsProblem {
-        let found = super::steps(range, BLOCK).find_map(|block| match self.view.is_f64() {
-            true => self.non_finite_in::<f64>(block, isa),
-            false => self.non_finite_in::<f32>(block, isa),
-        });
-        // There was one when the sums were made; if it is gone, so is the place of it.
-        found.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN })
-    }
-
-    fn non_finite_in<W: Element>(&self, block: Range<usize>, isa: Isa) -> Option<WeightsProblem> {
-        let (mut scratch, n) = (Vec::new(), self.view.filter_len());
-        let weights = self.view.read::<W>(block.clone(), isa, &mut scratch);
-        let at = weights.iter().position(|w| !w.to_f64().is_finite())?;
-        let (at, value) = (block.start + at, weights[at].to_f64());
-        Some(WeightsProblem::NonFinite { filter: self.first + at / n, index: at % n, value })
+        match fit.misfit() {
+            None => Ok(fit),
+            Some(scale) => {
+                let filter = self.first + start / self.view.filter_len();
+                Err(misfit(filter, scale, self.treatment.scale_dtype))
+            }
+        }
     }
 
     /// The scales of those units as stored, per plane.
@@ -332,6 +318,38 @@ impl<'a> TernaryWork<'a> {
         let scales = self.treatment.granularity.scales(filters, n as u64);
         (filters * self.treatment.encoding.bytes(n) as u64, scales * self.treatment.scale_dtype.size() as u64)
     }
+}
+
+/// What to do about a scale that its type cannot hold.
+pub(super) fn misfit(filter: usize, scale: f64, dtype: ScaleDtype) -> WeightsProblem {
+    let (dtype, advice) = match dtype {
+        ScaleDtype::F16 => ("f16", "use --scale-dtype f32"),
+        ScaleDtype::F32 => ("f32", "keep the tensor dense with --exclude, or rescale it"),
+    };
+    WeightsProblem::Scale { filter, scale, dtype, advice }
+}
+
+/// The first weight of `range` that is NaN or infinite; `first` is the number of the view's first filter.
+pub(super) fn non_finite(view: &FilterView<'_>, first: usize, range: Range<usize>, isa: Isa) -> WeightsProblem {
+    let found = super::steps(range, BLOCK).find_map(|block| match view.is_f64() {
+        true => non_finite_in::<f64>(view, first, block, isa),
+        false => non_finite_in::<f32>(view, first, block, isa),
+    });
+    // There was one when the sums were made; if it is gone, so is the place of it.
+    found.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN })
+}
+
+fn non_finite_in<W: Element>(
+    view: &FilterView<'_>,
+    first: usize,
+    block: Range<usize>,
+    isa: Isa,
+) -> Option<WeightsProblem> {
+    let (mut scratch, n) = (Vec::new(), view.filter_len());
+    let weights = view.read::<W>(block.clone(), isa, &mut scratch);
+    let at = weights.iter().position(|w| !w.to_f64().is_finite())?;
+    let (at, value) = (block.start + at, weights[at].to_f64());
+    Some(WeightsProblem::NonFinite { filter: first + at / n, index: at % n, value })
 }
 
 pub(super) fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {

@@ -5,8 +5,6 @@
 use std::ops::Range;
 
 use super::PIECE;
-use crate::container::Granularity;
-use crate::select::Treatment;
 use crate::source::FilterView;
 use crate::vector::Isa;
 use crate::vector::block::BLOCK;
@@ -18,9 +16,10 @@ const NEAR: usize = 128;
 const HELD: usize = if cfg!(test) { 4 << 20 } else { 64 << 20 };
 
 /// Filters that are held at once, or `None` where reading them one by one costs little: their runs
-/// in the file are long, or the filters of a piece of work lie together.
-pub(super) fn filters_held(view: &FilterView<'_>, treatment: &Treatment) -> Option<usize> {
-    let (n, whole_tensor) = (view.filter_len(), treatment.granularity == Granularity::Tensor);
+/// in the file are long, or the filters of a piece of work lie together. With `whole_tensor` it is read
+/// in blocks that know nothing of filters.
+pub(super) fn filters_held(view: &FilterView<'_>, whole_tensor: bool) -> Option<usize> {
+    let n = view.filter_len();
     let neighbours = (if whole_tensor { BLOCK } else { PIECE } / n).clamp(1, view.filters());
     if view.contiguous() || neighbours == view.filters() || neighbours * view.run_bytes() >= NEAR {
         return None;
@@ -68,10 +67,10 @@ impl Held {
 mod tests {
     use super::*;
     use crate::Error;
-    use crate::container::{Container, Tensor, TernaryTensor};
+    use crate::container::{Container, Granularity, Tensor, TernaryTensor};
     use crate::convert::{Options, measure, pack, ternarize};
     use crate::error::WeightsProblem;
-    use crate::select::{Plan, Rules, Settings};
+    use crate::select::{Plan, Rules, Settings, Treatment};
     use crate::source::{Checkpoint, Dtype, TensorView};
 
     /// Weights of any type whose elements have so many bytes, all finite and of ordinary size.
@@ -131,7 +130,7 @@ mod tests {
             let case = format!("{shape:?} {dtype} {settings:?}");
             let tensor = TensorView { name: "w", dtype, shape: &shape, data: &bytes };
             let treatment = settings.treatment().unwrap();
-            let held = filters_held(&FilterView::new(tensor, 1).unwrap(), &treatment);
+            let held = filters_held(&FilterView::new(tensor, 1).unwrap(), treatment.granularity == Granularity::Tensor);
             assert!(held.is_some_and(|held| held < filters), "{case}: {held:?} filters at once");
 
             let flipped = transposed(&bytes, shape, size);

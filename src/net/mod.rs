@@ -14,6 +14,7 @@
 mod adjust;
 mod batch_norm;
 mod batches;
+#[cfg_attr(not(feature = "calibration"), path = "collect_nothing.rs")]
 mod collect;
 pub mod dense;
 mod description;
@@ -27,6 +28,7 @@ mod reestimate;
 mod tensors;
 
 pub use self::adjust::adjust;
+#[cfg(feature = "calibration")]
 pub use self::collect::{CollectOptions, collect};
 pub use self::description::{Description, NETWORKS, Overrides};
 pub use self::evaluate::{Evaluation, Options, evaluate};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ndarray::Array2;
 
-use crate::container::{Container, DenseTensor, Tensor, TernaryTensor};
+use crate::container::{Container, DenseTensor, Quantized, Tensor, TernaryTensor};
 use crate::error::NetworkProblem;
 use crate::kernel::PackedMatrix;
 use crate::source::{Checkpoint, FilterView, TensorView};
@@ -24,7 +24,7 @@ pub enum Source {
 pub enum Weights<'a> {
     /// As they lie in the file; never unpacked.
     Packed(Packed<'a>),
-    /// Outputs × weights per output.
+    /// Outputs × weights per output: dense ones, and int8 ones dequantized.
     Dense(Array2<f32>),
 }
 
@@ -119,6 +119,7 @@ impl<'a> Tensors<'a> {
         let found = match &tensor {
             None => return Err(self.error(name)(NetworkProblem::Missing { expected })),
             Some(Tensor::Dense(tensor)) => &tensor.shape,
+            Some(Tensor::Int8(tensor)) => &tensor.shape,
             Some(Tensor::Ternary(tensor)) => &tensor.shape,
         };
         match tensor {
@@ -130,10 +131,8 @@ impl<'a> Tensors<'a> {
     /// All its values in C order; F64 is rounded to `f32`.
     fn decode(&self, name: &str, tensor: &Tensor<'_>) -> Result<Vec<f32>> {
         match tensor {
-            Tensor::Ternary(tensor) => {
-                let array = tensor.to_array().map_err(|e| self.error(name)(NetworkProblem::Codes(e)))?;
-                Ok(array.into_raw_vec_and_offset().0)
-            }
+            Tensor::Int8(tensor) => self.dequantize(name, tensor),
+            Tensor::Ternary(tensor) => self.dequantize(name, tensor),
             Tensor::Dense(dense) => {
                 let view = TensorView { name, dtype: dense.dtype, shape: &dense.shape, data: dense.data };
                 let view = FilterView::new(view, 0)
@@ -142,6 +141,11 @@ impl<'a> Tensors<'a> {
                 Ok(view.read(0..view.filters() * view.filter_len(), self.isa, &mut scratch).to_vec())
             }
         }
+    }
+
+    fn dequantize(&self, name: &str, tensor: &dyn Quantized) -> Result<Vec<f32>> {
+        let array = tensor.array().map_err(|e| self.error(name)(NetworkProblem::Codes(e)))?;
+        Ok(array.into_raw_vec_and_offset().0)
     }
 
     fn error(&self, tensor: &str) -> impl Fn(NetworkProblem) -> Error {

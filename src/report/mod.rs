@@ -1,6 +1,7 @@
 //! What a file holds and what it cost: one plain result struct, from an index alone, and one small
 //! exporter per output format. Not here: any measuring; the numbers were written by the run.
 
+mod budget;
 mod csv;
 #[cfg(feature = "cli")]
 mod html;
@@ -11,10 +12,11 @@ mod units;
 
 use serde::Serialize;
 
+pub use self::budget::{Budget, CurvePoint, Rung};
 pub use self::units::{bytes, count, ratio};
-use crate::container::{Body, CalibrationEntry, Index, Spread, TernaryEntry};
+use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TernaryEntry};
 use crate::dtype::Dtype;
-use crate::select::{Decision, Plan, became};
+use crate::select::{Decision, Plan, became, became_int8};
 use crate::source::Checkpoint;
 
 /// A whole file.
@@ -24,6 +26,9 @@ pub struct Report {
     pub totals: Totals,
     /// One entry per tensor, in the order of the file unless sorted.
     pub tensors: Vec<TensorReport>,
+    /// How a budget was kept, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// One tensor. What was not measured (a plan without a run) or has no meaning (dense) is `None`.
@@ -37,7 +42,7 @@ pub struct TensorReport {
     pub dtype: String,
     /// What it became: `dense`, or encoding, method and granularity.
     pub became: String,
-    /// Why it stayed dense; empty for ternary tensors.
+    /// Why it stayed dense or became int8, or that a budget decided; empty for other ternary tensors.
     pub reason: String,
     /// What changed its values, where they are not the checkpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +96,15 @@ pub struct Totals {
     pub scale_bytes: u64,
     /// Bytes of dense tensors.
     pub dense_bytes: u64,
+    /// How many tensors are int8.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub int8_tensors: u64,
+    /// Weights of the int8 tensors.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub int8_weights: u64,
+    /// Bytes of their codes and scales.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub int8_bytes: u64,
     /// Prefix, index and padding.
     pub overhead_bytes: u64,
     /// Ternary tensors: bytes in the checkpoint over bytes of codes and scales.
@@ -105,6 +119,10 @@ pub struct Totals {
     pub sparsity: Option<f64>,
     /// Σ‖W − Ŵ‖² / Σ‖W‖² over the ternary tensors.
     pub relative_squared_error: Option<f64>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// a/b, and 0 where b is 0.
@@ -129,6 +147,10 @@ impl Report {
                     tensor.repaired.clone_from(&dense.repaired);
                     totals.dense_bytes += dense.section.length;
                 }
+                Body::Int8(int8) => {
+                    tensor.measure_int8(int8);
+                    totals.add_int8(entry.elements(), bytes);
+                }
                 Body::Ternary(ternary) => {
                     tensor.measure(ternary);
                     totals.add_ternary(entry.elements(), source_bytes, ternary.codes.length, ternary.scales.length);
@@ -146,7 +168,7 @@ impl Report {
             totals.sparsity = Some(share(zeros, codes));
             totals.relative_squared_error = Some(if error == 0.0 { 0.0 } else { error / norm });
         }
-        Self { totals, tensors }
+        Self { totals, tensors, budget: None }
     }
 
     /// Of a plan that was not run: names, decisions and sizes. The file's own size is without the
@@ -157,16 +179,22 @@ impl Report {
         for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
             let source_bytes = tensor.data.len() as u64;
             let (elements, mut sections) = (tensor.elements() as u64, [source_bytes, 0]);
-            if let Decision::Ternary(treatment) = &planned.decision {
-                let filters = tensor.shape[treatment.axis] as u64;
-                let n = elements.checked_div(filters).unwrap_or_default();
-                let planes = treatment.planes as u64;
-                let codes = planes * filters * treatment.encoding.bytes(n as usize) as u64;
-                let scales = planes * treatment.granularity.scales(filters, n) * treatment.scale_dtype.size() as u64;
-                sections = [codes, scales];
-                totals.add_ternary(elements, source_bytes, codes, scales);
-            } else {
-                totals.dense_bytes += source_bytes;
+            let filters_along = |axis: usize| tensor.shape[axis] as u64;
+            match &planned.decision {
+                Decision::Dense => totals.dense_bytes += source_bytes,
+                Decision::Int8(int8) => {
+                    sections = [elements, filters_along(int8.axis) * int8.scale_dtype.size() as u64];
+                    totals.add_int8(elements, sections.iter().sum());
+                }
+                Decision::Ternary(treatment) => {
+                    let filters = filters_along(treatment.axis);
+                    let n = elements.checked_div(filters).unwrap_or_default();
+                    let planes = treatment.planes as u64;
+                    let codes = planes * filters * treatment.encoding.bytes(n as usize) as u64;
+                    let scales = treatment.granularity.scales(filters, n) * treatment.scale_dtype.size() as u64;
+                    sections = [codes, planes * scales];
+                    totals.add_ternary(elements, source_bytes, codes, planes * scales);
+                }
             }
             let bytes = sections.iter().sum();
             totals.file_bytes += sections.iter().map(|n| n.next_multiple_of(crate::container::ALIGNMENT)).sum::<u64>();
@@ -178,7 +206,7 @@ impl Report {
             tensors.push(report);
         }
         totals.finish();
-        Self { totals, tensors }
+        Self { totals, tensors, budget: None }
     }
 
     /// The ternary tensors of largest relative squared error, worst first.
@@ -249,14 +277,14 @@ impl TensorReport {
         let TernaryEntry { encoding, method, granularity, planes, axis, .. } = ternary;
         self.became = became(*encoding, &method.name, *granularity, *planes, *axis);
         if let Some(calibration) = &ternary.calibration {
-            self.calibration = Some(calibration.kind.clone());
-            self.relative_output_error = calibration.relative_squared_error();
+            self.under(calibration);
             self.became += match calibration.kind.as_str() {
                 CalibrationEntry::FULL => " calibrated",
                 CalibrationEntry::DIAGONAL => " weighted",
                 _ => " uncalibrated",
             };
         }
+        self.reason.clone_from(&ternary.reason);
         self.sparsity = Some(share(stats.zeros, codes));
         self.delta = stats.delta;
         self.alpha = Some(stats.alpha);
@@ -271,6 +299,23 @@ impl TensorReport {
                 .max(0.0)
                 * ternary.planes as f64,
         );
+    }
+}
+
+impl TensorReport {
+    fn measure_int8(&mut self, int8: &Int8Entry) {
+        self.became = became_int8(int8.axis);
+        self.reason.clone_from(&int8.reason);
+        if let Some(calibration) = &int8.calibration {
+            self.under(calibration);
+        }
+        self.alpha = Some(int8.stats.alpha);
+        self.relative_squared_error = Some(int8.stats.relative_squared_error());
+    }
+
+    fn under(&mut self, calibration: &CalibrationEntry) {
+        self.calibration = Some(calibration.kind.clone());
+        self.relative_output_error = calibration.relative_squared_error();
     }
 }
 
@@ -289,10 +334,16 @@ impl Totals {
         self.scale_bytes += scales;
     }
 
+    fn add_int8(&mut self, weights: u64, bytes: u64) {
+        self.int8_tensors += 1;
+        self.int8_weights += weights;
+        self.int8_bytes += bytes;
+    }
+
     fn finish(&mut self) {
         let ternary = self.code_bytes + self.scale_bytes;
         self.ratio = share(self.source_bytes, self.file_bytes);
-        self.overhead_bytes = self.file_bytes.saturating_sub(ternary + self.dense_bytes);
+        self.overhead_bytes = self.file_bytes.saturating_sub(ternary + self.dense_bytes + self.int8_bytes);
         self.ternary_ratio = share(self.ternary_source_bytes, ternary);
         self.ternary_ratio_f32 = share(4 * self.ternary_weights, ternary);
         self.ternary_ratio_f64 = share(8 * self.ternary_weights, ternary);

@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::{Report, TensorReport, bytes, count, ratio};
 use crate::container::Spread;
+use crate::select::BUDGET;
 
 /// From here on an error stands out: more than half of a tensor's energy is lost.
 const LARGE_ERROR: f64 = 0.5;
@@ -46,11 +47,17 @@ pub(super) fn render(report: &Report, color: bool) -> String {
         let line = line.trim_end();
         text += &if color && !style.is_empty() { format!("{style}{line}{RESET}\n") } else { format!("{line}\n") };
     }
-    text + "\n" + &summary(report)
+    text += "\n";
+    text += &summary(report);
+    if let Some(budget) = &report.budget {
+        text += &budget.to_table();
+    }
+    text
 }
 
 pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
-    let dense = tensor.became == "dense" && !tensor.reason.is_empty();
+    let kept = tensor.became == "dense" || tensor.became.starts_with("int8");
+    let with_reason = !tensor.reason.is_empty() && (kept || tensor.reason == BUDGET);
     let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
@@ -58,9 +65,10 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         tensor.name.escape_debug().to_string(),
         format!("[{}]", shape.join(", ")),
         tensor.dtype.clone(),
-        if dense {
+        if with_reason {
             let repaired = tensor.repaired.iter().map(|by| format!(", {}", by.escape_debug()));
-            format!("dense: {}{}", tensor.reason.escape_debug(), repaired.collect::<String>())
+            let became = tensor.became.escape_debug();
+            format!("{became}: {}{}", tensor.reason.escape_debug(), repaired.collect::<String>())
         } else {
             tensor.became.escape_debug().to_string()
         },
@@ -68,8 +76,8 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         or_dash(tensor.delta.map(spread)),
         or_dash(tensor.alpha.map(spread)),
         match (tensor.relative_squared_error, tensor.relative_output_error) {
-            (Some(error), Some(output)) => format!("{error:.4}, outputs {output:.4}"),
-            (error, _) => or_dash(error.map(|e| format!("{e:.4}"))),
+            (Some(error), Some(output)) => format!("{}, outputs {}", share(error), share(output)),
+            (error, _) => or_dash(error.map(share)),
         },
         or_dash(tensor.entropy.map(|e| format!("{e:.3} bit"))),
         bytes(tensor.bytes),
@@ -79,6 +87,11 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
 
 fn spread(s: Spread) -> String {
     format!("{} [{}, {}]", short(s.mean), short(s.min), short(s.max))
+}
+
+/// An error, which may go over many powers of ten.
+pub(super) fn share(error: f64) -> String {
+    if error == 0.0 || error >= 1e-3 { format!("{error:.4}") } else { format!("{error:.2e}") }
 }
 
 /// Four significant digits; powers of ten where the number is far from 1.
@@ -103,13 +116,18 @@ pub(super) fn summary(report: &Report) -> String {
     let change = if t.ratio < 1.0 && t.ratio > 0.0 { (1.0 / t.ratio, "larger") } else { (t.ratio, "smaller") };
     let (from, to) = (bytes(t.source_bytes), bytes(t.file_bytes));
     lines.push(format!("size      {from} → {to}: {} {}", ratio(change.0), change.1));
+    let int8 = if t.int8_tensors == 0 { String::new() } else { format!("int8 {}, ", bytes(t.int8_bytes)) };
     lines.push(format!(
-        "          codes {}, scales {}, dense {}, index and padding {}",
+        "          codes {}, scales {}, {int8}dense {}, index and padding {}",
         bytes(t.code_bytes),
         bytes(t.scale_bytes),
         bytes(t.dense_bytes),
         bytes(t.overhead_bytes)
     ));
+    if t.int8_tensors > 0 {
+        let plural = if t.int8_tensors == 1 { "" } else { "s" };
+        lines.push(format!("int8      {} tensor{plural}, {} weights", t.int8_tensors, count(t.int8_weights)));
+    }
     if t.ternary_tensors > 0 {
         lines.push(format!(
             "ternary   {:.3} bits per weight with scales: {} against the source, {} against f32, {} against f64",

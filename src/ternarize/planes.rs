@@ -75,6 +75,7 @@ impl Levels {
     }
 
     /// The value nearest to a weight, and t per plane.
+    #[cfg(feature = "calibration")]
     pub fn round(&self, weight: f64) -> (f64, [i8; MAX]) {
         let level = self.nearest(weight.abs());
         let sign: i8 = if weight < 0.0 { -1 } else { 1 };
@@ -372,6 +373,7 @@ impl LongWeights for LeftOver<'_> {
 
 /// The same by turns for weights that count as much as `importance` says, all in memory: from these
 /// scales (one per plane) to such of least Σ importance·(w − ŵ)² nearby, and its levels.
+#[cfg(feature = "calibration")]
 pub(crate) fn refine_weighted(
     weights: &[f64],
     importance: &[f64],

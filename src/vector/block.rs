@@ -13,7 +13,7 @@ use super::{Avx2, Avx512};
 /// 16 lanes and of the weights per byte of every encoding (4, 5, 8).
 pub const BLOCK: usize = 81_920;
 
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// `f32` or `f64`: what a checkpoint's weights are decoded to.
 pub trait Weight: Copy + PartialOrd + Default + Send + Sync + bytemuck::Pod + 'static {
@@ -118,7 +118,7 @@ pub(crate) fn tree<T: Copy + AddAssign>(mut lanes: [T; LANES]) -> T {
 
 /// Calls `step(lane, weight)` for every weight, in an order that fills the lanes evenly.
 #[inline(always)]
-fn each_lane<W: Weight>(weights: &[W], mut step: impl FnMut(usize, W)) {
+pub(crate) fn each_lane<W: Weight>(weights: &[W], mut step: impl FnMut(usize, W)) {
     let (chunks, rest) = weights.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, &w) in chunk.iter().enumerate() {

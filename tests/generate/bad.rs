@@ -15,6 +15,7 @@ pub fn files() -> Files {
     prefixes(&mut |name, bytes| add(&mut files, format!("{name}.twn"), bytes));
     sections(&mut |name, bytes| add(&mut files, format!("{name}.twn"), bytes));
     contents(&mut |name, bytes| add(&mut files, format!("{name}.twn"), bytes));
+    int8(&mut |name, bytes| add(&mut files, format!("{name}.twn"), bytes));
     entries(&mut |name, bytes| add(&mut files, format!("{name}.twn"), bytes));
     files
 }
@@ -180,6 +181,25 @@ impl Twn {
         Self { version: 1, features: 0, body, index }
     }
 
+    /// The same with `w` of 8-bit codes.
+    fn int8(codes: [u8; 12], alpha: f32) -> Self {
+        let mut twn = Self::base();
+        let scales = [alpha, 0.25].map(f32::to_le_bytes).concat();
+        let mut section = |bytes: &[u8], offset: usize| {
+            twn.body[offset - 64..][..bytes.len()].copy_from_slice(bytes);
+            json!({ "crc32": crc32fast::hash(bytes), "length": bytes.len(), "offset": offset })
+        };
+        let (codes, scales) = (section(&codes, CODES), section(&scales, SCALES));
+        twn.index["tensors"][1].as_object_mut().unwrap().remove("ternary");
+        twn.index["tensors"][1]["int8"] = json!({
+            "axis": 0, "codes": codes, "reason": "set by `w`", "scale_dtype": "f32", "scales": scales,
+            "stats": {
+                "alpha": { "max": 1.5, "mean": 0.875, "min": 0.25 }, "squared_error": 0.5, "squared_norm": 8.0,
+            },
+        });
+        twn
+    }
+
     /// The same with another value at a JSON pointer into the entry of `w`.
     fn set(mut self, pointer: &str, value: Value) -> Self {
         *self.index.pointer_mut(&format!("/tensors/1{pointer}")).unwrap() = value;
@@ -303,6 +323,32 @@ fn contents(add: &mut dyn FnMut(&str, Vec<u8>)) {
     add("scale-negative-zero", scale(-0.0, 0.25));
     add("scale-nan", scale(f32::NAN, 0.25));
     add("scale-infinite", scale(1.5, f32::INFINITY));
+}
+
+fn int8(add: &mut dyn FnMut(&str, Vec<u8>)) {
+    const CODES: [u8; 12] = [0, 1, 0xff, 127, 0x81, 2, 3, 4, 5, 6, 7, 8];
+    let set = |pointer: &str, value: Value| Twn::int8(CODES, 1.5).set(pointer, value).seal();
+    let mut lowest = CODES;
+    lowest[8] = 0x80;
+    add("int8-code-lowest", Twn::int8(lowest, 1.5).seal());
+    add("int8-scale-negative", Twn::int8(CODES, -1.5).seal());
+    add("int8-scale-nan", Twn::int8(CODES, f32::NAN).seal());
+    add("int8-codes-length", set("/int8/codes/length", json!(11)));
+    add("int8-scales-length", set("/int8/scales/length", json!(4)));
+    add("int8-axis-out-of-range", set("/int8/axis", json!(u64::MAX)));
+    add("int8-dtype-not-float", set("/dtype", json!("I32")));
+    add("int8-scale-dtype-unknown", set("/int8/scale_dtype", json!("f8")));
+    add("int8-shape-empty", set("/shape", json!([1_u64 << 57, 0])));
+    add("int8-shape-overflow", set("/shape", json!([1_u64 << 40, 1_u64 << 40])));
+    add("int8-section-outside", {
+        let huge = Twn::int8(CODES, 1.5).set("/shape", json!([2, 1_u64 << 40]));
+        huge.set("/int8/codes/length", json!(1_u64 << 41)).seal()
+    });
+    add("int8-statistics-negative-error", set("/int8/stats/squared_error", json!(-0.5)));
+    add("int8-statistics-of-other-scales", set("/int8/stats/alpha/max", json!(1.25)));
+    let mut both = Twn::int8(CODES, 1.5);
+    both.index["tensors"][1]["ternary"] = Twn::base().index["tensors"][1]["ternary"].clone();
+    add("both-int8-and-ternary", both.seal());
 }
 
 fn entries(add: &mut dyn FnMut(&str, Vec<u8>)) {

@@ -5,6 +5,7 @@ use std::path::Path;
 use twn_pack::container::{
     Body, ContainerWriter, Granularity, Index, MethodEntry, Producer, Spread, Stats, TensorEntry, TernaryEntry,
 };
+use twn_pack::select::Override;
 use twn_pack::{Checkpoint, Encoding, Isa, Plan, Rules, ScaleDtype, Settings, convert};
 
 /// A checkpoint, settings, and what they give.
@@ -37,6 +38,10 @@ pub fn recipes() -> Vec<Recipe> {
         }
     }
     add(true, "layouts.safetensors", "t2-group7-f16", "granularity=group:7,scale-dtype=f16");
+    for axis in [0, 1] {
+        let settings = format!("keep=int8,axis={axis},scale-dtype={}", ["f32", "f16"][axis]);
+        add(true, "layouts.safetensors", &format!("int8-axis{axis}"), &settings);
+    }
     add(true, "every-dtype.safetensors", "t2", "");
     add(true, "odd-lengths.safetensors", "t5", "encoding=t5");
     add(true, "edges.safetensors", "t2", "");
@@ -45,6 +50,9 @@ pub fn recipes() -> Vec<Recipe> {
     add(true, "long-filter.safetensors", "t5", "encoding=t5");
     add(true, "no-tensors.safetensors", "t2", "");
     add(true, "sharded", "t2", "");
+    for input in ["every-dtype", "odd-lengths", "ranks", "long-filter", "lenet5-mnist"] {
+        add(false, &format!("{input}.safetensors"), "int8", "keep=int8");
+    }
     for input in ["every-dtype", "odd-lengths", "edges", "ranks", "unaligned", "long-filter", "lenet5-mnist"] {
         let input = format!("{input}.safetensors");
         for method in ["twn", "optimal", "absmean", "bwn"] {
@@ -65,7 +73,10 @@ impl Recipe {
     /// Packs on the current threads; inputs are below `from`, the output appears below `to`.
     pub fn pack(&self, from: &Path, to: &Path, isa: Isa) -> Vec<u8> {
         let checkpoint = Checkpoint::open(from.join(&self.input)).unwrap();
-        let rules = Rules { settings: Settings::parse(&self.settings).unwrap(), ..Rules::default() };
+        let settings = Settings::parse(&self.settings).unwrap();
+        // `keep` counts for names only.
+        let forced = settings.keep.map(|_| Override { pattern: "*".to_owned(), settings: settings.clone() });
+        let rules = Rules { settings, overrides: forced.into_iter().collect(), ..Rules::default() };
         let plan = Plan::new(&checkpoint, &rules).unwrap();
         let options = convert::Options { isa: Some(isa), overwrite: true, ..convert::Options::default() };
         let output = to.join(&self.output);
@@ -103,6 +114,7 @@ pub fn two_planes(scratch: &Path) -> Vec<u8> {
         granularity: Granularity::Filter,
         method: MethodEntry { name: "by-hand".to_owned(), parameters: [("planes".to_owned(), 2.0)].into() },
         planes: 2,
+        reason: String::new(),
         scale_dtype: ScaleDtype::F32,
         scales,
         stats: Stats {

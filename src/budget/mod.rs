@@ -1,0 +1,463 @@
+//! A size or an error that is asked for, and what each tensor becomes for it: so many planes, with one scale per
+//! filter or per group, 8 bits, or dense. Not here: how such a rung is packed and measured ([`crate::convert`]),
+//! or shown ([`crate::report`]).
+//!
+//! Every tensor that the plan makes ternary is measured on every rung. For a size, the sum over these tensors of
+//! ‖W − Ŵ‖² / ‖W‖² is made small (with statistics of inputs, of ‖X(W − Ŵ)‖² / ‖XW‖²): the share of noise that a
+//! layer adds to what goes through it. Such shares add up over the layers of a network in first order, whatever
+//! the size of its weights; absolute errors do not, since a layer behind a normalisation may have weights of any
+//! size. [`Minimize::Absolute`] is there for networks where they do.
+
+mod hull;
+
+use serde::Serialize;
+
+use self::hull::Point;
+use crate::container::{Body, Granularity, Index, Producer, TensorEntry, align};
+use crate::convert::{self, Options, Progress};
+use crate::error::WeightsProblem;
+use crate::limits::PACKED_PLANES;
+use crate::report::{Budget, CurvePoint, Rung as ReportedRung};
+use crate::select::{BUDGET, Decision, Int8, Plan, Planned, Treatment};
+use crate::source::{Checkpoint, TensorView};
+use crate::{Error, Result};
+
+/// Group sizes that are tried, where a filter is longer.
+pub const GROUPS: [u64; 2] = [128, 32];
+
+/// Points of a curve at most, about.
+const POINTS: f64 = 64.0;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Target {
+    /// Each tensor as small as its relative squared error allows; 0 or more.
+    Error(f64),
+    /// Bytes of the whole file, at most.
+    Bytes(u64),
+    /// Bits per weight of codes and scales, at most, over the tensors that the rules make ternary.
+    Bits(f64),
+    /// Bytes of all tensors in the checkpoint over bytes of the file, at least.
+    Ratio(f64),
+}
+
+/// What is to be small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Minimize {
+    /// The sum over the tensors of what share of its energy each loses.
+    #[default]
+    Relative,
+    /// ‖W − Ŵ‖² over all weights.
+    Absolute,
+}
+
+/// Every rung that the tensors of a checkpoint can have, measured.
+#[derive(Debug)]
+pub struct Ladder<'a> {
+    checkpoint: &'a Checkpoint,
+    warnings: Vec<String>,
+    slots: Vec<Slot>,
+    minimize: Minimize,
+}
+
+/// A tensor.
+#[derive(Debug)]
+struct Slot {
+    rungs: Vec<Rung>,
+    /// Whether the budget decides about it.
+    free: bool,
+}
+
+/// One way to store a tensor.
+#[derive(Debug)]
+struct Rung {
+    planned: Planned,
+    entry: TensorEntry,
+    /// Bytes of its sections.
+    bytes: u64,
+    /// Those, padding, and what the index says of it, but for the digits of offsets.
+    in_file: u64,
+    /// ‖W − Ŵ‖² / ‖W‖², or that of the outputs.
+    relative: f64,
+    /// ‖W − Ŵ‖² and ‖W‖²; of dense tensors 0.
+    squared: [f64; 2],
+}
+
+/// A rung for each tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice(Vec<usize>);
+
+impl Target {
+    /// A size as people write it: bytes (`1500000`), with a unit (`40MB`, `1.5MiB`), or bits per weight (`2.5bits`).
+    ///
+    /// # Errors
+    /// Text that is none of these.
+    pub fn size(text: &str) -> Result<Self> {
+        const UNITS: [(&str, f64); 9] = [
+            ("", 1.0),
+            ("B", 1.0),
+            ("KB", 1e3),
+            ("MB", 1e6),
+            ("GB", 1e9),
+            ("KiB", 1024.0),
+            ("MiB", 1_048_576.0),
+            ("GiB", 1_073_741_824.0),
+            ("bits", 0.0),
+        ];
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = UNITS.iter().find(|(name, _)| *name == unit.trim());
+        match (number.parse::<f64>(), unit) {
+            (Ok(bits), Some(("bits", _))) if bits.is_finite() => Ok(Self::Bits(bits)),
+            (Ok(number), Some((_, factor))) if number.is_finite() => Ok(Self::Bytes((number * factor) as u64)),
+            _ => Err(Error::Request(format!(
+                "size `{text}`; expected bytes with a unit or without (1500000, 40MB, 1.5MiB), or bits per weight (2.5bits)"
+            ))),
+        }
+    }
+
+    fn check(self) -> Result<()> {
+        let (what, number) = match self {
+            Self::Bytes(_) => return Ok(()),
+            Self::Error(0.0) => return Ok(()),
+            Self::Error(error) => ("error", error),
+            Self::Bits(bits) => ("number of bits per weight", bits),
+            Self::Ratio(ratio) => ("ratio", ratio),
+        };
+        if number.is_finite() && number > 0.0 {
+            return Ok(());
+        }
+        Err(Error::Request(format!("the {what} asked for is {number}, expected a positive number")))
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Error(error) => write!(f, "error {error} per tensor"),
+            Self::Bytes(bytes) => write!(f, "{bytes} bytes"),
+            Self::Bits(bits) => write!(f, "{bits} bits per weight"),
+            Self::Ratio(ratio) => write!(f, "{ratio} times smaller"),
+        }
+    }
+}
+
+/// Every way in which a tensor may be stored that the plan makes ternary like that.
+fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
+    let n = tensor.elements().checked_div(tensor.shape[treatment.axis]).unwrap_or_default() as u64;
+    let groups = GROUPS.into_iter().filter(|&size| size < n).map(Granularity::Group);
+    let granularities: Vec<Granularity> = std::iter::once(Granularity::Filter).chain(groups).collect();
+    let ternary = (1..=PACKED_PLANES).flat_map(|planes| granularities.iter().map(move |&g| (planes, g)));
+    let ternary =
+        ternary.map(|(planes, granularity)| Decision::Ternary(Treatment { planes, granularity, ..treatment.clone() }));
+    let Treatment { axis, scale_dtype, .. } = *treatment;
+    ternary
+        .chain([Decision::Int8(Int8 { axis, scale_dtype }), Decision::Dense])
+        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.to_owned() })
+        .collect()
+}
+
+/// What the tensor would be on each of these rungs; one that it cannot have (scales that their type does not
+/// hold) is left out.
+fn measure(tensor: TensorView<'_>, planned: Vec<Planned>, options: &Options<'_>) -> Result<Vec<Rung>> {
+    let misfit = |error: &Error| matches!(error, Error::Weights { problem: WeightsProblem::Scale { .. }, .. });
+    match convert::measure_tensor(tensor, &planned, options) {
+        Ok(entries) => Ok(planned.into_iter().zip(entries).map(|(planned, entry)| Rung::new(planned, entry)).collect()),
+        Err(error) if misfit(&error) && planned.len() > 1 => {
+            let mut rungs = Vec::new();
+            for planned in planned {
+                match measure(tensor, vec![planned], options) {
+                    Err(error) if misfit(&error) => {}
+                    measured => rungs.extend(measured?),
+                }
+            }
+            Ok(rungs)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Rung {
+    fn new(planned: Planned, entry: TensorEntry) -> Self {
+        let mut in_file = serde_json::to_vec(&entry).map_or(0, |json| json.len() as u64);
+        let mut bytes = 0;
+        for (_, section) in entry.sections() {
+            bytes += section.length;
+            in_file += align(section.length).unwrap_or(u64::MAX) - digits(section.offset);
+        }
+        let (squared, relative, calibration) = match entry.body() {
+            Body::Dense(_) => ([0.0; 2], 0.0, None),
+            Body::Int8(int8) => {
+                let stats = &int8.stats;
+                let squared = [stats.squared_error, stats.squared_norm];
+                (squared, stats.relative_squared_error(), int8.calibration.as_ref())
+            }
+            Body::Ternary(ternary) => {
+                let stats = &ternary.stats;
+                let squared = [stats.squared_error, stats.squared_norm];
+                (squared, stats.relative_squared_error(), ternary.calibration.as_ref())
+            }
+        };
+        let relative = calibration.and_then(|known| known.relative_squared_error()).unwrap_or(relative);
+        Self { planned, entry, bytes, in_file, relative, squared }
+    }
+
+    fn error(&self, minimize: Minimize) -> f64 {
+        match minimize {
+            Minimize::Relative => self.relative,
+            Minimize::Absolute => self.squared[0],
+        }
+    }
+}
+
+/// Of a number in JSON.
+fn digits(number: u64) -> u64 {
+    u64::from(number.checked_ilog10().unwrap_or(0)) + 1
+}
+
+impl<'a> Ladder<'a> {
+    /// Measures every rung of every tensor that the plan makes ternary, on all threads, in about the memory that
+    /// packing takes; its planes and granularity are what is tried. Other tensors stay as planned. One tensor after
+    /// another is read, once for each rung.
+    ///
+    /// # Errors
+    /// As [`convert::measure`]; absolute errors together with statistics of inputs.
+    pub fn measure(checkpoint: &'a Checkpoint, plan: &Plan, minimize: Minimize, options: &Options<'_>) -> Result<Self> {
+        if minimize == Minimize::Absolute && convert::is_calibrated(options) {
+            let message = "errors of the outputs of different layers have no common unit: expected relative errors with --calibration";
+            return Err(Error::Request(message.to_owned()));
+        }
+        if plan.tensors.len() != checkpoint.len() {
+            return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
+        }
+        let all: Vec<(Vec<Planned>, bool)> = checkpoint
+            .tensors()
+            .zip(&plan.tensors)
+            .map(|(tensor, planned)| match &planned.decision {
+                Decision::Ternary(treatment) => (rungs(tensor, treatment), true),
+                Decision::Dense | Decision::Int8(_) => (vec![planned.clone()], false),
+            })
+            .collect();
+        let size = |tensor: TensorView<'_>, rungs: &[Planned]| (tensor.data.len() * rungs.len()) as u64;
+        let total = checkpoint.tensors().zip(&all).map(|(tensor, (rungs, _))| size(tensor, rungs)).sum();
+        let mut done = 0;
+        let quiet = Options { progress: None, ..*options };
+        let mut slots = Vec::with_capacity(all.len());
+        for (tensor, (planned, free)) in checkpoint.tensors().zip(all) {
+            done += size(tensor, &planned);
+            slots.push(Slot { rungs: measure(tensor, planned, &quiet)?, free });
+            if let Some(progress) = options.progress {
+                progress(Progress { done, total, tensor: tensor.name });
+            }
+        }
+        Ok(Self { checkpoint, warnings: plan.warnings.clone(), slots, minimize })
+    }
+
+    /// A rung for each tensor, as the target asks.
+    ///
+    /// # Errors
+    /// A target that makes no sense, or a size that is too small; with the smallest one there is.
+    pub fn choose(&self, target: Target) -> Result<Choice> {
+        target.check()?;
+        match target {
+            Target::Error(error) => Ok(Choice(self.slots.iter().map(|slot| slot.smallest(error)).collect())),
+            Target::Bytes(bytes) => self.within(target, bytes),
+            Target::Ratio(ratio) => {
+                let source: usize = self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
+                self.within(target, (source as f64 / ratio) as u64)
+            }
+            Target::Bits(bits) => {
+                let weights: u64 = self.free().map(|slot| slot.rungs[0].entry.elements()).sum();
+                let points = self.points(|slot, rung| if slot.free { rung.bytes } else { 0 });
+                let chosen = hull::choose(&points, (bits * weights as f64 / 8.0) as u64);
+                chosen.map(Choice).ok_or_else(|| {
+                    let smallest = self.bits_per_weight(&hull::steps(&points).0);
+                    too_small(target, &format!("{smallest:.4} bits per weight"))
+                })
+            }
+        }
+    }
+
+    /// Every tensor's error on the rungs, and what they cost.
+    fn points(&self, cost: impl Fn(&Slot, &Rung) -> u64) -> Vec<Vec<Point>> {
+        let of = |slot: &Slot| slot.rungs.iter().map(|rung| (cost(slot, rung), rung.error(self.minimize))).collect();
+        self.slots.iter().map(of).collect()
+    }
+
+    /// The choice of a file of at most so many bytes.
+    fn within(&self, target: Target, limit: u64) -> Result<Choice> {
+        let points = self.points(|_, rung| rung.in_file);
+        // The digits of offsets are not in the costs: what they take is found afterwards, and taken off.
+        let mut room = limit.saturating_sub(self.fixed_bytes());
+        while let Some(chosen) = hull::choose(&points, room) {
+            let found = self.file_bytes(&chosen);
+            if found <= limit {
+                return Ok(Choice(chosen));
+            }
+            let Some(less) = room.checked_sub(found - limit) else { break };
+            room = less;
+        }
+        let smallest = hull::steps(&points).0;
+        match self.file_bytes(&smallest) {
+            found if found <= limit => Ok(Choice(smallest)),
+            found => {
+                let source: usize = self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
+                let ratio = source as f64 / found as f64;
+                Err(too_small(target, &format!("{found} bytes, {ratio:.3} times smaller than the checkpoint")))
+            }
+        }
+    }
+
+    /// Prefix, and the index without its tensors.
+    fn fixed_bytes(&self) -> u64 {
+        let metadata = self.checkpoint.metadata().clone();
+        let index = Index { metadata, producer: Producer::this(), tensors: Vec::new() };
+        64 + index.to_json().len() as u64 + (self.slots.len() as u64).saturating_sub(1)
+    }
+
+    /// The size of the file, to the byte.
+    fn file_bytes(&self, chosen: &[usize]) -> u64 {
+        let (mut at, mut bytes) = (64, self.fixed_bytes());
+        for (slot, &rung) in self.slots.iter().zip(chosen) {
+            let rung = &slot.rungs[rung];
+            bytes += rung.in_file;
+            for (_, section) in rung.entry.sections() {
+                bytes += digits(at);
+                at += align(section.length).unwrap_or(u64::MAX);
+            }
+        }
+        bytes
+    }
+
+    fn free(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.free)
+    }
+
+    fn bits_per_weight(&self, chosen: &[usize]) -> f64 {
+        let free = self.slots.iter().zip(chosen).filter(|(slot, _)| slot.free);
+        let (bits, weights) = free.fold((0, 0), |(bits, weights), (slot, &rung)| {
+            let rung = &slot.rungs[rung];
+            (bits + 8 * rung.bytes, weights + rung.entry.elements())
+        });
+        if weights == 0 { 0.0 } else { bits as f64 / weights as f64 }
+    }
+
+    /// What is made small, of the tensors that the budget decides about: the mean of relative errors, or the share of
+    /// ‖W‖² that is lost.
+    fn error(&self, chosen: &[usize]) -> f64 {
+        let free = self.slots.iter().zip(chosen).filter(|(slot, _)| slot.free);
+        let error: f64 = free.map(|(slot, &rung)| slot.rungs[rung].error(self.minimize)).sum();
+        let whole = match self.minimize {
+            Minimize::Relative => self.free().count() as f64,
+            Minimize::Absolute => {
+                self.free().map(|slot| slot.rungs.iter().fold(0.0, |norm: f64, rung| norm.max(rung.squared[1]))).sum()
+            }
+        };
+        if error == 0.0 { 0.0 } else { error / whole }
+    }
+
+    /// The plan with these rungs in it.
+    pub fn plan(&self, choice: &Choice) -> Plan {
+        let tensors = self.slots.iter().zip(&choice.0).map(|(slot, &rung)| slot.rungs[rung].planned.clone()).collect();
+        Plan { tensors, warnings: self.warnings.clone() }
+    }
+
+    /// For a report: what was chosen, if it was, what the next rung of each tensor costs, and the curve.
+    pub fn budget(&self, chosen: Option<(Target, &Choice)>) -> Budget {
+        let rungs = chosen.iter().flat_map(|(_, choice)| {
+            let slots = self.slots.iter().zip(&choice.0).filter(|(slot, _)| slot.free);
+            slots.map(|(slot, &rung)| slot.reported(rung, self.minimize))
+        });
+        Budget {
+            target: chosen.map(|(target, _)| target.to_string()),
+            minimize: match self.minimize {
+                Minimize::Relative => "relative",
+                Minimize::Absolute => "absolute",
+            },
+            chosen: chosen.map(|(_, choice)| self.point(&choice.0, None)),
+            rungs: rungs.collect(),
+            curve: self.curve(),
+        }
+    }
+
+    /// Along the steps of [`hull`], from the smallest file on.
+    fn curve(&self) -> Vec<CurvePoint> {
+        let points = self.points(|_, rung| rung.in_file);
+        let (mut chosen, steps) = hull::steps(&points);
+        let mut curve = vec![self.point(&chosen, None)];
+        let costs: Vec<u64> = steps.iter().map(|step| step.cost).collect();
+        let (smallest, all) = (curve[0].file_bytes as f64, costs.iter().sum::<u64>() as f64);
+        // Many steps are shown at sizes in a constant ratio, and the last one.
+        let ratio = if steps.len() as f64 <= POINTS { 1.0 } else { ((smallest + all) / smallest).powf(1.0 / POINTS) };
+        let (mut size, mut shown) = (smallest, smallest);
+        for (i, step) in steps.iter().enumerate() {
+            chosen[step.slot] = step.to;
+            size += step.cost as f64;
+            if size >= shown * ratio || i + 1 == steps.len() {
+                curve.push(self.point(&chosen, Some(step.slot)));
+                shown = size;
+            }
+        }
+        curve
+    }
+
+    fn point(&self, chosen: &[usize], changed: Option<usize>) -> CurvePoint {
+        let file_bytes = self.file_bytes(chosen);
+        let source: usize = self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
+        let step = changed.map(|slot| &self.slots[slot].rungs[chosen[slot]].planned);
+        CurvePoint {
+            file_bytes,
+            ratio: source as f64 / file_bytes as f64,
+            bits_per_weight: self.bits_per_weight(chosen),
+            error: self.error(chosen),
+            tensor: step.map(|planned| planned.name.clone()),
+            rung: step.map(|planned| planned.decision.to_string()),
+        }
+    }
+}
+
+impl Slot {
+    /// The smallest rung with at most that relative error; of a tensor that is fixed, what it is.
+    fn smallest(&self, error: f64) -> usize {
+        let good = self.rungs.iter().enumerate().filter(|(_, rung)| rung.relative <= error);
+        good.min_by_key(|(_, rung)| rung.in_file).map_or(0, |(i, _)| i)
+    }
+
+    /// A rung, and the next one on the hull.
+    fn reported(&self, rung: usize, minimize: Minimize) -> ReportedRung {
+        let points: Vec<Point> = self.rungs.iter().map(|rung| (rung.in_file, rung.error(minimize))).collect();
+        let hull = hull::hull(&points);
+        let next = hull.into_iter().map(|i| &self.rungs[i]).find(|next| next.in_file > self.rungs[rung].in_file);
+        let mut reported = self.rungs[rung].reported();
+        reported.next = next.map(|next| Box::new(next.reported()));
+        reported
+    }
+}
+
+impl Rung {
+    fn reported(&self) -> ReportedRung {
+        let output = match self.entry.body() {
+            Body::Dense(_) => None,
+            Body::Int8(int8) => int8.calibration.as_ref(),
+            Body::Ternary(ternary) => ternary.calibration.as_ref(),
+        };
+        let [error, norm] = self.squared;
+        ReportedRung {
+            tensor: self.planned.name.clone(),
+            rung: self.planned.decision.to_string(),
+            bytes: self.bytes,
+            bits_per_weight: 8.0 * self.bytes as f64 / self.entry.elements().max(1) as f64,
+            relative_squared_error: if error == 0.0 { 0.0 } else { error / norm },
+            relative_output_error: output.and_then(|known| known.relative_squared_error()),
+            next: None,
+        }
+    }
+}
+
+fn too_small(target: Target, smallest: &str) -> Error {
+    Error::Request(format!(
+        "{target} cannot be kept: the smallest file that these rules allow has {smallest}; ask for that, or let more \
+         tensors take part (--include)"
+    ))
+}

@@ -1,0 +1,218 @@
+//! Runs that are cut off and go on give the bytes of one that was not: after cancelling, after a kill at any time,
+//! and with what lies beside the output damaged. What belongs to another run is refused.
+
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::{BINARY, Made, Random};
+use twn_pack::convert::{self, Options};
+use twn_pack::select::Override;
+use twn_pack::{Calibration, Checkpoint, Dtype, Error, Plan, Rules, Settings, verify};
+
+/// A model with statistics of inputs for half of its tensors.
+struct World {
+    directory: tempfile::TempDir,
+    input: PathBuf,
+    statistics: PathBuf,
+}
+
+impl World {
+    fn new(tensors: usize, n: usize) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut made: Vec<Made> =
+            (0..tensors).map(|i| Made::gaussian(&format!("layer{i}.weight"), Dtype::F32, &[40, n], i as u64)).collect();
+        made.push(Made::gaussian("eight.weight", Dtype::BF16, &[30, n], 90));
+        made.push(Made::gaussian("layer.bias", Dtype::F32, &[40], 91));
+        let input = common::checkpoint(directory.path(), "in.safetensors", &made);
+        let mut random = Random(5);
+        let statistics: Vec<Made> = (0..tensors)
+            .step_by(2)
+            .map(|i| {
+                // Dominated by its diagonal, so positive definite.
+                let mut h = vec![0.0; n * n];
+                for row in 0..n {
+                    for column in 0..row {
+                        let value = random.unit() - 0.5;
+                        (h[row * n + column], h[column * n + row]) = (value, value);
+                    }
+                    h[row * n + row] = n as f64;
+                }
+                Made::new(&format!("layer{i}.weight.xtx"), Dtype::F64, &[n, n], &h)
+            })
+            .collect();
+        let statistics = common::checkpoint(directory.path(), "stats.safetensors", &statistics);
+        Self { directory, input, statistics }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What lies beside the output of that name.
+    fn left(&self, name: &str) -> Vec<String> {
+        let names = common::names(self.directory.path()).into_iter();
+        names.filter(|file| file.starts_with(&format!(".{name}"))).collect()
+    }
+}
+
+fn rules(planes: usize) -> Rules {
+    let int8 = Override { pattern: "eight*".to_owned(), settings: Settings::parse("keep=int8").unwrap() };
+    let settings = Settings { planes: Some(planes), ..Settings::default() };
+    Rules { settings, overrides: vec![int8], ..Rules::default() }
+}
+
+/// Packs with `resume`; stops once so many bytes of the checkpoint are done. Also how much was done at the first sign.
+fn run(world: &World, output: &Path, planes: usize, damping: f64, stop: u64) -> (Result<(), Error>, u64) {
+    let checkpoint = Checkpoint::open(&world.input).unwrap();
+    let plan = Plan::new(&checkpoint, &rules(planes)).unwrap();
+    let calibration = Calibration::open(&world.statistics).unwrap().with_damping(damping).unwrap();
+    let (cancel, first) = (AtomicBool::new(stop == 0), AtomicU64::new(0));
+    let watch = |progress: convert::Progress<'_>| {
+        let _ = first.compare_exchange(0, progress.done, Ordering::Relaxed, Ordering::Relaxed);
+        cancel.fetch_or(progress.done >= stop, Ordering::Relaxed);
+    };
+    let options = Options {
+        resume: true,
+        calibration: Some(&calibration),
+        progress: Some(&watch),
+        cancel: Some(&cancel),
+        ..Options::default()
+    };
+    let result = convert::pack(&checkpoint, &plan, output, &options).map(drop);
+    (result, first.into_inner())
+}
+
+fn total(world: &World) -> u64 {
+    Checkpoint::open(&world.input).unwrap().tensors().map(|tensor| tensor.data.len() as u64).sum()
+}
+
+#[test]
+fn a_run_goes_on_from_any_point() {
+    let world = World::new(9, 60);
+    let whole = world.path("whole.twn");
+    run(&world, &whole, 2, 0.01, u64::MAX).0.unwrap();
+    assert!(world.left("whole").is_empty());
+    let (expected, total) = (std::fs::read(&whole).unwrap(), total(&world));
+    for tenth in 0..8 {
+        let name = format!("{tenth}.twn");
+        let output = world.path(&name);
+        let (result, _) = run(&world, &output, 2, 0.01, total * tenth / 10);
+        assert!(matches!(result, Err(Error::Cancelled)), "{tenth}");
+        assert!(!output.exists());
+        assert_eq!(world.left(&name), [format!(".{name}.twn-journal"), format!(".{name}.twn-partial")]);
+        // Once more cut off, then to the end.
+        let _ = run(&world, &output, 2, 0.01, total * (tenth + 1) / 10);
+        let (result, first) = run(&world, &output, 2, 0.01, u64::MAX);
+        result.unwrap();
+        assert!(std::fs::read(&output).unwrap() == expected, "{tenth}");
+        assert!(world.left(&name).is_empty());
+        assert!(tenth < 5 || first > 0);
+    }
+}
+
+#[test]
+fn what_is_damaged_is_done_anew() {
+    let world = World::new(5, 40);
+    let whole = world.path("whole.twn");
+    run(&world, &whole, 1, 0.01, u64::MAX).0.unwrap();
+    let expected = std::fs::read(&whole).unwrap();
+    let output = world.path("out.twn");
+    let (partial, journal) = (world.path(".out.twn.twn-partial"), world.path(".out.twn.twn-journal"));
+    let mut random = Random(11);
+    for case in 0..60 {
+        let _ = run(&world, &output, 1, 0.01, total(&world) * 3 / 4);
+        let file = if case % 2 == 0 { &partial } else { &journal };
+        let mut bytes = std::fs::read(file).unwrap();
+        match case / 2 % 5 {
+            0 => bytes.truncate(random.below(bytes.len() as u64 + 1) as usize),
+            1 => bytes.extend((0..5000).map(|_| random.bits() as u8)),
+            2 => drop(std::fs::remove_file(file)),
+            _ => {
+                for _ in 0..1 + random.below(4) {
+                    let at = random.below(bytes.len() as u64) as usize;
+                    bytes[at] ^= 1 << random.below(8);
+                }
+            }
+        }
+        if file.exists() {
+            std::fs::write(file, &bytes).unwrap();
+        }
+        let (result, _) = run(&world, &output, 1, 0.01, u64::MAX);
+        result.unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert!(std::fs::read(&output).unwrap() == expected, "{case}");
+        assert!(world.left("out").is_empty(), "{case}");
+        std::fs::remove_file(&output).unwrap();
+    }
+}
+
+#[test]
+fn another_run_is_refused_and_harms_nothing() {
+    let world = World::new(5, 40);
+    let whole = world.path("whole.twn");
+    run(&world, &whole, 1, 0.01, u64::MAX).0.unwrap();
+    let output = world.path("out.twn");
+    let _ = run(&world, &output, 1, 0.01, total(&world) / 2);
+    let refused = |result: Result<(), Error>, says: &str| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(".out.twn.twn-journal: what is there to resume is of a run with"), "{error}");
+        assert!(error.contains(says) && error.contains("remove this file to begin anew"), "{error}");
+    };
+    refused(run(&world, &output, 2, 0.01, u64::MAX).0, "other rules");
+    refused(run(&world, &output, 1, 0.02, u64::MAX).0, "other statistics of inputs, or another use of them");
+    // The same bytes, written again.
+    let before = std::fs::metadata(&world.input).unwrap().modified().unwrap();
+    let touch = |time| std::fs::File::options().write(true).open(&world.input).unwrap().set_modified(time).unwrap();
+    touch(before + Duration::from_secs(1));
+    refused(run(&world, &output, 1, 0.01, u64::MAX).0, "another checkpoint, or one that was written to since");
+    touch(before);
+    let lock = std::fs::File::open(world.path(".out.twn.twn-journal")).unwrap();
+    lock.lock().unwrap();
+    let error = run(&world, &output, 1, 0.01, u64::MAX).0.unwrap_err().to_string();
+    assert!(error.contains("another run is working on this output"), "{error}");
+    drop(lock);
+    run(&world, &output, 1, 0.01, u64::MAX).0.unwrap();
+    assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
+    let error = run(&world, &output, 1, 0.01, u64::MAX).0.unwrap_err();
+    assert!(matches!(error, Error::OutputExists { .. }));
+}
+
+/// The command, killed again and again, each time a little later.
+#[test]
+fn a_killed_command_goes_on() {
+    let world = World::new(12, 160);
+    let arguments = |output: &str| {
+        let mut arguments = vec![world.input.to_str().unwrap().to_owned(), "-o".to_owned(), output.to_owned()];
+        arguments.extend(["--quiet", "--planes", "2", "--int8", "eight*", "--calibration"].map(str::to_owned));
+        arguments.push(world.statistics.to_str().unwrap().to_owned());
+        arguments
+    };
+    let (whole, output) = (world.path("whole.twn"), world.path("out.twn"));
+    common::expect(0, &arguments(whole.to_str().unwrap()));
+    let (mut kills, mut wait) = (0, 4);
+    let to_its_end = loop {
+        let mut command = Command::new(BINARY);
+        command.args(arguments(output.to_str().unwrap())).arg("--resume").stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        child.kill().unwrap();
+        let to_its_end = child.wait().unwrap().success();
+        // Killed behind the renaming, the output is there already: whole, as is held below.
+        if to_its_end || output.exists() {
+            break to_its_end;
+        }
+        (kills, wait) = (kills + 1, wait + 6);
+        assert!(kills < 500, "it never comes to its end");
+    };
+    assert!(kills > 1, "too fast to be killed");
+    assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
+    assert!(!to_its_end || world.left("out").is_empty());
+    let checkpoint = Checkpoint::open(&world.input).unwrap();
+    let container = twn_pack::Container::open(&output).unwrap();
+    assert!(verify::verify_against(&container, &checkpoint, None).unwrap().is_good());
+}
