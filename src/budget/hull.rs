@@ -5,8 +5,9 @@
 //! the next hull rung of some slot is taken, the one that takes most off the error per cost, and so on. After each
 //! step the error is the smallest that any choice of this cost has (the steps are those of a Lagrangian: a choice
 //! minimises error + λ·cost for the λ at hand). At a limit between two steps that leaves a rest, less than one
-//! step of one slot; further steps that fit into it are taken. So the error is above the smallest possible by
-//! less than the gain of the first step that did not fit.
+//! step of one slot; further steps that fit into it are taken, and then rungs of any slot, on the hull or not, as
+//! long as one fits that lowers the error. So the error is above the smallest possible by less than the gain of
+//! the first step that did not fit.
 
 /// What a rung costs, and its error.
 pub(super) type Point = (u64, f64);
@@ -74,7 +75,27 @@ pub(super) fn choose(slots: &[Vec<Point>], limit: u64) -> Option<Vec<usize>> {
             total += step.cost;
         }
     }
+    fill(slots, &mut chosen, limit - total);
     Some(chosen)
+}
+
+/// Spends what is left: each time on the rung that lowers the error most.
+fn fill(slots: &[Vec<Point>], chosen: &mut [usize], mut left: u64) {
+    for _ in 0..slots.len() {
+        let mut best: Option<(f64, usize, usize)> = None;
+        for (slot, rungs) in slots.iter().enumerate() {
+            let now = rungs[chosen[slot]];
+            for (rung, next) in rungs.iter().enumerate().filter(|(_, next)| next.0 <= now.0 + left) {
+                let gain = now.1 - next.1;
+                if gain > best.map_or(0.0, |(gain, ..)| gain) {
+                    best = Some((gain, slot, rung));
+                }
+            }
+        }
+        let Some((_, slot, rung)) = best else { return };
+        left = left + slots[slot][chosen[slot]].0 - slots[slot][rung].0;
+        chosen[slot] = rung;
+    }
 }
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ pub(super) fn summary(report: &Report) -> String {
         for (i, tensor) in report.worst(3).into_iter().enumerate() {
             let title = if i == 0 { "largest " } else { "        " };
             let error = tensor.relative_squared_error.unwrap_or_default();
-            lines.push(format!("{title}  {error:.4}  {}", tensor.name.escape_debug()));
+            lines.push(format!("{title}  {}  {}", share(error), tensor.name.escape_debug()));
         }
     }
     if t.sparsity.is_none() && t.ternary_tensors > 0 {
