@@ -74,6 +74,8 @@ pub struct Planned {
     pub decision: Decision,
     /// Why, in words for a report.
     pub reason: String,
+    /// Whether its planes or its granularity were asked for by its name, or it was trained so: no budget changes them.
+    pub fixed: bool,
 }
 
 /// What is to become of every tensor of a checkpoint, in its order. Edit it freely before running it.
@@ -289,8 +291,9 @@ impl Plan {
         for tensor in checkpoint.tensors() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
             let mut settings = rules.settings.clone();
-            let mut forced = None;
+            let (mut forced, mut fixed) = (None, false);
             for (pattern, its) in hits {
+                fixed |= its.planes.is_some() || its.granularity.is_some();
                 settings = (*its).clone().or(&settings);
                 forced = its.keep.map(|_| pattern.text.as_str()).or(forced);
             }
@@ -300,6 +303,7 @@ impl Plan {
             }
             if let (Some(before), false) = (before, says_method) {
                 settings = Settings { keep: settings.keep, ..settings.or(before) };
+                fixed = true;
             }
             let before = before.filter(|_| !says_method).and_then(|before| before.keep);
             let (keep, reason) = decide(tensor, &settings, (forced, before), &include, &exclude);
@@ -311,7 +315,7 @@ impl Plan {
                     Decision::Int8(Int8 { axis, scale_dtype })
                 }
             };
-            plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason });
+            plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason, fixed });
         }
         if let Some(first) = otherwise.first() {
             let others = otherwise.len() - 1;

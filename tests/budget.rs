@@ -212,7 +212,14 @@ fn the_command_keeps_a_size_and_says_how() {
     assert!(json["totals"]["ratio"].as_f64().unwrap() >= 4.0);
     assert_eq!(json["budget"]["chosen"]["file_bytes"], json["totals"]["file_bytes"]);
     assert_eq!(json["budget"]["rungs"].as_array().unwrap().len(), 4);
-    common::expect(0, &[input, "-o", out, "-f", "--target-error", "0.05", "--minimize", "absolute"]);
+    common::expect(0, &[input, "-o", out, "-f", "--target-ratio", "3", "--minimize", "absolute"]);
+    common::expect(0, &[input, "-o", out, "-f", "--target-error", "0.05"]);
+    // What is asked for by name stays what it is.
+    let fixed = ["--set", "heavy*", "planes=3", "--set", "half*", "granularity=group:16"];
+    let (table, _) = common::expect(0, &[&[input, "-o", out, "-f", "--target-error", "0.9"], &fixed[..]].concat());
+    assert!(table.contains("t2 twn filter planes 3") && table.contains("t2 twn group:16"), "{table}");
+    let rules = directory.path().join("rules.toml");
+    std::fs::write(&rules, "granularity = \"tensor\"").unwrap();
     let (sweep, _) = common::expect(0, &["sweep", input, "--json"]);
     let sweep: serde_json::Value = serde_json::from_str(&sweep).unwrap();
     assert_eq!(sweep["curve"], json["budget"]["curve"]);
@@ -221,7 +228,9 @@ fn the_command_keeps_a_size_and_says_how() {
     for (arguments, says) in [
         (&["--target-size", "1KB"][..], "cannot be kept: the smallest file that these rules allow has"),
         (&["--target-size", "1KB", "--target-ratio", "2"], "cannot be used with"),
-        (&["--target-size", "9KiB", "--planes", "2"], "--planes with a target or a sweep"),
+        (&["--target-size", "9KiB", "--planes", "2"], "planes with a target or a sweep"),
+        (&["--target-ratio", "2", "--rules", rules.to_str().unwrap()], "granularity with a target"),
+        (&["--target-error", "0.1", "--minimize", "absolute"], "--minimize is for --target-size"),
         (&["--target-ratio", "-1"], "expected a positive number"),
         (&["--minimize", "absolute"], "--minimize is for --target-size"),
         (&["--target-error", "0.1", "--dry-run"], "--dry-run reads no weights"),

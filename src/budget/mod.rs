@@ -2,7 +2,7 @@
 //! filter or per group, 8 bits, or dense. Not here: how such a rung is packed and measured ([`crate::convert`]),
 //! or shown ([`crate::report`]).
 //!
-//! Every tensor that the plan makes ternary is measured on every rung. For a size, the sum over these tensors of
+//! Every tensor that the plan makes ternary, and has no fixed rung for, is measured on every rung. For a size, the sum over these tensors of
 //! ‖W − Ŵ‖² / ‖W‖² is made small (with statistics of inputs, of ‖X(W − Ŵ)‖² / ‖XW‖²): the share of noise that a
 //! layer adds to what goes through it. Such shares add up over the layers of a network in first order, whatever
 //! the size of its weights; absolute errors do not, since a layer behind a normalisation may have weights of any
@@ -154,7 +154,7 @@ fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
     let Treatment { axis, scale_dtype, .. } = *treatment;
     ternary
         .chain([Decision::Int8(Int8 { axis, scale_dtype }), Decision::Dense])
-        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.to_owned() })
+        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.to_owned(), fixed: false })
         .collect()
 }
 
@@ -218,8 +218,8 @@ fn digits(number: u64) -> u64 {
 
 impl<'a> Ladder<'a> {
     /// Measures every rung of every tensor that the plan makes ternary, on all threads, in about the memory that
-    /// packing takes; its planes and granularity are what is tried. Other tensors stay as planned. One tensor after
-    /// another is read, once for each rung.
+    /// packing takes; its planes and granularity are what is tried. Other tensors stay as planned, and so do those
+    /// that are [`Planned::fixed`]. One tensor after another is read, once for each rung.
     ///
     /// # Errors
     /// As [`convert::measure`]; absolute errors together with statistics of inputs.
@@ -235,8 +235,8 @@ impl<'a> Ladder<'a> {
             .tensors()
             .zip(&plan.tensors)
             .map(|(tensor, planned)| match &planned.decision {
-                Decision::Ternary(treatment) => (rungs(tensor, treatment), true),
-                Decision::Dense | Decision::Int8(_) => (vec![planned.clone()], false),
+                Decision::Ternary(treatment) if !planned.fixed => (rungs(tensor, treatment), true),
+                Decision::Dense | Decision::Int8(_) | Decision::Ternary(_) => (vec![planned.clone()], false),
             })
             .collect();
         let size = |tensor: TensorView<'_>, rungs: &[Planned]| (tensor.data.len() * rungs.len()) as u64;

@@ -56,7 +56,7 @@ impl BudgetArgs {
             (None, Some(error), _) => Some(Target::Error(error)),
             (None, None, ratio) => ratio.map(Target::Ratio),
         };
-        if target.is_none() && self.minimize.is_some() {
+        if matches!(target, None | Some(Target::Error(_))) && self.minimize.is_some() {
             return Err(Error::Request("--minimize is for --target-size and --target-ratio".to_owned()));
         }
         Ok(target)

@@ -81,13 +81,15 @@ impl RuleArgs {
 
     /// For runs that choose planes and granularity themselves.
     pub fn refuse_rungs(&self) -> Result<()> {
-        let option = match (self.planes, &self.granularity) {
-            (Some(_), _) => "--planes",
-            (None, Some(_)) => "--granularity",
+        let settings = self.rules()?.settings;
+        let option = match (settings.planes, settings.granularity) {
+            (Some(_), _) => "planes",
+            (None, Some(_)) => "granularity",
             (None, None) => return Ok(()),
         };
         Err(Error::Request(format!(
-            "{option} with a target or a sweep, which try all of them; leave it out, or fix tensors with --int8 and --exclude"
+            "{option} with a target or a sweep, which try all of them; leave that out, or fix it for some tensors (--set GLOB \
+             {option}=…)"
         )))
     }
 
