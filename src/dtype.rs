@@ -1,6 +1,5 @@
 //! The element types of checkpoints and how many bytes a shape of them takes. The types are those of
-//! the safetensors crate. Not here: decoding
-//! ([`crate::source`]).
+//! the safetensors crate. Not here: decoding ([`crate::source`]).
 
 pub use safetensors::Dtype;
 

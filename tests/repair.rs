@@ -269,5 +269,10 @@ fn what_cannot_be_repaired_is_said() {
     let options = ["-o", &output, "--calibration", &statistics, "--correct-bias"];
     let (_, stderr) = expect(0, &[&[&world.checkpoint[..]], &options[..]].concat());
     assert!(stderr.contains("`conv1.weight` and 2 more: no bias to correct"), "{stderr}");
+    // Two repairs: each is done, one on top of the other.
+    let measured = ["--net", "lenet5", "--reestimate-bn", &world.data, "--split", "test", "--json", "-q", "-f"];
+    let (json, _) = expect(0, &[&[&world.checkpoint[..]], &options[..], &measured].concat());
+    assert_eq!(json.matches("corrected for the mean input").count(), 1, "{json}");
+    assert_eq!(json.matches("measured again on 64 images").count(), 6, "{json}");
     assert!(values(&Container::open(&output).unwrap(), "fc2.bias").iter().all(|b| b.is_finite()));
 }

@@ -111,8 +111,8 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
         (ContainerWriter::create(output, options.overwrite)?, None)
     };
     let (mut index, writer) = run_plan(checkpoint, plan, Some(writer), journal.as_mut(), options)?;
-    for (repair, writer) in options.repairs.iter().zip(&writer) {
-        repair::repair(writer, &mut index, repair)?;
+    if let Some(writer) = &writer {
+        options.repairs.iter().try_for_each(|repair| repair::repair(writer, &mut index, repair))?;
     }
     checkpoint.check_unchanged()?;
     calibrated::check_unchanged(options)?;
