@@ -13,7 +13,7 @@ mod hull;
 use serde::Serialize;
 
 use self::hull::Point;
-use crate::container::{Body, Granularity, Index, Producer, TensorEntry, align};
+use crate::container::{CalibrationEntry, Granularity, Index, Producer, TensorEntry, align, relative};
 use crate::convert::{self, Options, Progress};
 use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
@@ -80,8 +80,6 @@ struct Rung {
     in_file: u64,
     /// ‖W − Ŵ‖² / ‖W‖², or that of the outputs.
     relative: f64,
-    /// ‖W − Ŵ‖² and ‖W‖²; of dense tensors 0.
-    squared: [f64; 2],
 }
 
 /// A rung for each tensor.
@@ -186,27 +184,15 @@ impl Rung {
             bytes += section.length;
             in_file += align(section.length).unwrap_or(u64::MAX) - digits(section.offset);
         }
-        let (squared, relative, calibration) = match entry.body() {
-            Body::Dense(_) => ([0.0; 2], 0.0, None),
-            Body::Int8(int8) => {
-                let stats = &int8.stats;
-                let squared = [stats.squared_error, stats.squared_norm];
-                (squared, stats.relative_squared_error(), int8.calibration.as_ref())
-            }
-            Body::Ternary(ternary) => {
-                let stats = &ternary.stats;
-                let squared = [stats.squared_error, stats.squared_norm];
-                (squared, stats.relative_squared_error(), ternary.calibration.as_ref())
-            }
-        };
-        let relative = calibration.and_then(|known| known.relative_squared_error()).unwrap_or(relative);
-        Self { planned, entry, bytes, in_file, relative, squared }
+        let output = entry.calibration().and_then(CalibrationEntry::relative_squared_error);
+        let relative = output.unwrap_or_else(|| relative(entry.squared()));
+        Self { planned, entry, bytes, in_file, relative }
     }
 
     fn error(&self, minimize: Minimize) -> f64 {
         match minimize {
             Minimize::Relative => self.relative,
-            Minimize::Absolute => self.squared[0],
+            Minimize::Absolute => self.entry.squared()[0],
         }
     }
 }
@@ -350,11 +336,12 @@ impl<'a> Ladder<'a> {
         let error: f64 = free.map(|(slot, &rung)| slot.rungs[rung].error(self.minimize)).sum();
         let whole = match self.minimize {
             Minimize::Relative => self.free().count() as f64,
-            Minimize::Absolute => {
-                self.free().map(|slot| slot.rungs.iter().fold(0.0, |norm: f64, rung| norm.max(rung.squared[1]))).sum()
-            }
+            Minimize::Absolute => self
+                .free()
+                .map(|slot| slot.rungs.iter().fold(0.0, |norm: f64, rung| norm.max(rung.entry.squared()[1])))
+                .sum(),
         };
-        if error == 0.0 { 0.0 } else { error / whole }
+        relative([error, whole])
     }
 
     /// The plan with these rungs in it.
@@ -437,19 +424,13 @@ impl Slot {
 
 impl Rung {
     fn reported(&self) -> ReportedRung {
-        let output = match self.entry.body() {
-            Body::Dense(_) => None,
-            Body::Int8(int8) => int8.calibration.as_ref(),
-            Body::Ternary(ternary) => ternary.calibration.as_ref(),
-        };
-        let [error, norm] = self.squared;
         ReportedRung {
             tensor: self.planned.name.clone(),
             rung: self.planned.decision.to_string(),
             bytes: self.bytes,
             bits_per_weight: 8.0 * self.bytes as f64 / self.entry.elements().max(1) as f64,
-            relative_squared_error: if error == 0.0 { 0.0 } else { error / norm },
-            relative_output_error: output.and_then(|known| known.relative_squared_error()),
+            relative_squared_error: relative(self.entry.squared()),
+            relative_output_error: self.entry.calibration().and_then(CalibrationEntry::relative_squared_error),
             next: None,
         }
     }

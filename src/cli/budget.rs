@@ -97,11 +97,8 @@ pub(super) struct SweepArgs {
 }
 
 pub(super) fn sweep(args: SweepArgs, session: &Session) -> anyhow::Result<Exit> {
-    let checkpoint = Checkpoint::open(&args.model)?;
     args.rules.refuse_rungs()?;
-    let plan = args.rules.plan(&checkpoint)?;
-    session.warn(checkpoint.warnings());
-    session.warn(&plan.warnings);
+    let (checkpoint, plan) = args.rules.open(&args.model, session)?;
     let calibration = args.calibration.open(&checkpoint, session)?;
     let display = Display::new(&session.global);
     let options = convert::Options {

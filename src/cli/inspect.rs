@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use globset::Glob;
 use twn_pack::report::TensorReport;
-use twn_pack::{Checkpoint, Container, Error, Report, convert};
+use twn_pack::{Container, Error, Report, convert};
 
 use super::calibration::CalibrationArgs;
 use super::exit::Exit;
@@ -82,10 +82,7 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
         let container = Container::open(&args.file)?;
         Report::of_index(container.index(), container.bytes().len() as u64)
     } else {
-        let checkpoint = Checkpoint::open(&args.file)?;
-        let plan = args.rules.plan(&checkpoint)?;
-        session.warn(checkpoint.warnings());
-        session.warn(&plan.warnings);
+        let (checkpoint, plan) = args.rules.open(&args.file, session)?;
         let calibration = args.calibration.open(&checkpoint, session)?;
         let display = Display::new(&session.global);
         let options = convert::Options {

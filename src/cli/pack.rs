@@ -63,10 +63,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
     let Some(model) = &args.model else {
         return Err(Error::Request("give a checkpoint to pack; see --help".to_owned()).into());
     };
-    let checkpoint = Checkpoint::open(model)?;
-    let plan = args.rules.plan(&checkpoint)?;
-    session.warn(checkpoint.warnings());
-    session.warn(&plan.warnings);
+    let (checkpoint, plan) = args.rules.open(model, session)?;
     let calibration = args.calibration.open(&checkpoint, session)?;
     let target = args.budget.target()?;
     if target.is_some() {

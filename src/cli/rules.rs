@@ -1,10 +1,12 @@
 //! The options that say what becomes ternary and how; shared by `pack` and `inspect`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use twn_pack::select::{Keep, Override};
 use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings};
+
+use super::Session;
 
 /// Which tensors; shared with `train`.
 #[derive(Debug, Default, PartialEq, Args)]
@@ -75,8 +77,13 @@ pub(super) struct RuleArgs {
 }
 
 impl RuleArgs {
-    pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Plan> {
-        Plan::new(checkpoint, &self.rules()?)
+    /// A checkpoint and what is to become of it, with the warnings of both.
+    pub fn open(&self, model: &Path, session: &Session) -> Result<(Checkpoint, Plan)> {
+        let checkpoint = Checkpoint::open(model)?;
+        let plan = Plan::new(&checkpoint, &self.rules()?)?;
+        session.warn(checkpoint.warnings());
+        session.warn(&plan.warnings);
+        Ok((checkpoint, plan))
     }
 
     /// For runs that choose planes and granularity themselves.

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use ndarray::ArrayD;
 
-use super::index::{Int8Entry, Int8Stats, TensorEntry};
+use super::index::{Int8Entry, TensorEntry};
 use super::quantized::{Quantized, scale_at};
+use super::stats::Int8Stats;
 use crate::dtype::Dtype;
 use crate::error::ContainerProblem;
 use crate::ternarize::ScaleDtype;

@@ -13,17 +13,17 @@ mod int8;
 pub(crate) mod prefix;
 mod quantized;
 mod reader;
+mod stats;
 mod tensor;
 mod writer;
 
 pub use self::granularity::Granularity;
-pub use self::index::{
-    Body, CalibrationEntry, DenseEntry, Index, Int8Entry, Int8Stats, MethodEntry, Producer, Section, Spread, Stats,
-    TensorEntry, TernaryEntry,
-};
+pub use self::index::{Body, DenseEntry, Index, Int8Entry, MethodEntry, Producer, Section, TensorEntry, TernaryEntry};
 pub use self::int8::Int8Tensor;
 pub(crate) use self::quantized::Quantized;
 pub use self::reader::{Container, Tensor};
+pub(crate) use self::stats::relative;
+pub use self::stats::{CalibrationEntry, Int8Stats, Spread, Stats};
 pub use self::tensor::{DenseTensor, TernaryTensor};
 pub use self::writer::{ContainerWriter, Replacement};
 

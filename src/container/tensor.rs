@@ -8,8 +8,9 @@ use bitvec::prelude::{BitVec, Lsb0};
 use ndarray::ArrayD;
 
 use super::Granularity;
-use super::index::{MethodEntry, Stats, TensorEntry, TernaryEntry};
+use super::index::{MethodEntry, TensorEntry, TernaryEntry};
 use super::quantized::{self, Quantized};
+use super::stats::Stats;
 use crate::Isa;
 use crate::dtype::Dtype;
 use crate::error::ContainerProblem;

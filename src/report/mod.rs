@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub use self::budget::{Budget, CurvePoint, Rung};
 pub use self::units::{bytes, count, ratio};
-use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TernaryEntry};
+use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TernaryEntry, relative};
 use crate::dtype::Dtype;
 use crate::select::{Decision, Plan, became, became_int8};
 use crate::source::Checkpoint;
@@ -166,7 +166,7 @@ impl Report {
         totals.finish();
         if totals.ternary_tensors > 0 {
             totals.sparsity = Some(share(zeros, codes));
-            totals.relative_squared_error = Some(if error == 0.0 { 0.0 } else { error / norm });
+            totals.relative_squared_error = Some(relative([error, norm]));
         }
         Self { totals, tensors, budget: None }
     }

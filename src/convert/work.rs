@@ -1,0 +1,286 @@
+//! What one tensor of a run becomes, and where that goes: its pieces, and what the index says of it in the end.
+//! Not here: in which order, on which threads ([`super`]), or the arithmetic.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use super::calibrated::{self, Calibrated};
+use super::int8::Int8Work;
+use super::job::{Done, Places, Run};
+use super::tally::Tally;
+use super::tensor::TernaryWork;
+use super::unit::LongRange;
+use super::{BATCH, NON_FINITE, Options, PIECE, in_order, steps, weights_error};
+use crate::container::{
+    CalibrationEntry, ContainerWriter, DenseEntry, Granularity, Int8Entry, MethodEntry, Section, TensorEntry,
+    TernaryEntry,
+};
+use crate::limits::PACKED_PLANES;
+use crate::pack::Encoding;
+use crate::select::{BUDGET, Decision, Planned, Treatment};
+use crate::source::{FilterView, TensorView};
+use crate::ternarize::Unit;
+use crate::vector::Isa;
+use crate::{Error, Result};
+
+/// A tensor, what it becomes, and where that goes.
+pub(super) struct Work<'a> {
+    pub tensor: TensorView<'a>,
+    reason: &'a str,
+    kind: Kind<'a>,
+    /// Pieces that are done already: those of scattered filters.
+    pub done: Vec<Done>,
+}
+
+enum Kind<'a> {
+    Dense(Section),
+    Int8 { places: Places, work: Int8Work<'a>, calibrated: Option<Calibrated<'a>> },
+    Ternary { places: Places, work: Box<TernaryWork<'a>>, calibrated: Option<Calibrated<'a>> },
+}
+
+/// Hands out the places of sections, with or without a file to put them in.
+pub(super) struct Offsets<'w> {
+    pub writer: Option<&'w mut ContainerWriter>,
+    pub end: u64,
+}
+
+impl Offsets<'_> {
+    fn reserve(&mut self, length: u64) -> Result<Section> {
+        if let Some(writer) = &mut self.writer {
+            return writer.reserve(length);
+        }
+        let section = Section { crc32: 0, length, offset: self.end };
+        self.end = crate::container::align(self.end.saturating_add(length)).unwrap_or(u64::MAX);
+        Ok(section)
+    }
+}
+
+impl<'a> Work<'a> {
+    pub fn new(
+        tensor: TensorView<'a>,
+        planned: &'a Planned,
+        offsets: &mut Offsets<'_>,
+        options: &Options<'a>,
+        isa: Isa,
+    ) -> Result<Self> {
+        let view = match &planned.decision {
+            Decision::Dense => None,
+            Decision::Int8(treatment) => Some(filters_of(tensor, treatment.axis)?),
+            Decision::Ternary(treatment) => Some(filter_view(tensor, treatment)?),
+        };
+        let left = view.is_some() && options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel);
+        let reason = if left { NON_FINITE } else { &planned.reason };
+        let mut places = |planes: u64, plane: (u64, u64)| -> Result<Places> {
+            let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
+            Ok(Places { codes, scales, plane })
+        };
+        let kind = match (&planned.decision, view.filter(|_| !left)) {
+            (Decision::Ternary(treatment), Some(view)) => {
+                let work = Box::new(TernaryWork::new(view, treatment));
+                let whole_tensor = treatment.granularity == Granularity::Tensor;
+                let calibrated = calibrated::of(options, tensor, view, whole_tensor)?;
+                Kind::Ternary { places: places(treatment.planes as u64, work.plane_bytes())?, work, calibrated }
+            }
+            (Decision::Int8(treatment), Some(view)) => {
+                let work = Int8Work::new(view, *treatment);
+                let calibrated = calibrated::of(options, tensor, view, false)?;
+                Kind::Int8 { places: places(1, work.bytes())?, work, calibrated }
+            }
+            _ => Kind::Dense(offsets.reserve(tensor.data.len() as u64)?),
+        };
+        Ok(Self { tensor, reason, kind, done: Vec::new() })
+    }
+
+    /// Bytes of the checkpoint that are read for it; those of a second look count again.
+    pub fn bytes(&self) -> u64 {
+        let bytes = self.tensor.data.len() as u64;
+        if self.needs_prefit() { 2 * bytes } else { bytes }
+    }
+
+    /// The same for the choice of batches: a calibrated tensor takes long enough to be one by itself.
+    pub fn effort(&self) -> u64 {
+        match &self.kind {
+            Kind::Ternary { calibrated: Some(_), .. } => BATCH.max(self.bytes()),
+            _ => self.bytes(),
+        }
+    }
+
+    /// Whether that could be what becomes of it: the same name and places.
+    pub fn is_described_by(&self, entry: &TensorEntry) -> bool {
+        let places: Vec<Section> = match &self.kind {
+            Kind::Dense(section) => vec![*section],
+            Kind::Int8 { places, .. } | Kind::Ternary { places, .. } => vec![places.codes, places.scales],
+        };
+        let same = |(a, b): (&Section, Section)| (a.offset, a.length) == (b.offset, b.length);
+        let found: Vec<Section> = entry.sections().map(|(_, section)| section).collect();
+        entry.name == self.tensor.name && places.len() == found.len() && places.iter().zip(found).all(same)
+    }
+
+    fn needs_prefit(&self) -> bool {
+        matches!(&self.kind, Kind::Ternary { work, calibrated: None, .. } if work.needs_prefit())
+    }
+
+    /// What has to happen before there are pieces: units that no piece holds whole are fitted. Where
+    /// filters are scattered over the file that is the whole work, on some filters after another.
+    pub fn prefit(&mut self, run: Run<'_>) -> Result<()> {
+        let Self { tensor, kind, done, .. } = self;
+        let (places, work) = match kind {
+            Kind::Dense(_) => return Ok(()),
+            Kind::Int8 { places, work, calibrated } => {
+                *done = match calibrated {
+                    Some(calibrated) => calibrated.int8(*tensor, work, *places, run)?,
+                    None => work.by_windows(*tensor, *places, run)?,
+                };
+                return Ok(());
+            }
+            Kind::Ternary { places, work, calibrated: Some(calibrated) } => {
+                *done = calibrated.ternary(*tensor, work, *places, run)?;
+                return Ok(());
+            }
+            Kind::Ternary { places, work, calibrated: None } => (places, work),
+        };
+        run.fit(*tensor, work)?;
+        if work.is_scattered() {
+            work.each_window(run.isa, |part| {
+                run.fit(*tensor, part)?;
+                let job = |range: &Range<usize>| run.ternary(*tensor, part, range.clone(), *places);
+                done.extend(in_order(&part.pieces(), job)?);
+                Ok::<_, Error>(())
+            })?;
+        }
+        for (p, bytes) in work.fit_scales().iter().enumerate() {
+            run.write(bytes, places.plane(p).1)?;
+        }
+        Ok(())
+    }
+
+    /// The tensor's pieces, in order.
+    pub fn pieces(&self) -> Vec<Range<usize>> {
+        match &self.kind {
+            Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
+            Kind::Ternary { calibrated: Some(_), .. } | Kind::Int8 { calibrated: Some(_), .. } => Vec::new(),
+            Kind::Int8 { work, .. } if work.is_scattered() => Vec::new(),
+            Kind::Int8 { work, .. } => work.pieces(),
+            Kind::Ternary { work, .. } if work.is_scattered() => Vec::new(),
+            Kind::Ternary { work, .. } => work.pieces(),
+        }
+    }
+
+    pub fn run(&self, range: Range<usize>, run: Run<'_>) -> Result<Done> {
+        match &self.kind {
+            Kind::Dense(section) => run.dense(self.tensor, range, *section),
+            Kind::Int8 { places, work, .. } => work.piece(self.tensor, range, *places, run),
+            Kind::Ternary { places, work, .. } => run.ternary(self.tensor, work, range, *places),
+        }
+    }
+
+    /// What is known before the first piece: units that were fitted beforehand.
+    pub fn start(&self) -> Done {
+        let Kind::Ternary { work, .. } = &self.kind else { return Done::of_planes(1) };
+        let mut done = Done::of_planes(work.treatment.planes);
+        for (sums, scales) in done.planes.iter_mut().zip(work.fit_scales()) {
+            sums.scales.update(&scales);
+        }
+        work.fits.iter().for_each(|fit| done.tally.add_fit(fit));
+        done
+    }
+
+    /// `calibration`: the run was given statistics.
+    pub fn entry(&self, done: Done, calibration: bool) -> Result<TensorEntry> {
+        let tally = done.tally;
+        let (codes_crc, scales_crc) = done.checksums();
+        match &self.kind {
+            Kind::Dense(section) => {
+                let section = Section { crc32: codes_crc, ..*section };
+                let entry = DenseEntry { reason: self.reason.to_owned(), repaired: None, section };
+                Ok(TensorEntry::dense(self.tensor.name.to_owned(), self.tensor.dtype, shape_of(self.tensor), entry))
+            }
+            Kind::Int8 { places: Places { codes, scales, .. }, work, calibrated } => {
+                let entry = Int8Entry {
+                    axis: work.treatment.axis as u64,
+                    calibration: calibration.then(|| calibrated::entry(calibrated.as_ref(), false, tally.output())),
+                    codes: Section { crc32: codes_crc, ..*codes },
+                    reason: self.reason.to_owned(),
+                    scale_dtype: work.treatment.scale_dtype,
+                    scales: Section { crc32: scales_crc, ..*scales },
+                    stats: tally.int8_stats().map_err(|problem| weights_error(self.tensor.name, problem))?,
+                };
+                Ok(TensorEntry::int8(self.tensor.name.to_owned(), self.tensor.dtype, shape_of(self.tensor), entry))
+            }
+            Kind::Ternary { places: Places { codes, scales, .. }, work, calibrated } => ternary_entry(
+                self.tensor,
+                work.treatment,
+                if self.reason == BUDGET { BUDGET } else { "" },
+                calibration.then(|| calibrated::entry(calibrated.as_ref(), true, tally.output())),
+                Section { crc32: codes_crc, ..*codes },
+                Section { crc32: scales_crc, ..*scales },
+                &tally,
+            ),
+        }
+    }
+}
+
+fn shape_of(tensor: TensorView<'_>) -> Vec<u64> {
+    tensor.shape.iter().map(|&d| d as u64).collect()
+}
+
+pub(super) fn ternary_entry(
+    tensor: TensorView<'_>,
+    treatment: &Treatment,
+    reason: &str,
+    calibration: Option<CalibrationEntry>,
+    codes: Section,
+    scales: Section,
+    tally: &Tally,
+) -> Result<TensorEntry> {
+    let method = MethodEntry { name: treatment.method.name().to_owned(), parameters: treatment.method.parameters() };
+    let planes = treatment.planes as u64;
+    let entry = TernaryEntry {
+        axis: treatment.axis as u64,
+        calibration,
+        codes,
+        encoding: treatment.encoding,
+        granularity: treatment.granularity,
+        method,
+        planes,
+        reason: reason.to_owned(),
+        scale_dtype: treatment.scale_dtype,
+        scales,
+        stats: tally.stats(planes * tensor.elements() as u64).map_err(|problem| weights_error(tensor.name, problem))?,
+    };
+    Ok(TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape_of(tensor), entry))
+}
+
+pub(super) fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<FilterView<'a>> {
+    // A treatment may be put together by hand; what settings refuse is refused here as well.
+    let contradiction = match treatment {
+        Treatment { encoding: Encoding::B1, method, .. } if !method.binary() => Some("encoding b1 has no zeros"),
+        Treatment { granularity: Granularity::Group(0), .. } => Some("groups of 0 weights"),
+        Treatment { planes, .. } if !(1..=PACKED_PLANES).contains(planes) => Some("planes that are not 1 to 4"),
+        _ => None,
+    };
+    if let Some(contradiction) = contradiction {
+        let method = treatment.method.name();
+        return Err(Error::Request(format!("tensor `{}`: method `{method}`, but {contradiction}", tensor.name)));
+    }
+    filters_of(tensor, treatment.axis)
+}
+
+/// The filters of a tensor that can have some.
+fn filters_of(tensor: TensorView<'_>, axis: usize) -> Result<FilterView<'_>> {
+    if tensor.elements() == 0 {
+        return Err(Error::Request(format!("tensor `{}` is empty, it cannot be ternary; keep it dense", tensor.name)));
+    }
+    FilterView::new(tensor, axis).ok_or_else(|| {
+        let (name, dtype, shape) = (tensor.name, tensor.dtype, tensor.shape);
+        Error::Request(format!("tensor `{name}` ({dtype}, shape {shape:?}) cannot be ternary along axis {axis}"))
+    })
+}
+
+/// Whatever the filter axis is: looked at in the order of the file.
+fn is_finite(tensor: TensorView<'_>, isa: Isa, cancel: Option<&AtomicBool>) -> bool {
+    FilterView::new(tensor, 0).is_some_and(|view| {
+        let long = LongRange { isa, view, start: 0, len: tensor.elements(), window: None, cancel };
+        Unit::from_long(isa, &long).moments().max.is_finite()
+    })
+}
