@@ -17,7 +17,7 @@ pub const PARTIAL_SUFFIX: &str = ".twn-partial";
 
 /// An output that is not published yet. Dropping it removes it, unless it is kept to be resumed.
 #[derive(Debug)]
-pub(crate) struct AtomicFile {
+pub struct AtomicFile {
     temporary: NamedTempFile,
     path: PathBuf,
     overwrite: bool,
@@ -51,6 +51,9 @@ fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
 impl AtomicFile {
     /// Refuses an existing output unless `overwrite`; then opens the temporary file, with the
     /// permissions that the umask gives.
+    ///
+    /// # Errors
+    /// An output that exists, or a directory that cannot be written to.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
         let prefix = stem(path)? + ".";
         refuse_existing(path, overwrite)?;
@@ -65,7 +68,7 @@ impl AtomicFile {
 
     /// The same with what is there of it, under a name without a random part: `.NAME.twn-partial`. Until it is
     /// published it stays, whatever happens.
-    pub fn resume(path: &Path, overwrite: bool) -> Result<Self> {
+    pub(crate) fn resume(path: &Path, overwrite: bool) -> Result<Self> {
         let partial = beside(path, PARTIAL_SUFFIX)?;
         refuse_existing(path, overwrite)?;
         let open = || {
@@ -79,17 +82,17 @@ impl AtomicFile {
     }
 
     /// Whether it may hold what an earlier run wrote.
-    pub fn is_kept(&self) -> bool {
+    pub(crate) fn is_kept(&self) -> bool {
         self.kept
     }
 
     /// Cuts it off, or fills it up with zeros.
-    pub fn set_len(&self, length: u64) -> Result<()> {
+    pub(crate) fn set_len(&self, length: u64) -> Result<()> {
         self.temporary.as_file().set_len(length).map_err(Error::io(&self.path, "write"))
     }
 
     /// The CRC-32 of so many bytes at that offset; `None` where the file ends before.
-    pub fn crc32_at(&self, mut offset: u64, length: u64) -> Result<Option<u32>> {
+    pub(crate) fn crc32_at(&self, mut offset: u64, length: u64) -> Result<Option<u32>> {
         let (mut hasher, mut left) = (crc32fast::Hasher::new(), length);
         let mut bytes = vec![0; length.min(1 << 20) as usize];
         while left > 0 {
@@ -112,21 +115,27 @@ impl AtomicFile {
     }
 
     /// Where it is until it is published.
-    pub fn temporary(&self) -> &Path {
+    pub(crate) fn temporary(&self) -> &Path {
         self.temporary.path()
     }
 
     /// Writes at that offset; any thread may, in any order.
+    ///
+    /// # Errors
+    /// A disk that is full, or broken.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         write_all_at(self.temporary.as_file(), bytes, offset).map_err(Error::io(&self.path, "write"))
     }
 
     /// Waits until everything written is on disk.
-    pub fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self) -> Result<()> {
         self.temporary.as_file().sync_all().map_err(Error::io(&self.path, "sync to disk"))
     }
 
     /// Syncs, then gives the file its name: from here on it is there, and whole.
+    ///
+    /// # Errors
+    /// A disk that is full, or a name that was taken meanwhile.
     pub fn publish(self) -> Result<()> {
         self.sync()?;
         let Self { mut temporary, path, overwrite, .. } = self;

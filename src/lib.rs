@@ -46,7 +46,9 @@ pub mod convert;
 pub mod data;
 mod dtype;
 pub mod error;
+pub mod export;
 mod float8;
+pub mod import;
 mod int8;
 pub mod kernel;
 pub mod limits;
@@ -66,12 +68,13 @@ pub mod unpack;
 mod vector;
 pub mod verify;
 
-pub use atomic_file::{PARTIAL_SUFFIX, write_atomically};
+pub use atomic_file::{AtomicFile, PARTIAL_SUFFIX, write_atomically};
 #[cfg(feature = "calibration")]
 pub use calibration::Calibration;
 pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Int8Tensor, Tensor, TernaryTensor};
 pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};
+pub use mapped::MappedFile;
 pub use pack::Encoding;
 pub use report::Report;
 pub use select::{Plan, Rules, Settings, Treatment};

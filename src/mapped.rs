@@ -1,7 +1,9 @@
 //! Files, opened and memory-mapped. Not here: what is in them.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{File, Metadata};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
@@ -27,4 +29,79 @@ pub(crate) fn map(file: &File, path: &Path) -> Result<Mmap> {
     // results wrong, but every value of every byte is handled: no length, offset or code is
     // trusted that was not copied out of the mapping and checked.
     unsafe { Mmap::map(file) }.map_err(Error::io(path, "map into memory"))
+}
+
+/// A file, memory-mapped; clones share the mapping. It must not be written to while it is open: a file
+/// that is cut short under a mapping ends the process with SIGBUS.
+#[derive(Debug, Clone)]
+pub struct MappedFile(Arc<Opened>);
+
+#[derive(Debug)]
+struct Opened {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    /// Made by this process: nobody else can reach it.
+    temporary: bool,
+}
+
+impl MappedFile {
+    /// Maps a regular file.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, or is not a regular one.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::of(open_regular(path.as_ref())?, path.as_ref(), false)
+    }
+
+    /// Maps a file that has no name of its own, made while reading the one at `path`.
+    ///
+    /// # Errors
+    /// A file that cannot be mapped.
+    pub fn of_temporary(file: File, path: impl AsRef<Path>) -> Result<Self> {
+        Self::of(file, path.as_ref(), true)
+    }
+
+    fn of(file: File, path: &Path, temporary: bool) -> Result<Self> {
+        let metadata = file.metadata().map_err(Error::io(path, "read the size of"))?;
+        let map = map(&file, path)?;
+        Ok(Self(Arc::new(Opened { path: path.to_path_buf(), map, metadata, temporary })))
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Whether it has no name of its own.
+    pub fn is_temporary(&self) -> bool {
+        self.0.temporary
+    }
+
+    /// Notices a file that was written to since it was opened.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`] when its length or modification time is another one.
+    pub fn check_unchanged(&self) -> Result<()> {
+        if self.0.temporary {
+            return Ok(());
+        }
+        let now = std::fs::metadata(self.path()).map_err(Error::io(self.path(), "look at the input again"))?;
+        let changed = |what| Error::InputChanged { path: self.path().to_path_buf(), what };
+        if now.len() != self.0.metadata.len() {
+            return Err(changed("its length is another one"));
+        }
+        if now.modified().ok() != self.0.metadata.modified().ok() {
+            return Err(changed("its modification time is another one"));
+        }
+        Ok(())
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.map
+    }
 }

@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use serde_json::{Map, Value, json};
 
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
-use crate::dtype::{Dtype, byte_length, push};
+use crate::dtype::{Dtype, push};
 use crate::error::ContainerProblem;
+use crate::source::safetensors_header;
 use crate::{Error, Result, float8};
 
 /// Weights that are dequantized at once by each thread, about: 4 MiB.
@@ -44,8 +44,10 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
     let mut entries: Vec<(&TensorEntry, Dtype)> =
         container.index().tensors.iter().map(|entry| (entry, target(entry, options))).collect();
     entries.sort_by(|(a, x), (b, y)| y.bitsize().cmp(&x.bitsize()).then_with(|| a.name.cmp(&b.name)));
-    let (header, mut offset) = header(container, &entries);
+    let tensors = entries.iter().map(|(entry, dtype)| (entry.name.as_str(), *dtype, &entry.shape[..]));
+    let header = safetensors_header(tensors, &container.index().metadata);
     file.write_at(&header, 0)?;
+    let mut offset = header.len() as u64;
     for (entry, dtype) in entries {
         container.check_sections(entry)?;
         offset += match container.tensor(entry) {
@@ -68,29 +70,6 @@ fn target(entry: &TensorEntry, options: &Options<'_>) -> Dtype {
         (Body::Int8(_) | Body::Ternary(_), Some(dtype)) => dtype,
         _ => entry.dtype,
     }
-}
-
-/// Length, JSON and padding; and where the data begins.
-fn header(container: &Container, entries: &[(&TensorEntry, Dtype)]) -> (Vec<u8>, u64) {
-    // serde_json's map is sorted, so the same container always gives the same header.
-    let mut map = Map::new();
-    let metadata = &container.index().metadata;
-    if !metadata.is_empty() {
-        map.insert("__metadata__".to_owned(), json!(metadata));
-    }
-    let mut end = 0;
-    for (entry, dtype) in entries {
-        let begin = end;
-        end += byte_length(*dtype, &entry.shape).unwrap_or_default();
-        let info = json!({ "dtype": dtype.to_string(), "shape": entry.shape, "data_offsets": [begin, end] });
-        map.insert(entry.name.clone(), info);
-    }
-    let mut json = Value::Object(map).to_string().into_bytes();
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut header = (json.len() as u64).to_le_bytes().to_vec();
-    header.extend(json);
-    let offset = header.len() as u64;
-    (header, offset)
 }
 
 /// Dequantizes tile by tile, on all threads; returns how many bytes the tensor takes.

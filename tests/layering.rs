@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 26] = [
+const MODULES: [(&str, &[&str]); 28] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -35,7 +35,9 @@ const MODULES: [(&str, &[&str]); 26] = [
     ("budget", &["source", "select", "container", "report", "convert"]),
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "pack", "container"]),
-    ("unpack", &["container", "atomic_file"]),
+    ("unpack", &["source", "container", "atomic_file"]),
+    ("import", &["source"]),
+    ("export", &["source", "ternarize", "container", "atomic_file"]),
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),
     ("net", &["source", "pack", "calibration", "container", "select", "kernel", "data", "atomic_file"]),
@@ -49,7 +51,7 @@ const NAMES_FOR_SELECT: [&str; 5] =
     ["container::Granularity", "pack::Encoding", "ternarize::self", "ternarize::ScaleDtype", "ternarize::Ternarizer"];
 
 /// Where the names come from that `lib.rs` gives to the whole crate.
-const ROOT: [(&str, &str); 16] = [
+const ROOT: [(&str, &str); 20] = [
     ("Error", "error"),
     ("Fault", "error"),
     ("Result", "error"),
@@ -62,8 +64,12 @@ const ROOT: [(&str, &str); 16] = [
     ("Encoding", "pack"),
     ("Calibration", "calibration"),
     ("Container", "container"),
+    ("Granularity", "container"),
+    ("Tensor", "container"),
     ("Plan", "select"),
     ("Report", "report"),
+    ("AtomicFile", "atomic_file"),
+    ("MappedFile", "mapped"),
     ("PARTIAL_SUFFIX", "atomic_file"),
     ("write_atomically", "atomic_file"),
 ];

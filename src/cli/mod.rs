@@ -7,6 +7,7 @@ mod calibration;
 mod data;
 mod eval;
 mod exit;
+mod export;
 mod fold;
 mod inspect;
 mod memory;
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use twn_pack::net::Source;
-use twn_pack::{Checkpoint, Container, Error, Plan, Rules, Settings, convert, select};
+use twn_pack::{Container, Error, Plan, Rules, Settings, convert, import, select};
 
 use self::exit::Exit;
 
@@ -77,6 +78,9 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Turn a .twn file back into .safetensors
     Unpack(unpack::UnpackArgs),
+    /// Write a .twn file in another program's format
+    #[command(after_help = export::formats())]
+    Export(export::ExportArgs),
     /// Run a network over a data set: accuracy, images per second, memory
     Eval(eval::EvalArgs),
     /// Fold batch norm into the scales and biases of the layers before it
@@ -154,6 +158,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Command::Sweep(args)) => budget::sweep(*args, &session),
         Some(Command::Verify(args)) => verify::run(args, &session),
         Some(Command::Unpack(args)) => unpack::run(args, &session),
+        Some(Command::Export(args)) => export::run(args, &session),
         Some(Command::Eval(args)) => eval::run(args, &session),
         Some(Command::Fold(args)) => fold::run(args, &session),
         Some(Command::Calibrate(args)) => calibrate::run(args, &session),
@@ -197,7 +202,7 @@ fn open_source(path: &Path, session: &Session) -> Result<Source, Error> {
     if is_container(path)? {
         return Ok(Source::Container(Container::open(path)?));
     }
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = import::open(path)?;
     session.warn(checkpoint.warnings());
     Ok(Source::Checkpoint(checkpoint))
 }

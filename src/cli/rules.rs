@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use twn_pack::select::{Keep, Override};
-use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings};
+use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings, import};
 
 use super::Session;
 
@@ -79,7 +79,7 @@ pub(super) struct RuleArgs {
 impl RuleArgs {
     /// A checkpoint and what is to become of it, with the warnings of both.
     pub fn open(&self, model: &Path, session: &Session) -> Result<(Checkpoint, Plan)> {
-        let checkpoint = Checkpoint::open(model)?;
+        let checkpoint = import::open(model)?;
         let plan = Plan::new(&checkpoint, &self.rules()?)?;
         session.warn(checkpoint.warnings());
         session.warn(&plan.warnings);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use twn_pack::{Checkpoint, Container, Error, Fault, report, verify};
+use twn_pack::{Container, Error, Fault, import, report, verify};
 
 use super::exit::Exit;
 use super::{Session, print, printable};
@@ -25,7 +25,7 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
         Ok(container) => {
             let mut result = verify::verify(&container, Some(&session.cancel))?;
             if let (Some(model), true) = (&args.against, result.is_good()) {
-                let checkpoint = Checkpoint::open(model)?;
+                let checkpoint = import::open(model)?;
                 session.warn(checkpoint.warnings());
                 result = verify::verify_against(&container, &checkpoint, Some(&session.cancel))?;
             }

@@ -124,7 +124,10 @@ impl Container {
     }
 
     /// The bytes of a section of this file's index.
-    pub(crate) fn section(&self, section: Section) -> &[u8] {
+    ///
+    /// # Panics
+    /// When it is not one of this file.
+    pub fn section(&self, section: Section) -> &[u8] {
         &self.bytes()[section.offset as usize..(section.offset + section.length) as usize]
     }
 

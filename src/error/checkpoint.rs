@@ -144,6 +144,15 @@ pub enum CheckpointProblem {
         /// Shard file name.
         second: String,
     },
+    /// A checkpoint in another format than safetensors that is not what that format asks for, or asks for what is
+    /// not done.
+    #[error("not a {format} file that can be read: {message}")]
+    Foreign {
+        /// The format's name.
+        format: &'static str,
+        /// What was found and what was expected, and a way out.
+        message: String,
+    },
     /// A directory without a checkpoint, or with more than one.
     #[error("{0}")]
     Directory(String),

@@ -1,5 +1,6 @@
 //! The header of one safetensors file, checked once and completely before any view is handed out:
-//! keys, types, shapes, bounds, holes, overlaps. Not here: files ([`super`]).
+//! keys, types, shapes, bounds, holes, overlaps; and the header of one that is to be written. Not here: files
+//! ([`super`]).
 //! Format: <https://github.com/huggingface/safetensors#format>.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value, json};
 
 use crate::dtype::{Dtype, byte_length, needs};
 use crate::error::CheckpointProblem as Problem;
@@ -28,6 +30,31 @@ pub(crate) struct HeaderTensor {
     pub shape: Vec<usize>,
     /// Bytes in the file.
     pub range: Range<usize>,
+}
+
+/// The header of a safetensors file: length, JSON and padding; the tensors' bytes follow it in this order. The same
+/// tensors and metadata always give the same header (the safetensors crate orders metadata at random).
+pub fn safetensors_header<'t>(
+    tensors: impl IntoIterator<Item = (&'t str, Dtype, &'t [u64])>,
+    metadata: &BTreeMap<String, String>,
+) -> Vec<u8> {
+    // serde_json's map is sorted.
+    let mut map = Map::new();
+    if !metadata.is_empty() {
+        map.insert("__metadata__".to_owned(), json!(metadata));
+    }
+    let mut end = 0;
+    for (name, dtype, shape) in tensors {
+        let begin = end;
+        end += byte_length(dtype, shape).unwrap_or_default();
+        let info = json!({ "dtype": dtype.to_string(), "shape": shape, "data_offsets": [begin, end] });
+        map.insert(name.to_owned(), info);
+    }
+    let mut json = Value::Object(map).to_string().into_bytes();
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json);
+    header
 }
 
 impl Header {

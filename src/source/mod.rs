@@ -1,23 +1,27 @@
 //! Checkpoints: one safetensors file, a directory of them, or an index over shards, memory-mapped
-//! and checked. Not here: which tensors become ternary ([`crate::select`]).
+//! and checked; and what readers of other formats ([`crate::import`]) make one with. Not here: which tensors
+//! become ternary ([`crate::select`]).
 
+mod builder;
 pub(crate) mod header;
 mod shards;
+mod ternary;
 pub(crate) mod weights;
 #[cfg(feature = "eval")]
 pub(crate) mod write;
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::Mmap;
-
+pub use self::builder::CheckpointBuilder;
 use self::header::Header;
+pub use self::header::safetensors_header;
+pub use self::ternary::{TernaryLayout, TernaryView};
 pub use self::weights::FilterView;
 pub use crate::dtype::Dtype;
-use crate::mapped::{map, open_regular};
+pub use crate::mapped::MappedFile;
 use crate::{Error, Result};
 
 /// A float checkpoint, memory-mapped and checked. The files must not be written to while it is
@@ -25,17 +29,10 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    files: Vec<CheckpointFile>,
+    files: Vec<MappedFile>,
     tensors: Vec<Entry>,
     metadata: BTreeMap<String, String>,
     warnings: Vec<String>,
-}
-
-#[derive(Debug)]
-struct CheckpointFile {
-    path: PathBuf,
-    map: Mmap,
-    opened: Metadata,
 }
 
 #[derive(Debug)]
@@ -45,6 +42,16 @@ struct Entry {
     shape: Vec<usize>,
     file: usize,
     range: Range<usize>,
+    /// What its bytes are, where they are codes and scales.
+    ternary: Option<Arc<Ternary>>,
+}
+
+/// A tensor that is ternary in the checkpoint: its own type and shape, and how its bytes lie.
+#[derive(Debug)]
+struct Ternary {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    layout: Box<dyn TernaryLayout>,
 }
 
 /// A tensor of a checkpoint, borrowed from its mapping.
@@ -97,12 +104,12 @@ impl Checkpoint {
 
     /// Every file it consists of, without an index.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|file| file.path.as_path())
+        self.files.iter().filter(|file| !file.is_temporary()).map(MappedFile::path)
     }
 
     /// The sum of the files' sizes in bytes.
     pub fn file_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.map.len() as u64).sum()
+        self.files.iter().filter(|file| !file.is_temporary()).map(|file| file.len() as u64).sum()
     }
 
     /// What the files' `__metadata__` says, merged. Where two shards give one key different values,
@@ -141,8 +148,19 @@ impl Checkpoint {
             name: &entry.name,
             dtype: entry.dtype,
             shape: &entry.shape,
-            data: &self.files[entry.file].map[entry.range.clone()],
+            data: &self.files[entry.file][entry.range.clone()],
         }
+    }
+
+    /// Tensor number `i` where it is ternary already: codes and scales in another program's layout, which
+    /// [`Checkpoint::tensor`] shows as the bytes that they are.
+    ///
+    /// # Panics
+    /// When there is no such tensor.
+    pub fn ternary(&self, i: usize) -> Option<TernaryView<'_>> {
+        let (entry, data) = (&self.tensors[i], self.tensor(i).data);
+        let Ternary { dtype, shape, layout } = &**entry.ternary.as_ref()?;
+        Some(TernaryView { name: &entry.name, dtype: *dtype, shape, data, layout: &**layout })
     }
 
     /// The tensor of that name.
@@ -155,24 +173,12 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::InputChanged`] when a file's length or modification time is another one.
     pub fn check_unchanged(&self) -> Result<()> {
-        for file in &self.files {
-            let now = std::fs::metadata(&file.path).map_err(Error::io(&file.path, "look at the input again"))?;
-            let changed = |what| Error::InputChanged { path: file.path.clone(), what };
-            if now.len() != file.opened.len() {
-                return Err(changed("its length is another one"));
-            }
-            if now.modified().ok() != file.opened.modified().ok() {
-                return Err(changed("its modification time is another one"));
-            }
-        }
-        Ok(())
+        self.files.iter().try_for_each(MappedFile::check_unchanged)
     }
 
     fn add(&mut self, path: &Path, shards: &shards::Shards) -> Result<()> {
-        let file = open_regular(path)?;
-        let opened = file.metadata().map_err(Error::io(path, "read the size of"))?;
-        let map = map(&file, path)?;
-        let header = Header::parse(&map).map_err(Error::checkpoint(path))?;
+        let file = MappedFile::open(path)?;
+        let header = Header::parse(&file).map_err(Error::checkpoint(path))?;
         let shard = file_name(path);
         let number = self.files.len();
         for tensor in header.tensors {
@@ -185,6 +191,7 @@ impl Checkpoint {
                 shape: tensor.shape,
                 file: number,
                 range: tensor.range,
+                ternary: None,
             });
         }
         for (key, value) in header.metadata {
@@ -199,7 +206,7 @@ impl Checkpoint {
                 }
             }
         }
-        self.files.push(CheckpointFile { path: path.to_path_buf(), map, opened });
+        self.files.push(file);
         Ok(())
     }
 
@@ -219,18 +226,24 @@ impl Checkpoint {
         }
     }
 
-    /// No name twice, and everything there that the index promises.
-    fn check_complete(&mut self, shards: &shards::Shards) -> Result<()> {
+    /// No name twice; which file has which name.
+    fn owners(&self) -> Result<BTreeMap<&str, usize>> {
         let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
         for tensor in &self.tensors {
             if let Some(first) = owners.insert(&tensor.name, tensor.file) {
                 return Err(Error::checkpoint(&self.path)(crate::error::CheckpointProblem::DuplicateTensor {
                     tensor: tensor.name.clone(),
-                    first: file_name(&self.files[first].path),
-                    second: file_name(&self.files[tensor.file].path),
+                    first: file_name(self.files[first].path()),
+                    second: file_name(self.files[tensor.file].path()),
                 }));
             }
         }
+        Ok(owners)
+    }
+
+    /// No name twice, and everything there that the index promises.
+    fn check_complete(&self, shards: &shards::Shards) -> Result<()> {
+        let owners = self.owners()?;
         for (tensor, shard) in shards.weight_map.iter().flatten() {
             if !owners.contains_key(tensor.as_str()) {
                 return Err(Error::checkpoint(&self.path)(crate::error::CheckpointProblem::MissingTensor {

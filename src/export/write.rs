@@ -1,0 +1,115 @@
+//! An [`Export`] onto the disk: tile by tile on all threads, in bounded memory, published whole or not at all. Not
+//! here: any format.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use super::{Export, Part, Source};
+use crate::{AtomicFile, Container, Error, Result, write_atomically};
+
+/// Bytes that each thread makes at once, about; one row where that is more.
+const TILE: usize = 1 << 20;
+
+/// How to write.
+#[derive(Clone, Copy, Default)]
+pub struct WriteOptions<'a> {
+    /// Replace outputs that exist.
+    pub overwrite: bool,
+    /// Called now and then, from any thread, with the bytes that are done and all of them.
+    pub progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
+    /// Set it to stop the run; it ends with [`Error::Cancelled`] and leaves nothing behind.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+/// Writes what an [`Exporter`](super::Exporter) made of a container, on the threads of the current rayon pool;
+/// returns the file's length. Every section's checksum is checked first.
+///
+/// # Errors
+/// Tensors that are refused, a damaged container, an output that exists or cannot be written, or cancellation. After
+/// an error there is no output, or the old one.
+pub fn write(container: &Container, export: &Export<'_>, output: &Path, options: &WriteOptions<'_>) -> Result<u64> {
+    export.check()?;
+    refuse_inputs(container, export, output)?;
+    let beside: Vec<_> = export.beside.iter().map(|(name, bytes)| (output.with_file_name(name), bytes)).collect();
+    if let Some((taken, _)) = beside.iter().find(|(path, _)| path.exists() && !options.overwrite) {
+        return Err(Error::OutputExists { path: taken.clone() });
+    }
+    let file = AtomicFile::create(output, options.overwrite)?;
+    container.index().tensors.par_iter().try_for_each(|entry| {
+        check_cancelled(options)?;
+        container.check_sections(entry)
+    })?;
+    let (total, done) = (export.len(), AtomicU64::new(0));
+    let mut tiles = Vec::new();
+    let mut offset = 0;
+    for part in &export.parts {
+        tiles.extend(part.tiles().map(|rows| (part, offset + (rows.start * part.row_bytes) as u64, rows)));
+        offset += part.len();
+    }
+    tiles.into_par_iter().try_for_each(|(part, offset, rows)| {
+        check_cancelled(options)?;
+        let length = part.write(rows, |bytes| file.write_at(bytes, offset), container.path())?;
+        let done = done.fetch_add(length, Ordering::Relaxed) + length;
+        if let Some(progress) = options.progress {
+            progress(done, total);
+        }
+        Ok(())
+    })?;
+    for part in &export.parts {
+        if let Source::File(file, _) = &part.source {
+            file.check_unchanged()?;
+        }
+    }
+    beside.iter().try_for_each(|(path, bytes)| write_atomically(path, options.overwrite, bytes))?;
+    file.publish()?;
+    Ok(total)
+}
+
+fn check_cancelled(options: &WriteOptions<'_>) -> Result<()> {
+    match options.cancel {
+        Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_inputs(container: &Container, export: &Export<'_>, output: &Path) -> Result<()> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    let files = export.parts.iter().filter_map(|part| match &part.source {
+        Source::File(file, _) => Some(file.path()),
+        _ => None,
+    });
+    for input in files.chain([container.path()]) {
+        if input.canonicalize().is_ok_and(|input| input == output) {
+            return Err(Error::Request(format!("{} is an input; give another output", output.display())));
+        }
+    }
+    Ok(())
+}
+
+impl Part<'_> {
+    /// The rows that are made at once, in order.
+    fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
+        let (rows, step) = (self.rows, (TILE / self.row_bytes.max(1)).max(1));
+        (0..rows).step_by(step).map(move |row| row..(row + step).min(rows))
+    }
+
+    /// Hands the bytes of these rows to `write`; returns how many there were.
+    fn write(&self, rows: Range<usize>, write: impl FnOnce(&[u8]) -> Result<()>, container: &Path) -> Result<u64> {
+        let length = rows.len() * self.row_bytes;
+        match &self.source {
+            Source::Bytes(bytes) => write(&bytes[rows])?,
+            Source::File(file, range) => write(&file[range.start + rows.start..range.start + rows.end])?,
+            Source::Rows { tensor, fill } => {
+                let mut bytes = vec![0; length];
+                fill(rows, &mut bytes).map_err(|message| {
+                    Error::Request(format!("{}: tensor `{tensor}`: {message}", container.display()))
+                })?;
+                write(&bytes)?;
+            }
+        }
+        Ok(length as u64)
+    }
+}

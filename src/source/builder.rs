@@ -1,0 +1,166 @@
+//! A checkpoint from parts: what readers of other formats than safetensors hand in, held to the same limits and
+//! checks. Not here: any format.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Checkpoint, Dtype, Entry, MappedFile, Ternary, TernaryLayout};
+use crate::dtype::{byte_length, is_float, needs};
+use crate::error::CheckpointProblem as Problem;
+use crate::{Error, Result, limits};
+
+/// Puts a [`Checkpoint`] together.
+#[derive(Debug)]
+pub struct CheckpointBuilder {
+    checkpoint: Checkpoint,
+}
+
+impl CheckpointBuilder {
+    /// Of nothing so far; `path` is what errors call it.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        let checkpoint = Checkpoint {
+            path: path.as_ref().to_path_buf(),
+            files: Vec::new(),
+            tensors: Vec::new(),
+            metadata: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
+        Self { checkpoint }
+    }
+
+    /// Of what is in a checkpoint.
+    pub fn from_checkpoint(checkpoint: Checkpoint) -> Self {
+        Self { checkpoint }
+    }
+
+    /// What is there so far.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Adds a file that tensors lie in; returns its number.
+    pub fn file(&mut self, file: MappedFile) -> usize {
+        self.checkpoint.files.push(file);
+        self.checkpoint.files.len() - 1
+    }
+
+    /// Adds a tensor: the bytes `range` of that file, little-endian, in C order. Tensors may share bytes.
+    ///
+    /// # Errors
+    /// A name or shape over the limits, or bytes that are not there or not as many as shape and type need.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn tensor(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        file: usize,
+        range: Range<usize>,
+    ) -> Result<()> {
+        let found = self.check(name, shape, file, &range)?;
+        let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
+        if byte_length(dtype, &shape64) != Some(found) {
+            let (tensor, expected) = (name.to_owned(), needs(dtype, &shape64));
+            return Err(self.problem(Problem::Size { tensor, shape: shape64, dtype, expected, found }));
+        }
+        self.push(name, dtype, shape, file, range, None);
+        Ok(())
+    }
+
+    /// Adds a tensor that is ternary: the bytes `range` of that file hold, in that layout, codes and scales of
+    /// weights of that floating-point type and shape.
+    ///
+    /// # Errors
+    /// As [`CheckpointBuilder::tensor`]; how many bytes the layout needs is for the caller to check.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn ternary(
+        &mut self,
+        name: &str,
+        (dtype, shape): (Dtype, &[usize]),
+        layout: Box<dyn TernaryLayout>,
+        file: usize,
+        range: Range<usize>,
+    ) -> Result<()> {
+        let found = self.check(name, shape, file, &range)?;
+        let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
+        let fits = byte_length(dtype, &shape64).is_some_and(|bytes| bytes > 0);
+        if !is_float(dtype) || shape.is_empty() || !fits {
+            let message = format!("{dtype} of shape {shape:?} cannot be ternary; export the model again");
+            return Err(self.problem(Problem::Dtype { tensor: name.to_owned(), message }));
+        }
+        let ternary = Ternary { dtype, shape: shape.to_vec(), layout };
+        self.push(name, Dtype::U8, &[found as usize], file, range, Some(Arc::new(ternary)));
+        Ok(())
+    }
+
+    /// Takes a tensor out; what [`CheckpointBuilder::tensor`] was given for it, or nothing where there is none of
+    /// that name.
+    pub fn remove(&mut self, name: &str) -> Option<(Dtype, Vec<usize>, usize, Range<usize>)> {
+        let at = self.checkpoint.tensors.iter().position(|tensor| tensor.name == name)?;
+        let Entry { dtype, shape, file, range, .. } = self.checkpoint.tensors.remove(at);
+        Some((dtype, shape, file, range))
+    }
+
+    /// Adds to the metadata; of one key the last value counts.
+    pub fn metadata(&mut self, key: &str, value: &str) {
+        self.checkpoint.metadata.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Adds a warning.
+    pub fn warn(&mut self, warning: String) {
+        self.checkpoint.warnings.push(warning);
+    }
+
+    /// The checkpoint, its tensors in the order of their bytes.
+    ///
+    /// # Errors
+    /// Two tensors of one name.
+    pub fn finish(mut self) -> Result<Checkpoint> {
+        self.checkpoint.tensors.sort_by(|a, b| (a.file, a.range.start, &a.name).cmp(&(b.file, b.range.start, &b.name)));
+        self.checkpoint.owners()?;
+        Ok(self.checkpoint)
+    }
+
+    /// The number of bytes, if everything about them but their meaning is as it should be.
+    fn check(&self, name: &str, shape: &[usize], file: usize, range: &Range<usize>) -> Result<u64> {
+        let limit = |what, found: usize, limit: usize| {
+            let tensor = name.chars().take(64).collect();
+            Err(self.problem(Problem::Limit { tensor, what, found: found as u64, limit: limit as u64 }))
+        };
+        if name.len() > limits::NAME_BYTES {
+            return limit("name length", name.len(), limits::NAME_BYTES);
+        }
+        if shape.len() > limits::RANK {
+            return limit("rank", shape.len(), limits::RANK);
+        }
+        let available = self.checkpoint.files[file].len();
+        if range.start > range.end || range.end > available {
+            let (begin, end, available) = (range.start as u64, range.end as u64, available as u64);
+            return Err(self.problem(Problem::OutOfBounds { tensor: name.to_owned(), begin, end, available }));
+        }
+        Ok(range.len() as u64)
+    }
+
+    fn push(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        file: usize,
+        range: Range<usize>,
+        ternary: Option<Arc<Ternary>>,
+    ) {
+        let shape = shape.to_vec();
+        self.checkpoint.tensors.push(Entry { name: name.to_owned(), dtype, shape, file, range, ternary });
+    }
+
+    fn problem(&self, problem: Problem) -> Error {
+        Error::checkpoint(&self.checkpoint.path)(problem)
+    }
+}
