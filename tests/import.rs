@@ -42,8 +42,10 @@ impl TernaryLayout for Plain {
     }
 }
 
-/// Filters, each with its scales and codes.
-fn write(path: &Path, filters: &[(&[f32], &[u8])]) {
+/// The scales and codes of a filter.
+type Filter<'a> = (&'a [f32], &'a [u8]);
+
+fn write(path: &Path, filters: &[Filter<'_>]) {
     let bytes: Vec<u8> = filters
         .iter()
         .flat_map(|(scales, codes)| scales.iter().flat_map(|s| s.to_le_bytes()).chain(codes.iter().copied()))
@@ -71,7 +73,7 @@ fn codes_and_scales_are_moved_and_what_scales_share_is_found() {
     let source = directory.path().join("plain");
     let (a, b, zeros) = ([0, 1, 2, 2, 0, 1], [2, 2, 1, 0, 0, 0], [1; 6]);
     let none = [0.0, 0.0];
-    let cases: [(&[(&[f32], &[u8])], usize, Granularity, &[f32]); 8] = [
+    let cases: [(&[Filter<'_>], usize, Granularity, &[f32]); 8] = [
         (&[(&[0.5], &a), (&[0.5], &b)], 6, Granularity::Tensor, &[0.5]),
         (&[(&[0.5], &a), (&[0.25], &b)], 6, Granularity::Filter, &[0.5, 0.25]),
         (&[(&[0.5, 0.5], &a), (&[0.25, 0.25], &b)], 4, Granularity::Filter, &[0.5, 0.25]),
