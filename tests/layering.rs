@@ -47,8 +47,14 @@ const MODULES: [(&str, &[&str]); 28] = [
 ];
 
 /// What `select`, which stands to the left of them, may name of those that do the work.
-const NAMES_FOR_SELECT: [&str; 5] =
-    ["container::Granularity", "pack::Encoding", "ternarize::self", "ternarize::ScaleDtype", "ternarize::Ternarizer"];
+const NAMES_FOR_SELECT: [&str; 6] = [
+    "container::Granularity",
+    "pack::Encoding",
+    "ternarize::self",
+    "ternarize::AUTO",
+    "ternarize::ScaleDtype",
+    "ternarize::Ternarizer",
+];
 
 /// Where the names come from that `lib.rs` gives to the whole crate.
 const ROOT: [(&str, &str); 20] = [

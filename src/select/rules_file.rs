@@ -23,7 +23,7 @@ impl Wrong {
 
     /// Of TOML itself, or of a value within `at` that does not fit.
     fn toml(error: &toml::de::Error, at: Range<usize>) -> Self {
-        Self { at: error.span().unwrap_or(at), what: super::one_line(error) }
+        Self { at: error.span().unwrap_or(at), what: super::settings::one_line(error) }
     }
 }
 

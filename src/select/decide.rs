@@ -1,0 +1,154 @@
+//! The rules for one tensor, in their order, and the exceptions by name. Not here: the plan of all of them
+//! ([`super`]).
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::{Keep, Moved, Settings, Treatment};
+use crate::dtype::is_float;
+use crate::pack::Encoding;
+use crate::source::TensorView;
+use crate::{Error, Result};
+
+/// A user's glob, compiled.
+pub(super) struct Pattern {
+    pub text: String,
+    pub matcher: GlobMatcher,
+}
+
+impl Pattern {
+    pub fn new(text: &str) -> Result<Self> {
+        let glob =
+            GlobBuilder::new(text).build().map_err(|e| Error::Request(format!("pattern `{text}`: {}", e.kind())))?;
+        Ok(Self { text: text.to_owned(), matcher: glob.compile_matcher() })
+    }
+
+    pub fn all(texts: &[String]) -> Result<Vec<Self>> {
+        texts.iter().map(|text| Self::new(text)).collect()
+    }
+}
+
+pub(super) fn matching<'p>(patterns: &'p [Pattern], name: &str) -> Option<&'p Pattern> {
+    patterns.iter().find(|pattern| pattern.matcher.is_match(name))
+}
+
+/// The rules in their order; the reason names the one that decided.
+pub(super) fn decide(
+    tensor: TensorView<'_>,
+    settings: &Settings,
+    (forced, trained): (Option<&str>, Option<Keep>),
+    include: &[Pattern],
+    exclude: &[Pattern],
+) -> (Keep, String) {
+    let dense = |reason: String| (Keep::Dense, reason);
+    let ternary = |reason: String| (Keep::Ternary, reason);
+    if !is_float(tensor.dtype) {
+        return dense(format!("{} does not become ternary", tensor.dtype));
+    }
+    if tensor.shape.len() < 2 {
+        return dense(format!("rank {}", tensor.shape.len()));
+    }
+    if tensor.elements() == 0 {
+        return dense("empty".to_owned());
+    }
+    if let Some(pattern) = matching(exclude, tensor.name) {
+        return dense(format!("excluded by `{}`", pattern.text));
+    }
+    if let (Some(keep), Some(pattern)) = (settings.keep, forced) {
+        return (keep, format!("set by `{pattern}`"));
+    }
+    if let (Some(keep), true) = (trained, include.is_empty()) {
+        return (keep, "as it was trained".to_owned());
+    }
+    match (matching(include, tensor.name), exception(tensor.name)) {
+        (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text)),
+        (None, _) if !include.is_empty() => dense("not included".to_owned()),
+        (None, Some(reason)) => dense(reason.to_owned()),
+        (None, None) => ternary("floating point, rank 2 or more".to_owned()),
+    }
+}
+
+/// Names that stay dense by default: what embeds, normalises, or maps to a vocabulary.
+fn exception(name: &str) -> Option<&'static str> {
+    const EMBEDDINGS: [&str; 4] = ["wte", "wpe", "cls_token", "relative_attention_bias"];
+    const NORMS: [&str; 6] = ["ln", "bn", "ln_f", "ln_1", "ln_2", "rms"];
+    const HEADS: [&str; 3] = ["lm_head", "embed_out", "output_projection"];
+    for segment in segments(name) {
+        let segment = segment.as_str();
+        if segment.contains("embed") || EMBEDDINGS.contains(&segment) {
+            return Some("embedding, by name");
+        }
+        if segment.contains("norm") || NORMS.contains(&segment) {
+            return Some("normalisation, by name");
+        }
+        if HEADS.contains(&segment) {
+            return Some("language-model head, by name");
+        }
+        if segment == "bias" {
+            return Some("bias, by name");
+        }
+    }
+    (name == "output.weight").then_some("language-model head, by name")
+}
+
+/// The dotted parts of a name, in lower case.
+pub(super) fn segments(name: &str) -> impl Iterator<Item = String> + '_ {
+    name.split(['.', '/']).map(str::to_lowercase)
+}
+
+/// How a tensor that is ternary already is stored.
+pub(super) fn moved(tensor: TensorView<'_>, settings: &Settings, exclude: &[Pattern]) -> Result<Moved> {
+    let name = tensor.name;
+    if let Some(pattern) = matching(exclude, name) {
+        return Err(Error::Request(format!(
+            "tensor `{name}` is ternary in the checkpoint and has no floats that could stay dense; leave out --exclude \
+             `{}`, and unpack it afterwards",
+            pattern.text
+        )));
+    }
+    let encoding = settings.encoding.unwrap_or(Encoding::T2);
+    if encoding == Encoding::B1 || settings.planes.is_some_and(|planes| planes != 1) {
+        return Err(Error::Request(format!(
+            "tensor `{name}` is ternary in the checkpoint: one plane of t2 or t5 holds it; leave out the other encoding or \
+             planes for it"
+        )));
+    }
+    Ok(Moved { encoding, scale_dtype: settings.scale_dtype.unwrap_or_default() })
+}
+
+/// The treatment, if the tensor can have it.
+pub(super) fn checked_treatment(tensor: TensorView<'_>, settings: &Settings) -> Result<Treatment> {
+    let treatment = settings.treatment()?;
+    if treatment.axis >= tensor.shape.len() {
+        return Err(Error::Request(format!(
+            "tensor `{}`: filter axis {} of shape {:?}; there are axes 0 to {}",
+            tensor.name,
+            treatment.axis,
+            tensor.shape,
+            tensor.shape.len() - 1
+        )));
+    }
+    Ok(treatment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_exceptions_go_by_whole_segments() {
+        for dense in [
+            "model.embed_tokens.weight",
+            "transformer.wte.weight",
+            "lm_head.weight",
+            "output.weight",
+            "h.0.ln_1.weight",
+        ] {
+            assert!(exception(dense).is_some(), "{dense}");
+        }
+        for ternary in
+            ["encoder.layer.0.output.dense.weight", "layers.1.mlp.up_proj.weight", "conv1.weight", "fc.weight"]
+        {
+            assert!(exception(ternary).is_none(), "{ternary}");
+        }
+    }
+}
