@@ -47,9 +47,10 @@ const MODULES: [(&str, &[&str]); 28] = [
 ];
 
 /// What `select`, which stands to the left of them, may name of those that do the work.
-const NAMES_FOR_SELECT: [&str; 6] = [
+const NAMES_FOR_SELECT: [&str; 7] = [
     "container::Granularity",
     "pack::Encoding",
+    "ternarize",
     "ternarize::self",
     "ternarize::AUTO",
     "ternarize::ScaleDtype",

@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
-use super::{Override, Pattern, Rules, Settings, ternarize};
+use super::{Override, Pattern, Rules, Settings};
 use crate::Error;
+use crate::ternarize;
 
 /// What is wrong, and where: bytes of the text.
 struct Wrong {
