@@ -95,6 +95,16 @@ pub enum Error {
         /// The path that is taken.
         path: PathBuf,
     },
+    /// The file would have more bytes than [`crate::convert::Options::limit`]; nothing was published.
+    #[error(
+        "the file would have {found} bytes, more than the {limit} that it may have; ask for a larger size, or for less"
+    )]
+    TooLarge {
+        /// What it would have.
+        found: u64,
+        /// What it may have.
+        limit: u64,
+    },
     /// The input changed between opening and the end of the run; the output was discarded.
     #[error("{}: changed while it was being read ({what}); the output was discarded, run again once the file is at rest", path.display())]
     InputChanged {
@@ -133,7 +143,7 @@ impl Error {
             | Self::Calibration { .. }
             | Self::Data { .. }
             | Self::InputChanged { .. } => Fault::Input,
-            Self::Request(_) | Self::OutputExists { .. } => Fault::Request,
+            Self::Request(_) | Self::OutputExists { .. } | Self::TooLarge { .. } => Fault::Request,
             Self::Cancelled => Fault::Cancelled,
         }
     }

@@ -224,7 +224,8 @@ fn the_command_keeps_a_size_and_says_how() {
     let sweep: serde_json::Value = serde_json::from_str(&sweep).unwrap();
     assert_eq!(sweep["curve"], json["budget"]["curve"]);
     let (table, _) = common::expect(0, &["sweep", input]);
-    assert!(table.starts_with("file") && table.lines().count() == 1 + sweep["curve"].as_array().unwrap().len());
+    assert!(table.starts_with("file") && table.contains("error of weights"));
+    assert_eq!(table.lines().count(), 1 + sweep["curve"].as_array().unwrap().len());
     for (arguments, says) in [
         (&["--target-size", "1KB"][..], "cannot be kept: the smallest file that these rules allow has"),
         (&["--target-size", "1KB", "--target-ratio", "2"], "cannot be used with"),
@@ -238,4 +239,68 @@ fn the_command_keeps_a_size_and_says_how() {
         let (_, error) = common::expect(2, &[&[input, "-f", "-o", out][..], arguments].concat());
         assert!(error.contains(says), "{arguments:?}: {error}");
     }
+}
+
+/// What repairs say of themselves in the index counts, too.
+#[test]
+fn a_size_is_kept_with_repairs() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let (input, data) = (fixtures.join("lenet5-mnist.safetensors"), fixtures.join("mnist64"));
+    let [input, data] = [&input, &data].map(|path| path.to_str().unwrap());
+    let output = directory.path().join("out.twn");
+    let out = output.to_str().unwrap();
+    let measured = ["--reestimate-bn", data, "--split", "test"];
+    for (size, repair) in [("164500", &["--adjust-bn"][..]), ("165000", &measured), ("190001", &measured)] {
+        let arguments =
+            [&[input, "-o", out, "-f", "--json", "--net", "lenet5", "--target-size", size], repair].concat();
+        let (json, _) = common::expect(0, &arguments);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let length = std::fs::metadata(&output).unwrap().len();
+        let limit: u64 = size.parse().unwrap();
+        assert!(length <= limit, "{length} {limit}");
+        assert_eq!(json["budget"]["chosen"]["file_bytes"], length);
+        assert!(json["tensors"].as_array().unwrap().iter().filter(|tensor| !tensor["repaired"].is_null()).count() >= 6);
+    }
+}
+
+/// A sweep shows every rung it measured, every step of the curve, of what the errors are, and what it knew nothing of.
+#[test]
+fn a_sweep_hides_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let tensors: Vec<Made> =
+        (0..12).map(|i| Made::gaussian(&format!("l{i}.weight"), Dtype::F32, &[6, 40 + i as usize], 1 + i)).collect();
+    let input = common::checkpoint(directory.path(), "in.safetensors", &tensors);
+    let identity: Vec<f64> = (0..1600).map(|at| f64::from(u8::from(at % 41 == 0))).collect();
+    let known = [Made::new("l0.weight.xtx", Dtype::F32, &[40, 40], &identity)];
+    let known = common::checkpoint(directory.path(), "stats.safetensors", &known);
+    let [input, known] = [&input, &known].map(|path| path.to_str().unwrap());
+    let (json, _) = common::expect(0, &["sweep", input, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["errors"], "weights");
+    // 4 numbers of planes, a scale per filter or per 32, then 8 bits and dense.
+    assert_eq!(json["measured"].as_array().unwrap().len(), 12 * (4 * 2 + 2));
+    let curve = json["curve"].as_array().unwrap();
+    assert!(curve.len() > 64, "{}", curve.len());
+    let changed = |tensor: &str| curve.iter().filter(|point| point["tensor"] == tensor).count();
+    assert!((0..12).all(|i| changed(&format!("l{i}.weight")) > 2));
+    let (table, warnings) = common::expect(0, &["sweep", input, "--calibration", known]);
+    assert!(table.contains("error of outputs, or weights where no inputs are known"), "{table}");
+    assert!(table.lines().count() <= 67, "{table}");
+    assert!(warnings.contains("`l1.weight` and 10 more: no statistics"), "{warnings}");
+}
+
+#[test]
+fn what_a_budget_cannot_change_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut broken = Made::gaussian("nan.weight", Dtype::F32, &[8, 64], 1);
+    broken.data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let tensors = [broken, Made::gaussian("good.weight", Dtype::F32, &[8, 64], 2)];
+    let input = common::checkpoint(directory.path(), "in.safetensors", &tensors);
+    let [input, output] = [input, directory.path().join("out.twn")].map(|path| path.to_str().unwrap().to_owned());
+    let (table, _) = common::expect(0, &[&input[..], "-o", &output, "--non-finite", "dense", "--target-size", "4000"]);
+    assert!(table.contains("dense: holds NaN or infinity"), "{table}");
+    let fixed = ["--set", "good*", "planes=1", "--target-error", "0.01", "--non-finite", "dense", "-f"];
+    let (_, warnings) = common::expect(0, &[&[&input[..], "-o", &output], &fixed[..]].concat());
+    assert!(warnings.contains("`good.weight`: planned otherwise by the rules, with an error above 0.01"), "{warnings}");
 }

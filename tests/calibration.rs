@@ -269,6 +269,8 @@ fn few_rows_and_dead_inputs() {
         pack(directory.path(), &weight, &[Made::new("layer.weight.xtx_diagonal", Dtype::F32, &[n], &zeros[..n])], "")
             .unwrap();
     assert_eq!(recorded(&container).0, "none");
+    let (container, _) = pack(directory.path(), &weight, &[xtx(&vec![-0.0; n * n], &[n, n])], "").unwrap();
+    assert_eq!(recorded(&container).0, "none");
 }
 
 #[test]
@@ -279,6 +281,11 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
     let changed = |at: usize, value: f64| {
         let mut h = identity(1.0);
         h[at] = value;
+        xtx(&h, &[4, 4])
+    };
+    let beside = |value: f64| {
+        let mut h = [0.0; 16];
+        (h[6], h[9]) = (value, value);
         xtx(&h, &[4, 4])
     };
     let mut negative = identity(1.0);
@@ -300,6 +307,8 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
         (vec![changed(15, f64::INFINITY)], "element 15 is inf"),
         (vec![changed(5, -1.0)], "diagonal element 1 is -1"),
         (vec![changed(6, 0.5)], "elements [2, 1] and [1, 2] are 0 and 0.5"),
+        (vec![beside(f64::NAN)], "element 6 is NaN, but the diagonal is 0"),
+        (vec![beside(7.0)], "element 6 is 7, but the diagonal is 0"),
         (vec![xtx(&negative, &[4, 4])], "not positive definite with damping 0.01"),
         (vec![xtx(&identity(1.0), &[4, 4]), rows_f64], "dtype F64, expected I64"),
         (vec![xtx(&identity(1.0), &[4, 4]), rows_two], "shape [2], expected one number"),

@@ -13,8 +13,8 @@ mod hull;
 use serde::Serialize;
 
 use self::hull::Point;
-use crate::container::{CalibrationEntry, Granularity, Index, Producer, TensorEntry, align, relative};
-use crate::convert::{self, Options, Progress};
+use crate::container::{Body, CalibrationEntry, Granularity, Index, Producer, TensorEntry, align, relative};
+use crate::convert::{self, NON_FINITE, Options, Progress};
 use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
 use crate::report::{Budget, CurvePoint, Rung as ReportedRung};
@@ -24,9 +24,6 @@ use crate::{Error, Result};
 
 /// Group sizes that are tried, where a filter is longer.
 pub const GROUPS: [u64; 2] = [128, 32];
-
-/// Points of a curve at most, about.
-const POINTS: f64 = 64.0;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,6 +56,8 @@ pub struct Ladder<'a> {
     warnings: Vec<String>,
     slots: Vec<Slot>,
     minimize: Minimize,
+    /// Bytes that something else needs.
+    reserve: u64,
 }
 
 /// A tensor.
@@ -233,12 +232,17 @@ impl<'a> Ladder<'a> {
         for (i, (planned, free)) in all.into_iter().enumerate() {
             let tensor = checkpoint.tensor(i);
             done += size(tensor, &planned);
-            slots.push(Slot { rungs: measure(checkpoint.input(i), planned, &quiet)?, free });
+            slots.push(Slot::new(measure(checkpoint.input(i), planned, &quiet)?, free));
             if let Some(progress) = options.progress {
                 progress(Progress { done, total, tensor: tensor.name });
             }
         }
-        Ok(Self { checkpoint, warnings: plan.warnings.clone(), slots, minimize })
+        Ok(Self { checkpoint, warnings: plan.warnings.clone(), slots, minimize, reserve: 0 })
+    }
+
+    /// Leaves room for so many bytes more: what repairs will add to the index.
+    pub fn with_reserve(self, reserve: u64) -> Self {
+        Self { reserve, ..self }
     }
 
     /// A rung for each tensor, as the target asks.
@@ -249,11 +253,7 @@ impl<'a> Ladder<'a> {
         target.check()?;
         match target {
             Target::Error(error) => Ok(Choice(self.slots.iter().map(|slot| slot.smallest(error)).collect())),
-            Target::Bytes(bytes) => self.within(target, bytes),
-            Target::Ratio(ratio) => {
-                let source: usize = self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
-                self.within(target, (source as f64 / ratio) as u64)
-            }
+            Target::Bytes(_) | Target::Ratio(_) => self.within(target, self.limit(target).unwrap_or_default()),
             Target::Bits(bits) => {
                 let weights: u64 = self.free().map(|slot| slot.rungs[0].entry.elements()).sum();
                 let points = self.points(|slot, rung| if slot.free { rung.bytes } else { 0 });
@@ -270,6 +270,32 @@ impl<'a> Ladder<'a> {
     fn points(&self, cost: impl Fn(&Slot, &Rung) -> u64) -> Vec<Vec<Point>> {
         let of = |slot: &Slot| slot.rungs.iter().map(|rung| (cost(slot, rung), rung.error(self.minimize))).collect();
         self.slots.iter().map(of).collect()
+    }
+
+    /// The bytes that a file may have at most for that target; nothing where it is not about those.
+    pub fn limit(&self, target: Target) -> Option<u64> {
+        match target {
+            Target::Bytes(bytes) => Some(bytes),
+            Target::Ratio(ratio) => Some((self.source_bytes() as f64 / ratio) as u64),
+            Target::Bits(_) | Target::Error(_) => None,
+        }
+    }
+
+    /// Of which tensors nothing was known in a run with statistics of inputs.
+    pub fn uncalibrated(&self) -> Vec<&str> {
+        let none = |rung: &Rung| rung.entry.calibration().is_some_and(|known| known.kind == CalibrationEntry::NONE);
+        let slots = self.slots.iter().filter(|slot| slot.rungs.iter().any(none));
+        slots.map(|slot| slot.rungs[0].entry.name.as_str()).collect()
+    }
+
+    /// The tensors that the budget does not decide about, and whose relative error is above that.
+    pub fn above(&self, error: f64) -> Vec<&str> {
+        let fixed = self.slots.iter().filter(|slot| slot.rungs.iter().all(|rung| rung.relative > error));
+        fixed.map(|slot| slot.rungs[0].entry.name.as_str()).collect()
+    }
+
+    fn source_bytes(&self) -> usize {
+        self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum()
     }
 
     /// The choice of a file of at most so many bytes.
@@ -289,8 +315,7 @@ impl<'a> Ladder<'a> {
         match self.file_bytes(&smallest) {
             found if found <= limit => Ok(Choice(smallest)),
             found => {
-                let source: usize = self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
-                let ratio = source as f64 / found as f64;
+                let ratio = self.source_bytes() as f64 / found as f64;
                 Err(too_small(target, &format!("{found} bytes, {ratio:.3} times smaller than the checkpoint")))
             }
         }
@@ -300,7 +325,7 @@ impl<'a> Ladder<'a> {
     fn fixed_bytes(&self) -> u64 {
         let metadata = self.checkpoint.metadata().clone();
         let index = Index { metadata, producer: Producer::this(), tensors: Vec::new() };
-        64 + index.to_json().len() as u64 + (self.slots.len() as u64).saturating_sub(1)
+        64 + index.to_json().len() as u64 + (self.slots.len() as u64).saturating_sub(1) + self.reserve
     }
 
     /// The size of the file, to the byte.
@@ -363,9 +388,24 @@ impl<'a> Ladder<'a> {
                 Minimize::Relative => "relative",
                 Minimize::Absolute => "absolute",
             },
+            errors: self.errors(),
             chosen: chosen.map(|(_, choice)| self.point(&choice.0, None)),
             rungs: rungs.collect(),
+            measured: match chosen {
+                Some(_) => Vec::new(),
+                None => self.free().flat_map(|slot| slot.rungs.iter().map(Rung::reported)).collect(),
+            },
             curve: self.curve(),
+        }
+    }
+
+    /// What the errors are errors of.
+    fn errors(&self) -> &'static str {
+        let known = |slot: &&Slot| slot.rungs.iter().any(|rung| rung.reported().relative_output_error.is_some());
+        match self.free().filter(known).count() {
+            0 => "weights",
+            all if all == self.free().count() => "outputs",
+            _ => "outputs, or weights where no inputs are known",
         }
     }
 
@@ -374,29 +414,19 @@ impl<'a> Ladder<'a> {
         let points = self.points(|_, rung| rung.in_file);
         let (mut chosen, steps) = hull::steps(&points);
         let mut curve = vec![self.point(&chosen, None)];
-        let costs: Vec<u64> = steps.iter().map(|step| step.cost).collect();
-        let (smallest, all) = (curve[0].file_bytes as f64, costs.iter().sum::<u64>() as f64);
-        // Many steps are shown at sizes in a constant ratio, and the last one.
-        let ratio = if steps.len() as f64 <= POINTS { 1.0 } else { ((smallest + all) / smallest).powf(1.0 / POINTS) };
-        let (mut size, mut shown) = (smallest, smallest);
-        for (i, step) in steps.iter().enumerate() {
+        for step in steps {
             chosen[step.slot] = step.to;
-            size += step.cost as f64;
-            if size >= shown * ratio || i + 1 == steps.len() {
-                curve.push(self.point(&chosen, Some(step.slot)));
-                shown = size;
-            }
+            curve.push(self.point(&chosen, Some(step.slot)));
         }
         curve
     }
 
     fn point(&self, chosen: &[usize], changed: Option<usize>) -> CurvePoint {
         let file_bytes = self.file_bytes(chosen);
-        let source: usize = self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
         let step = changed.map(|slot| &self.slots[slot].rungs[chosen[slot]].planned);
         CurvePoint {
             file_bytes,
-            ratio: source as f64 / file_bytes as f64,
+            ratio: self.source_bytes() as f64 / file_bytes as f64,
             bits_per_weight: self.bits_per_weight(chosen),
             error: self.error(chosen),
             tensor: step.map(|planned| planned.name.clone()),
@@ -406,6 +436,16 @@ impl<'a> Ladder<'a> {
 }
 
 impl Slot {
+    /// What a tensor may be. One that cannot be ternary or int8 for what it holds has nothing to choose from, and
+    /// its own reason.
+    fn new(mut rungs: Vec<Rung>, free: bool) -> Self {
+        let left = |rung: &Rung| matches!(rung.entry.body(), Body::Dense(dense) if dense.reason == NON_FINITE);
+        match rungs.iter().position(left) {
+            Some(at) if free => Self { rungs: vec![rungs.swap_remove(at)], free: false },
+            _ => Self { rungs, free },
+        }
+    }
+
     /// The smallest rung with at most that relative error; of a tensor that is fixed, what it is.
     fn smallest(&self, error: f64) -> usize {
         let good = self.rungs.iter().enumerate().filter(|(_, rung)| rung.relative <= error);

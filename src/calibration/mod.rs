@@ -131,7 +131,7 @@ impl Calibration {
         let own: &[usize] = if full { &[n, n] } else { &[n] };
         let (groups, rows) = (self.groups(tensor, own, filters)?, self.rows(weight)?);
         let moments = Moments { path: self.path(), tensor, full, groups, rows, n };
-        Ok((!moments.are_zero()).then_some(moments))
+        Ok((!moments.are_zero()?).then_some(moments))
     }
 
     /// The mean input of `weight`, Σx / rows: n numbers, or that per group of its filters; nothing where the
@@ -196,11 +196,30 @@ impl Moments<'_> {
     }
 
     /// Whether no input was ever anything else.
-    fn are_zero(&self) -> bool {
+    ///
+    /// # Errors
+    /// A diagonal that says so, and elements beside it that do not.
+    fn are_zero(&self) -> Result<bool> {
         let size = self.tensor.dtype.bitsize() / 8;
         let step = if self.full { self.n + 1 } else { 1 };
+        // Of either sign.
+        let zero = |bytes: &[u8]| {
+            bytes.split_last().is_none_or(|(last, rest)| last & 0x7f == 0 && rest.iter().all(|&b| b == 0))
+        };
         let groups = self.tensor.data.chunks_exact(self.tensor.data.len() / self.groups);
-        groups.flat_map(|group| group.chunks_exact(size).step_by(step)).all(|bytes| bytes.iter().all(|&byte| byte == 0))
+        if !groups.flat_map(|group| group.chunks_exact(size).step_by(step)).all(zero) {
+            return Ok(false);
+        }
+        match self.tensor.data.chunks_exact(size).position(|bytes| !zero(bytes)) {
+            None => Ok(true),
+            Some(index) => {
+                let value = FilterView::new(self.tensor, 0).map_or(f64::NAN, |view| {
+                    let mut scratch = Vec::new();
+                    view.read::<f64>(index..index + 1, Isa::PORTABLE, &mut scratch)[0]
+                });
+                Err(self.refused(Problem::OffDiagonal { index, value }))
+            }
+        }
     }
 
     /// The matrix, n × n, or the diagonal, n, of one group.

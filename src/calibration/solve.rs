@@ -23,6 +23,7 @@ use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_s
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
+use crate::error::CalibrationProblem;
 use crate::limits::PACKED_PLANES as MAX;
 use crate::ternarize::ScaleDtype;
 use crate::ternarize::planes::{LeastSquares, Levels};
@@ -73,28 +74,36 @@ pub(crate) struct Solved {
 }
 
 impl Solver {
-    /// Of H, n × n and symmetric; λ is `damping` times the mean of its diagonal. `None` where the sum is not
-    /// positive definite. With `by_diagonal` the columns of largest diagonal come first, else the first ones.
-    pub fn new(h: Vec<f64>, n: usize, damping: f64, by_diagonal: bool) -> Option<Self> {
+    /// Of H, n × n and symmetric; λ is `damping` times the mean of its diagonal. With `by_diagonal` the columns of
+    /// largest diagonal come first, else the first ones.
+    ///
+    /// # Errors
+    /// H + λI that is not positive definite, or memory that is not there.
+    pub fn new(h: Vec<f64>, n: usize, damping: f64, by_diagonal: bool) -> Result<Self, CalibrationProblem> {
+        let indefinite = || CalibrationProblem::Indefinite { damping };
+        let no_memory = || CalibrationProblem::Memory(8 * n * n);
         let diagonal = |i: usize| h[i * n + i];
         let mut order: Vec<usize> = (0..n).rev().collect();
         if by_diagonal {
             order.sort_by(|&a, &b| diagonal(a).total_cmp(&diagonal(b)));
         }
         let lambda = damping * (0..n).map(diagonal).sum::<f64>() / n as f64;
-        let mut factor = vec![0.0; n * n];
+        let mut factor = Vec::new();
+        factor.try_reserve_exact(n * n).map_err(|_| no_memory())?;
+        factor.resize(n * n, 0.0);
         for (c, column) in factor.chunks_exact_mut(n).enumerate() {
             let row = &h[order[c] * n..][..n];
             column.iter_mut().zip(&order).skip(c).for_each(|(to, &input)| *to = row[input]);
             column[c] += lambda;
         }
-        let mut memory = MemBuffer::try_new(cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default())).ok()?;
+        let mut memory = MemBuffer::try_new(cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default()))
+            .map_err(|_| no_memory())?;
         let matrix = MatMut::from_column_major_slice_mut(&mut factor, n, n);
         let stack = MemStack::new(&mut memory);
         // On one thread: then nothing depends on how many there are.
-        cholesky_in_place(matrix, Default::default(), Par::Seq, stack, Default::default()).ok()?;
+        cholesky_in_place(matrix, Default::default(), Par::Seq, stack, Default::default()).map_err(|_| indefinite())?;
         let definite = (0..n).all(|i| factor[i * n + i].is_normal() && factor[i * n + i] > 0.0);
-        definite.then_some(Self { n, h, factor, order })
+        if definite { Ok(Self { n, h, factor, order }) } else { Err(indefinite()) }
     }
 
     /// Σ xᵀHx over rows x.

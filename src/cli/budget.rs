@@ -1,11 +1,11 @@
 //! The options that ask for a size or an error, and `twn-pack sweep`, which shows what they cost. Not here: the
 //! choice; that is the library's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use twn_pack::budget::{Ladder, Minimize, Target};
-use twn_pack::{Checkpoint, Error, Plan, Result, convert, report};
+use twn_pack::{Checkpoint, Error, Plan, Report, Result, convert};
 
 use super::calibration::CalibrationArgs;
 use super::exit::Exit;
@@ -62,17 +62,30 @@ impl BudgetArgs {
         Ok(target)
     }
 
-    /// The plan that keeps the target, and how it does.
-    pub fn choose(
+    /// Packs by what keeps the target; `reserve` bytes are for repairs.
+    pub fn pack(
         &self,
-        target: Target,
-        checkpoint: &Checkpoint,
-        plan: &Plan,
+        (target, reserve): (Target, u64),
+        (checkpoint, plan): (&Checkpoint, &Plan),
+        output: &Path,
         options: &convert::Options<'_>,
-    ) -> Result<(Plan, report::Budget)> {
-        let ladder = Ladder::measure(checkpoint, plan, minimize(self.minimize), options)?;
+        session: &Session,
+    ) -> Result<Report> {
+        let ladder = Ladder::measure(checkpoint, plan, minimize(self.minimize), options)?.with_reserve(reserve);
         let choice = ladder.choose(target)?;
-        Ok((ladder.plan(&choice), ladder.budget(Some((target, &choice)))))
+        if let Target::Error(error) = target
+            && let above @ [first, ..] = &ladder.above(error)[..]
+        {
+            let others = if above.len() > 1 { format!(" and {} more", above.len() - 1) } else { String::new() };
+            session.warn(&[format!("`{first}`{others}: planned otherwise by the rules, with an error above {error}")]);
+        }
+        let options = convert::Options { limit: ladder.limit(target), ..*options };
+        let report = convert::pack(checkpoint, &ladder.plan(&choice), output, &options)?;
+        let mut budget = ladder.budget(Some((target, &choice)));
+        if let Some(chosen) = &mut budget.chosen {
+            (chosen.file_bytes, chosen.ratio) = (report.totals.file_bytes, report.totals.ratio);
+        }
+        Ok(Report { budget: Some(budget), ..report })
     }
 }
 
@@ -109,7 +122,9 @@ pub(super) fn sweep(args: SweepArgs, session: &Session) -> anyhow::Result<Exit> 
         ..convert::Options::default()
     };
     let ladder = Ladder::measure(&checkpoint, &plan, minimize(args.minimize), &options);
-    let budget = ladder.map_err(|e| naming_input(e, &args.model))?.budget(None);
+    let ladder = ladder.map_err(|e| naming_input(e, &args.model))?;
+    let budget = ladder.budget(None);
     drop(display);
+    CalibrationArgs::warn_of_missing(&ladder.uncalibrated(), session);
     print(if args.json { budget.to_json() } else { budget.to_table() })
 }

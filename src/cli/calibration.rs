@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use twn_pack::{Calibration, Checkpoint, Error, Report, Result};
+use twn_pack::{Calibration, Checkpoint, Error, Result};
 
 use super::Session;
 
@@ -35,9 +35,7 @@ impl CalibrationArgs {
     }
 
     /// Says of which tensors nothing was known.
-    pub fn warn_of_missing(report: &Report, session: &Session) {
-        let missing: Vec<&str> =
-            report.tensors.iter().filter(|t| t.is_uncalibrated()).map(|t| t.name.as_str()).collect();
+    pub fn warn_of_missing(missing: &[&str], session: &Session) {
         if let Some(first) = missing.first() {
             let others = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
             session.warn(&[format!(

@@ -74,18 +74,19 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
     let report = match &args.output {
         Some(output) if !args.dry_run => {
             let display = Display::new(&session.global);
-            let repairs = repairs.list();
+            let list = repairs.list();
             let options = convert::Options {
                 overwrite: args.force,
                 keep_non_finite_dense: args.non_finite == NonFinite::Dense,
                 resume: args.resume,
                 calibration: calibration.as_ref(),
-                repairs: &repairs,
+                repairs: &list,
                 progress: Some(&|progress| display.show(progress)),
                 cancel: Some(&session.cancel),
                 ..convert::Options::default()
             };
-            pack(&args, target, &checkpoint, &plan, output, &options).map_err(|e| naming_input(e, model))?
+            let target = target.map(|target| (target, repairs.reserve(&plan)));
+            pack(&args, target, (&checkpoint, &plan), output, &options, session).map_err(|e| naming_input(e, model))?
         }
         _ if target.is_some() => {
             let message =
@@ -97,9 +98,10 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         }
         _ => Report::of_plan(&checkpoint, &plan),
     };
-    CalibrationArgs::warn_of_missing(&report, session);
+    CalibrationArgs::warn_of_missing(&report.uncalibrated(), session);
     if !args.dry_run {
         args.repair.warn_of_missing(&report, session);
+        repairs.warn_of_unadjusted(&report, session);
     }
     if args.json {
         return print(report.to_json());
@@ -113,18 +115,16 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
 /// Packs by the plan, or by what a budget makes of it.
 fn pack(
     args: &PackArgs,
-    target: Option<Target>,
-    checkpoint: &Checkpoint,
-    plan: &Plan,
+    target: Option<(Target, u64)>,
+    input: (&Checkpoint, &Plan),
     output: &Path,
     options: &convert::Options<'_>,
+    session: &Session,
 ) -> Result<Report> {
-    let Some(target) = target else { return convert::pack(checkpoint, plan, output, options) };
+    let Some(target) = target else { return convert::pack(input.0, input.1, output, options) };
     if output.exists() && !args.force {
         // Before the long work, so that it is not in vain.
         return Err(Error::OutputExists { path: output.to_path_buf() });
     }
-    let (plan, budget) = args.budget.choose(target, checkpoint, plan, options)?;
-    let report = convert::pack(checkpoint, &plan, output, options)?;
-    Ok(Report { budget: Some(budget), ..report })
+    args.budget.pack(target, input, output, options, session)
 }

@@ -11,7 +11,7 @@ use twn_pack::data::DataSet;
 use twn_pack::kernel::{Arithmetic, Kernel};
 use twn_pack::net::{self, Description, ReestimateOptions, Source};
 use twn_pack::report::TensorReport;
-use twn_pack::{Calibration, Checkpoint, Container, Error, Report, Result, convert};
+use twn_pack::{Calibration, Checkpoint, Container, Error, Plan, Report, Result, convert, import};
 
 use super::data::{NormalizationName, SplitName};
 use super::network::OverrideArgs;
@@ -115,13 +115,37 @@ impl RepairArgs {
             repairs.reestimate = Some((description.clone(), data, images, batch));
         }
         if let (Some(description), true) = (description, self.adjust_bn) {
-            repairs.adjust = Some((description, Source::Checkpoint(Checkpoint::open(checkpoint.path())?)));
+            repairs.adjust = Some((description, Source::Checkpoint(import::open(checkpoint.path())?)));
         }
         Ok(repairs)
     }
 }
 
 impl Repairs<'_> {
+    /// Bytes that they add to an index at most: each changed tensor says by what, and has another checksum.
+    pub fn reserve(&self, plan: &Plan) -> u64 {
+        const OF_ONE: usize = 64;
+        let statistics = |network: &Description| 2 * network.running_means().len();
+        let biases = self.calibration.map_or(0, |_| plan.ternary_count());
+        let adjusted = self.adjust.as_ref().map_or(0, |(network, _)| statistics(network) + plan.ternary_count());
+        let measured = self.reestimate.as_ref().map_or(0, |(network, ..)| statistics(network));
+        ((biases + adjusted + measured) * OF_ONE) as u64
+    }
+
+    /// Says which batch norms stay as they were although they were to be adjusted.
+    pub fn warn_of_unadjusted(&self, report: &Report, session: &Session) {
+        let Some((network, _)) = &self.adjust else { return };
+        let changed = |name: &str| report.tensors.iter().any(|t| t.name == name && t.repaired.is_some());
+        let left: Vec<&str> = network.running_means().into_iter().filter(|mean| !changed(mean)).collect();
+        if let Some(first) = left.first() {
+            let others = if left.len() > 1 { format!(" and {} more", left.len() - 1) } else { String::new() };
+            session.warn(&[format!(
+                "`{first}`{others}: not directly behind weights, which is where it could be predicted; left as it was \
+                 (--reestimate-bn measures it)"
+            )]);
+        }
+    }
+
     /// One after another: each sees what the one before it wrote.
     pub fn list(&self) -> Vec<Box<Repair<'_>>> {
         let mut list: Vec<Box<Repair<'_>>> = Vec::new();

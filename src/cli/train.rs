@@ -9,7 +9,7 @@ use twn_pack::data::Split;
 use twn_pack::net::Description;
 use twn_pack::select::Keep;
 use twn_pack::train::{self, Augment, LayerMethod, Loss, Metrics, Recipe, Request, Rule, Schedule, Setup};
-use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings, convert, report};
+use twn_pack::{Error, Plan, Result, Rules, Settings, convert, import, report};
 
 use super::data::DataArgs;
 use super::exit::Exit;
@@ -368,7 +368,7 @@ fn check_outputs(args: &TrainArgs, directory: &Path) -> Result<()> {
 
 /// The checkpoint, packed as it was trained.
 fn pack(checkpoint: &Path, output: &Path, overwrite: bool, session: &Session) -> Result<()> {
-    let checkpoint = Checkpoint::open(checkpoint)?;
+    let checkpoint = import::open(checkpoint)?;
     let plan = Plan::new(&checkpoint, &Rules::default())?;
     let options = convert::Options { overwrite, cancel: Some(&session.cancel), ..convert::Options::default() };
     convert::pack(&checkpoint, &plan, output, &options).map(drop)

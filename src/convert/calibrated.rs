@@ -13,7 +13,7 @@ use crate::Result;
 use crate::calibration::solve::{Grid, Solved, Solver, energy};
 use crate::calibration::{Calibration, Moments};
 use crate::container::CalibrationEntry;
-use crate::error::{CalibrationProblem, WeightsProblem};
+use crate::error::WeightsProblem;
 use crate::source::{FilterView, TensorView};
 use crate::ternarize::planes::refine_weighted;
 use crate::vector::Isa;
@@ -121,7 +121,7 @@ impl Calibrated<'_> {
         }
         let diagonal: Vec<f64> = values.iter().step_by(n + 1).copied().collect();
         if diagonal.iter().all(|&energy| energy == 0.0) {
-            // Nothing is known of this group: its filters become what they would be without.
+            // Nothing is known of this group: its weights go to the nearest levels.
             return Ok(Inputs::Diagonal(diagonal));
         }
         if !solve {
@@ -129,7 +129,7 @@ impl Calibrated<'_> {
         }
         let damping = calibration.damping();
         let solver = Solver::new(values, n, damping, calibration.act_order());
-        solver.map(Inputs::Full).ok_or_else(|| moments.refused(CalibrationProblem::Indefinite { damping }))
+        solver.map(Inputs::Full).map_err(|problem| moments.refused(problem))
     }
 }
 

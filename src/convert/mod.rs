@@ -70,6 +70,8 @@ pub struct Options<'a> {
     /// Keep beside the output what is finished, whatever ends the run (`.NAME.twn-partial`, `.NAME.twn-journal`), and
     /// go on with what a run with the same input, plan and options has left there. The bytes are the same.
     pub resume: bool,
+    /// Publish no file of more bytes: [`Error::TooLarge`].
+    pub limit: Option<u64>,
     /// What is known of the layers' inputs.
     #[cfg(feature = "calibration")]
     pub calibration: Option<&'a Calibration>,
@@ -117,6 +119,10 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     }
     checkpoint.check_unchanged()?;
     calibrated::check_unchanged(options)?;
+    let (found, limit) = (length(&index), options.limit.unwrap_or(u64::MAX));
+    if found > limit {
+        return Err(Error::TooLarge { found, limit });
+    }
     let length = writer.map(|writer| writer.finish(&index)).transpose()?.unwrap_or_default();
     if let Some(journal) = journal {
         journal.remove();
@@ -130,9 +136,13 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
 /// As [`pack`], but for the output.
 pub fn measure(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>) -> Result<Report> {
     let (index, _) = run_plan(checkpoint, plan, None, None, options)?;
+    Ok(Report::of_index(&index, length(&index)))
+}
+
+/// Bytes of a file with that index.
+fn length(index: &Index) -> u64 {
     let end = index.tensors.iter().flat_map(TensorEntry::sections).map(|(_, s)| s.offset + s.length).max();
-    let end = crate::container::align(end.unwrap_or(64)).unwrap_or_default();
-    Ok(Report::of_index(&index, end + index.to_json().len() as u64))
+    crate::container::align(end.unwrap_or(64)).unwrap_or_default() + index.to_json().len() as u64
 }
 
 fn refuse_own_input(checkpoint: &Checkpoint, output: &Path) -> Result<()> {

@@ -40,6 +40,14 @@ pub enum CalibrationProblem {
         /// Its value.
         value: f64,
     },
+    /// Something beside a diagonal of zeros.
+    #[error("element {index} is {value}, but the diagonal is 0: no XᵀX is like that; collect it again")]
+    OffDiagonal {
+        /// Which one, in C order.
+        index: usize,
+        /// Its value.
+        value: f64,
+    },
     /// No XᵀX.
     #[error(
         "elements [{row}, {column}] and [{column}, {row}] are {value} and {mirrored}, expected a symmetric matrix; collect it again, XᵀX over rows x"

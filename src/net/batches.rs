@@ -12,6 +12,7 @@ use crate::{Error, Result};
 pub(super) struct Batches<'a> {
     data: &'a DataSet,
     batch: usize,
+    even: bool,
     count: usize,
     progress: Option<&'a dyn Fn(usize, usize)>,
     cancel: Option<&'a AtomicBool>,
@@ -28,7 +29,12 @@ impl<'a> Batches<'a> {
         if batch == 0 || count == 0 {
             return Err(Error::Request("there is nothing to do: a batch or a limit of 0 images".to_owned()));
         }
-        Ok(Self { data, batch, count, progress: None, cancel: None })
+        Ok(Self { data, batch, even: false, count, progress: None, cancel: None })
+    }
+
+    /// As many batches, but none of them larger than another by more than one image.
+    pub fn even(self) -> Self {
+        Self { even: true, ..self }
     }
 
     /// Tells `progress` how many images are done, and of how many; `cancel` ends it.
@@ -48,11 +54,13 @@ impl<'a> Batches<'a> {
     pub fn each(&self, mut run: impl FnMut(ArrayView4<'_, f32>) -> Result<()>) -> Result<()> {
         let [channels, height, width] = self.data.shape();
         let mut pixels = Vec::new();
-        for from in (0..self.count).step_by(self.batch) {
+        let batches = self.count.div_ceil(self.batch);
+        let start = |i: usize| if self.even { i * self.count / batches } else { (i * self.batch).min(self.count) };
+        for (from, to) in (0..batches).map(|i| (start(i), start(i + 1))) {
             if self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                 return Err(Error::Cancelled);
             }
-            let indices: Vec<usize> = (from..(from + self.batch).min(self.count)).collect();
+            let indices: Vec<usize> = (from..to).collect();
             pixels.resize(indices.len() * channels * height * width, 0.0);
             let shape = (indices.len(), channels, height, width);
             let misfit = |e: ndarray::ShapeError| Error::Request(format!("a batch of images: {e}"));
@@ -60,7 +68,7 @@ impl<'a> Batches<'a> {
             self.data.read(&indices, None, batch.view_mut())?;
             run(batch.view())?;
             if let Some(progress) = self.progress {
-                progress(from + indices.len(), self.count);
+                progress(to, self.count);
             }
         }
         Ok(())

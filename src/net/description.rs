@@ -219,6 +219,11 @@ impl Description {
         self.tensors().into_iter().filter(|(_, shape)| shape.len() > 1).map(|(name, _)| name).collect()
     }
 
+    /// The names of the tensors that hold the running means of batch norms.
+    pub fn running_means(&self) -> Vec<&str> {
+        self.batch_norms().into_iter().map(|norm| norm.mean.as_str()).collect()
+    }
+
     /// Every batch norm, in the order in which they run.
     pub(super) fn batch_norms(&self) -> Vec<&BatchNorm> {
         fn find<'a>(layers: &'a [Described], found: &mut Vec<&'a BatchNorm>) {

@@ -70,9 +70,8 @@ pub fn reestimate(
     if images < 2 {
         return Err(Error::Request(format!("{images} images; a variance takes at least 2")));
     }
-    // Batches of nearly the same size: a short one at the end would have statistics of few images.
-    let batch = images.div_ceil(images.div_ceil(options.batch.max(1)));
-    let batches = Batches::new(data, network.input(), batch, options.limit)?;
+    // A short batch at the end would have statistics of few images.
+    let batches = Batches::new(data, network.input(), options.batch.max(1), options.limit)?.even();
     let mut buffers = Buffers::default();
     buffers.measured = Some(Measured::default());
     batches.watched(options.progress, options.cancel).each(|images| {

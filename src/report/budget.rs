@@ -14,13 +14,18 @@ pub struct Budget {
     pub target: Option<String>,
     /// Which errors were made small: `relative` to each tensor, or `absolute`.
     pub minimize: &'static str,
+    /// Of what they are errors: `weights`, or with statistics of inputs `outputs`; or both.
+    pub errors: &'static str,
     /// The choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen: Option<CurvePoint>,
     /// The chosen rung of each tensor that the budget decided about.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rungs: Vec<Rung>,
-    /// From the smallest file to the one without any error.
+    /// Every rung of every tensor that a budget would decide about; in a sweep only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub measured: Vec<Rung>,
+    /// From the smallest file to the one without any error, every step of it.
     pub curve: Vec<CurvePoint>,
 }
 
@@ -81,7 +86,7 @@ impl Budget {
                 &table(&["tensor", "chosen", "bits", "error", "next", "bits", "error"], self.rungs.iter().map(rung));
             text += "\n";
         }
-        let points = self.curve.iter().map(|point| {
+        let points = self.shown().into_iter().map(|point| {
             let step = point.tensor.as_deref().zip(point.rung.as_deref());
             let step = step.map(|(tensor, rung)| format!("{} {}", tensor.escape_debug(), rung.escape_debug()));
             vec![
@@ -92,7 +97,25 @@ impl Budget {
                 step.unwrap_or_default(),
             ]
         });
-        text + &table(&["file", "ratio", "bits per weight", "error", "last step"], points)
+        let error = format!("error of {}", self.errors);
+        text + &table(&["file", "ratio", "bits per weight", &error, "last step"], points)
+    }
+
+    /// Of many points some, at sizes in a constant ratio; with the first and the last.
+    #[cfg(feature = "cli")]
+    fn shown(&self) -> Vec<&CurvePoint> {
+        const POINTS: usize = 64;
+        let [first, .., last] = &self.curve[..] else { return self.curve.iter().collect() };
+        let sizes = last.file_bytes as f64 / first.file_bytes as f64;
+        let ratio = if self.curve.len() <= POINTS { 1.0 } else { sizes.powf(1.0 / POINTS as f64) };
+        let mut shown = vec![first];
+        for (i, point) in self.curve.iter().enumerate().skip(1) {
+            let least = shown.last().map_or(0.0, |last| last.file_bytes as f64 * ratio);
+            if point.file_bytes as f64 >= least || i + 1 == self.curve.len() {
+                shown.push(point);
+            }
+        }
+        shown
     }
 }
 

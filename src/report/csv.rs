@@ -9,7 +9,7 @@
 use super::{Report, TensorReport};
 use crate::container::Spread;
 
-const HEADER: &str = "name,shape,dtype,became,reason,sparsity,delta_min,delta_mean,delta_max,alpha_min,alpha_mean,alpha_max,relative_squared_error,entropy_bits,source_bytes,bytes,ratio,calibration,relative_output_error,repaired";
+const HEADER: &str = "name,shape,dtype,became,reason,sparsity,delta_min,delta_mean,delta_max,alpha_min,alpha_mean,alpha_max,relative_squared_error,entropy_bits,source_bytes,bytes,ratio,calibration,relative_output_error,repaired,bits_per_weight";
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = format!("{HEADER}\r\n");
@@ -33,6 +33,7 @@ fn line(tensor: &TensorReport) -> String {
     fields.push(quote(tensor.calibration.as_deref().unwrap_or_default()));
     fields.push(number(tensor.relative_output_error));
     fields.push(quote(tensor.repaired.as_deref().unwrap_or_default()));
+    fields.push(number(tensor.bits_per_weight));
     fields.join(",")
 }
 

@@ -63,6 +63,8 @@ pub struct TensorReport {
     pub relative_output_error: Option<f64>,
     /// Entropy of the codes −1, 0, +1 in bits per weight: what an ideal coder would need.
     pub entropy: Option<f64>,
+    /// Bits of codes and scales per weight.
+    pub bits_per_weight: Option<f64>,
     /// Bytes in the checkpoint.
     pub source_bytes: u64,
     /// Bytes in the file: codes and scales, or data; without padding.
@@ -256,6 +258,13 @@ impl Report {
     }
 }
 
+impl Report {
+    /// The tensors that a run with statistics of inputs packed without any.
+    pub fn uncalibrated(&self) -> Vec<&str> {
+        self.tensors.iter().filter(|t| t.is_uncalibrated()).map(|t| t.name.as_str()).collect()
+    }
+}
+
 impl TensorReport {
     /// Whether a run that was given statistics of inputs packed it without any.
     pub fn is_uncalibrated(&self) -> bool {
@@ -278,6 +287,7 @@ impl TensorReport {
             calibration: None,
             relative_output_error: None,
             entropy: None,
+            bits_per_weight: None,
             source_bytes,
             bytes,
             ratio: share(source_bytes, bytes),
@@ -298,6 +308,7 @@ impl TensorReport {
             };
         }
         self.reason.clone_from(&ternary.reason);
+        self.bits_per_weight = Some(self.bits());
         self.sparsity = Some(share(stats.zeros, codes));
         self.delta = stats.delta;
         self.alpha = Some(stats.alpha);
@@ -319,11 +330,16 @@ impl TensorReport {
     fn measure_int8(&mut self, int8: &Int8Entry) {
         self.became = became_int8(int8.axis);
         self.reason.clone_from(&int8.reason);
+        self.bits_per_weight = Some(self.bits());
         if let Some(calibration) = &int8.calibration {
             self.under(calibration);
         }
         self.alpha = Some(int8.stats.alpha);
         self.relative_squared_error = Some(int8.stats.relative_squared_error());
+    }
+
+    fn bits(&self) -> f64 {
+        8.0 * share(self.bytes, self.shape.iter().product())
     }
 
     fn under(&mut self, calibration: &CalibrationEntry) {

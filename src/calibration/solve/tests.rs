@@ -119,7 +119,7 @@ fn sweeps_only_improve() {
 
 #[test]
 fn what_is_not_positive_definite_is_noticed() {
-    assert!(Solver::new(vec![1.0, 2.0, 2.0, 1.0], 2, 0.01, false).is_none());
-    assert!(Solver::new(vec![0.0; 9], 3, 0.01, true).is_none());
-    assert!(Solver::new(vec![1.0, 1.0, 1.0, 1.0], 2, 0.01, true).is_some());
+    assert!(Solver::new(vec![1.0, 2.0, 2.0, 1.0], 2, 0.01, false).is_err());
+    assert!(Solver::new(vec![0.0; 9], 3, 0.01, true).is_err());
+    assert!(Solver::new(vec![1.0, 1.0, 1.0, 1.0], 2, 0.01, true).is_ok());
 }
