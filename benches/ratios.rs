@@ -185,6 +185,7 @@ fn container(dir: &Path, gib: usize) -> PathBuf {
         reason: String::new(),
         scale_dtype: block.scale_dtype,
         scales,
+        source_bytes: None,
         stats,
     };
     let shape = vec![(times * block.filters) as u64, N as u64];

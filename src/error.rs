@@ -182,6 +182,12 @@ pub enum WeightsProblem {
         /// The way out.
         advice: &'static str,
     },
+    /// A tensor that is ternary in the checkpoint has codes or scales that are none.
+    #[error("{message}; the checkpoint is damaged, or not ternary: get it again")]
+    Packed {
+        /// What was found, and what was expected.
+        message: String,
+    },
     /// A sum over the whole tensor that no `f64` holds, so that its file could not say it.
     #[error(
         "{what} is {found}, should be finite; keep the tensor dense with --exclude, rescale it, or take a smaller factor"

@@ -51,6 +51,15 @@ pub struct Int8 {
     pub scale_dtype: ScaleDtype,
 }
 
+/// How a tensor that is ternary in the checkpoint is stored: codes and scales are moved, nothing is estimated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// How codes are packed; not `b1`.
+    pub encoding: Encoding,
+    /// The type of the scales.
+    pub scale_dtype: ScaleDtype,
+}
+
 /// What is to become of a tensor.
 #[derive(Debug, Clone)]
 pub enum Decision {
@@ -58,9 +67,14 @@ pub enum Decision {
     Ternary(Treatment),
     /// 8 bits a weight.
     Int8(Int8),
+    /// Ternary, as it is already.
+    Moved(Moved),
     /// Kept bit by bit.
     Dense,
 }
+
+/// The method of tensors that were ternary in the checkpoint, in another program's layout.
+pub const MOVED: &str = "as-packed";
 
 /// The reason of what a budget decided; files keep it of ternary tensors too.
 pub const BUDGET: &str = "budget";
@@ -218,6 +232,11 @@ impl Settings {
             return Err(Error::Request(format!("encoding b1 has no zeros, method `{name}` needs them; use t2 or t5")));
         }
         let planes = self.planes.unwrap_or(1);
+        if method.lossless() && planes != 1 {
+            return Err(Error::Request(format!(
+                "method `{name}` takes what is ternary already: one plane, not {planes}"
+            )));
+        }
         if !(1..=PACKED_PLANES).contains(&planes) {
             return Err(Error::Request(format!(
                 "{planes} planes; expected 1 to {PACKED_PLANES} (more would take as many bits as int8), or keep=dense"
@@ -288,7 +307,8 @@ impl Plan {
         let trained = trained(checkpoint)?;
         let mut otherwise = Vec::new();
         let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
-        for tensor in checkpoint.tensors() {
+        let mut overruled = None;
+        for (i, tensor) in checkpoint.tensors().enumerate() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
             let mut settings = rules.settings.clone();
             let (mut forced, mut fixed) = (None, false);
@@ -296,6 +316,17 @@ impl Plan {
                 fixed |= its.planes.is_some() || its.granularity.is_some();
                 settings = (*its).clone().or(&settings);
                 forced = its.keep.map(|_| pattern.text.as_str()).or(forced);
+            }
+            if let Some(ternary) = checkpoint.ternary(i) {
+                let decision = Decision::Moved(moved(tensor, &settings, &exclude)?);
+                let (name, reason) =
+                    (tensor.name.to_owned(), format!("ternary in the checkpoint, {:?}", ternary.shape));
+                let method = settings.method.as_deref().filter(|&method| method != ternarize::AUTO);
+                overruled = overruled.or(method.map(|method| format!(
+                    "`{name}` and others are ternary in the checkpoint: their codes are moved, `{method}` does not touch them"
+                )));
+                plan.tensors.push(Planned { name, decision, reason, fixed: true });
+                continue;
             }
             let (before, says_method) = (trained.get(tensor.name), settings.method.is_some());
             if before.is_some_and(|before| settings.is_not_as(before)) {
@@ -317,6 +348,7 @@ impl Plan {
             };
             plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason, fixed });
         }
+        plan.warnings.extend(overruled);
         if let Some(first) = otherwise.first() {
             let others = otherwise.len() - 1;
             plan.warnings.push(format!(
@@ -334,7 +366,7 @@ impl Plan {
 
     /// How many tensors are to become ternary.
     pub fn ternary_count(&self) -> usize {
-        self.tensors.iter().filter(|t| matches!(t.decision, Decision::Ternary(_))).count()
+        self.tensors.iter().filter(|t| matches!(t.decision, Decision::Ternary(_) | Decision::Moved(_))).count()
     }
 
     fn warn_of_unused<'p>(&mut self, checkpoint: &Checkpoint, patterns: impl Iterator<Item = &'p Pattern>) {
@@ -444,6 +476,26 @@ fn segments(name: &str) -> impl Iterator<Item = String> + '_ {
     name.split(['.', '/']).map(str::to_lowercase)
 }
 
+/// How a tensor that is ternary already is stored.
+fn moved(tensor: TensorView<'_>, settings: &Settings, exclude: &[Pattern]) -> Result<Moved> {
+    let name = tensor.name;
+    if let Some(pattern) = matching(exclude, name) {
+        return Err(Error::Request(format!(
+            "tensor `{name}` is ternary in the checkpoint and has no floats that could stay dense; leave out --exclude \
+             `{}`, and unpack it afterwards",
+            pattern.text
+        )));
+    }
+    let encoding = settings.encoding.unwrap_or(Encoding::T2);
+    if encoding == Encoding::B1 || settings.planes.is_some_and(|planes| planes != 1) {
+        return Err(Error::Request(format!(
+            "tensor `{name}` is ternary in the checkpoint: one plane of t2 or t5 holds it; leave out the other encoding or \
+             planes for it"
+        )));
+    }
+    Ok(Moved { encoding, scale_dtype: settings.scale_dtype.unwrap_or_default() })
+}
+
 /// The treatment, if the tensor can have it.
 fn checked_treatment(tensor: TensorView<'_>, settings: &Settings) -> Result<Treatment> {
     let treatment = settings.treatment()?;
@@ -464,6 +516,7 @@ impl fmt::Display for Decision {
         match self {
             Self::Dense => f.write_str("dense"),
             Self::Int8(int8) => f.write_str(&became_int8(int8.axis as u64)),
+            Self::Moved(moved) => write!(f, "{} {MOVED}", moved.encoding.name()),
             Self::Ternary(t) => {
                 f.write_str(&became(t.encoding, t.method.name(), t.granularity, t.planes as u64, t.axis as u64))
             }

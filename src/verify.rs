@@ -16,7 +16,7 @@ use crate::container::{
 use crate::error::ContainerProblem as Problem;
 use crate::pack::Counts;
 use crate::source::weights::Element;
-use crate::source::{Checkpoint, FilterView, TensorView};
+use crate::source::{Checkpoint, FilterView, Input, TensorView, TernaryView};
 use crate::{Error, Isa, Result};
 
 /// Bytes per piece of work.
@@ -291,7 +291,8 @@ fn check_codes(
 }
 
 /// Compares a file with the checkpoint it was made from: the same tensors, dense ones bit by bit,
-/// ternary ones by recomputing ‖W − Ŵ‖² and ‖W‖² and comparing them with the recorded ones.
+/// ternary ones by recomputing ‖W − Ŵ‖² and ‖W‖² and comparing them with the recorded ones. Of tensors that were
+/// ternary in the checkpoint every code and scale is compared.
 ///
 /// # Errors
 /// [`Error::Cancelled`], or codes that cannot be decoded. Differences are in the result.
@@ -303,7 +304,8 @@ pub fn verify_against(
     let mut result = Verification::of(container);
     let entries = &container.index().tensors;
     let packed: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-    let sources: BTreeMap<&str, TensorView<'_>> = checkpoint.tensors().map(|tensor| (tensor.name, tensor)).collect();
+    let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
+    let sources: BTreeMap<&str, Input<'_>> = inputs.map(|input| (input.tensor.name, input)).collect();
     for name in sources.keys().filter(|name| !packed.contains(**name)) {
         result.problems.push(format!("tensor `{name}` of the checkpoint is not in the file"));
     }
@@ -328,16 +330,22 @@ fn is_repaired(entry: &TensorEntry) -> bool {
     matches!(entry.body(), Body::Dense(DenseEntry { repaired: Some(_), .. }))
 }
 
-fn compare(container: &Container, entry: &TensorEntry, source: TensorView<'_>) -> Option<String> {
+fn compare(container: &Container, entry: &TensorEntry, source: Input<'_>) -> Option<String> {
     let name = &entry.name;
-    let shape: Vec<u64> = source.shape.iter().map(|&d| d as u64).collect();
-    if (entry.dtype, &entry.shape) != (source.dtype, &shape) {
+    let Input { tensor: source, ternary: moved } = source;
+    let (dtype, shape) = moved.map_or((source.dtype, source.shape), |moved| (moved.dtype, moved.shape));
+    let shape: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
+    if (entry.dtype, &entry.shape) != (dtype, &shape) {
         return Some(format!(
-            "tensor `{name}` is {} {:?} in the file, {} {shape:?} in the checkpoint",
-            entry.dtype, entry.shape, source.dtype
+            "tensor `{name}` is {} {:?} in the file, {dtype} {shape:?} in the checkpoint",
+            entry.dtype, entry.shape
         ));
     }
     match container.tensor(entry) {
+        Tensor::Ternary(ternary) if let Some(moved) = moved => {
+            compare_moved(&ternary, moved).err().map(|message| format!("tensor `{name}`: {message}"))
+        }
+        _ if moved.is_some() => Some(format!("tensor `{name}` is ternary in the checkpoint, but not in the file")),
         // The checkpoint has something else; its checksum says that it is what was written.
         Tensor::Dense(_) if is_repaired(entry) => None,
         Tensor::Dense(dense) => {
@@ -353,6 +361,29 @@ fn compare(container: &Container, entry: &TensorEntry, source: TensorView<'_>) -
             compare_values(name, &ternary, source, [stats.squared_error, stats.squared_norm])
         }
     }
+}
+
+/// The same codes, and the same scales but for the rounding to their type, where there is a weight that is not zero.
+fn compare_moved(tensor: &TernaryTensor<'_>, source: TernaryView<'_>) -> Result<(), String> {
+    if (tensor.planes, tensor.axis) != (1, 0) {
+        return Err("it has several planes or another filter axis than in the checkpoint".to_owned());
+    }
+    let n = tensor.filter_len;
+    let (mut ours, mut theirs) = (vec![0; n], vec![0; n]);
+    for filter in 0..tensor.filters {
+        tensor.codes(0, filter, &mut ours)?;
+        source.codes(filter, &mut theirs)?;
+        if let Some(j) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
+            return Err(format!("weight {j} of filter {filter} has code {}, {} in the checkpoint", ours[j], theirs[j]));
+        }
+        for (unit, codes) in ours.chunks(source.unit_len()).enumerate() {
+            let (ours, theirs) = (tensor.scale(0, filter, unit * source.unit_len()), source.scale(filter, unit)?);
+            if ours != tensor.scale_dtype.round(f64::from(theirs)) && codes.iter().any(|&code| code != 1) {
+                return Err(format!("scale {unit} of filter {filter} is {ours:e}, {theirs:e} in the checkpoint"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Computes ‖W − Ŵ‖² and ‖W‖² anew and compares them with what is recorded.

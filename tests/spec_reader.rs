@@ -360,6 +360,7 @@ fn write_planes(path: &Path) {
         reason: String::new(),
         scale_dtype: ScaleDtype::F32,
         scales: writer.section(&floats(&alphas)).unwrap(),
+        source_bytes: None,
         stats: Stats {
             alpha: Spread { max: f64::from(f32::MAX), mean: 0.5, min: 0.0 },
             delta: None,

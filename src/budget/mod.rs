@@ -19,7 +19,7 @@ use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
 use crate::report::{Budget, CurvePoint, Rung as ReportedRung};
 use crate::select::{BUDGET, Decision, Int8, Plan, Planned, Treatment};
-use crate::source::{Checkpoint, TensorView};
+use crate::source::{Checkpoint, Input, TensorView};
 use crate::{Error, Result};
 
 /// Group sizes that are tried, where a filter is longer.
@@ -158,14 +158,14 @@ fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
 
 /// What the tensor would be on each of these rungs; one that it cannot have (scales that their type does not
 /// hold) is left out.
-fn measure(tensor: TensorView<'_>, planned: Vec<Planned>, options: &Options<'_>) -> Result<Vec<Rung>> {
+fn measure(input: Input<'_>, planned: Vec<Planned>, options: &Options<'_>) -> Result<Vec<Rung>> {
     let misfit = |error: &Error| matches!(error, Error::Weights { problem: WeightsProblem::Scale { .. }, .. });
-    match convert::measure_tensor(tensor, &planned, options) {
+    match convert::measure_tensor(input, &planned, options) {
         Ok(entries) => Ok(planned.into_iter().zip(entries).map(|(planned, entry)| Rung::new(planned, entry)).collect()),
         Err(error) if misfit(&error) && planned.len() > 1 => {
             let mut rungs = Vec::new();
             for planned in planned {
-                match measure(tensor, vec![planned], options) {
+                match measure(input, vec![planned], options) {
                     Err(error) if misfit(&error) => {}
                     measured => rungs.extend(measured?),
                 }
@@ -222,7 +222,7 @@ impl<'a> Ladder<'a> {
             .zip(&plan.tensors)
             .map(|(tensor, planned)| match &planned.decision {
                 Decision::Ternary(treatment) if !planned.fixed => (rungs(tensor, treatment), true),
-                Decision::Dense | Decision::Int8(_) | Decision::Ternary(_) => (vec![planned.clone()], false),
+                _ => (vec![planned.clone()], false),
             })
             .collect();
         let size = |tensor: TensorView<'_>, rungs: &[Planned]| (tensor.data.len() * rungs.len()) as u64;
@@ -230,9 +230,10 @@ impl<'a> Ladder<'a> {
         let mut done = 0;
         let quiet = Options { progress: None, ..*options };
         let mut slots = Vec::with_capacity(all.len());
-        for (tensor, (planned, free)) in checkpoint.tensors().zip(all) {
+        for (i, (planned, free)) in all.into_iter().enumerate() {
+            let tensor = checkpoint.tensor(i);
             done += size(tensor, &planned);
-            slots.push(Slot { rungs: measure(tensor, planned, &quiet)?, free });
+            slots.push(Slot { rungs: measure(checkpoint.input(i), planned, &quiet)?, free });
             if let Some(progress) = options.progress {
                 progress(Progress { done, total, tensor: tensor.name });
             }

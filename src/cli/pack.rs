@@ -16,7 +16,8 @@ use super::{ColorWhen, Session, naming_input, print};
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
-    /// A .safetensors file, a directory of them, or a model.safetensors.index.json
+    /// A .safetensors file, a directory of them, or a model.safetensors.index.json; or another program's file
+    /// (see docs/formats.md)
     #[arg(value_name = "MODEL", required = true)]
     model: Option<PathBuf>,
     /// The .twn file to write

@@ -43,7 +43,7 @@ impl WhichArgs {
 #[command(next_help_heading = "What becomes ternary, and how")]
 pub(super) struct RuleArgs {
     /// Threshold and scale: twn (Δ = 0.7·mean|w|), optimal (least squared error), absmean, bwn
-    /// (signs only) [default: twn]
+    /// (signs only), auto (only what is ternary already, without loss; the rest stays dense) [default: twn]
     #[arg(short, long, value_name = "NAME")]
     method: Option<String>,
     /// The factor f of twn, Δ = f·mean|w| [default: 0.7]

@@ -144,6 +144,10 @@ pub struct TernaryEntry {
     /// The scales: `[planes][scales per plane]`.
     #[serde(deserialize_with = "object")]
     pub scales: Section,
+    /// Bytes that the tensor had in the checkpoint, where it was ternary there already; else they follow from type
+    /// and shape.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source_bytes: Option<u64>,
     /// What a report needs; not needed to decode.
     #[serde(deserialize_with = "object")]
     pub stats: Stats,
@@ -228,7 +232,11 @@ impl TensorEntry {
 
     /// Bytes that the tensor had in the checkpoint.
     pub fn source_bytes(&self) -> u64 {
-        byte_length(self.dtype, &self.shape).unwrap_or_default()
+        let ternary = match self.body() {
+            Body::Ternary(ternary) => ternary.source_bytes,
+            Body::Dense(_) | Body::Int8(_) => None,
+        };
+        ternary.unwrap_or_else(|| byte_length(self.dtype, &self.shape).unwrap_or_default())
     }
 
     /// Its sections, in the order of the file.

@@ -10,6 +10,8 @@ mod calibrated;
 mod int8;
 mod job;
 mod journal;
+mod moved;
+mod native;
 mod repair;
 mod tally;
 mod tensor;
@@ -37,7 +39,7 @@ use crate::container::{Body, ContainerWriter, Index, Producer, Section, TensorEn
 use crate::error::WeightsProblem;
 use crate::report::Report;
 use crate::select::{Plan, Planned, Treatment};
-use crate::source::{Checkpoint, TensorView};
+use crate::source::{Checkpoint, Input, TensorView};
 use crate::vector::Isa;
 use crate::vector::block::BLOCK;
 use crate::{Error, Result};
@@ -48,6 +50,12 @@ const PIECE: usize = 3 * BLOCK;
 /// Bytes of the checkpoint that are worked on, about, before a run that may be resumed notes what is finished: a
 /// hundredth of a second, or what one calibrated tensor takes.
 const BATCH: u64 = 64 << 20;
+
+/// The reason of tensors that the method `auto` packed.
+pub const NATIVE: &str = "ternary already";
+
+/// The reason of tensors that the method `auto` kept dense.
+pub const NOT_NATIVE: &str = "not ternary as it is";
 
 /// The reason of tensors that [`Options::keep_non_finite_dense`] kept dense.
 pub const NON_FINITE: &str = "holds NaN or infinity";
@@ -156,7 +164,8 @@ fn run_plan(
     if plan.tensors.len() != checkpoint.len() {
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
     }
-    let (tensors, writer) = run(checkpoint.tensors().zip(&plan.tensors), writer, journal, options)?;
+    let (tensors, writer) =
+        run((0..checkpoint.len()).map(|i| checkpoint.input(i)).zip(&plan.tensors), writer, journal, options)?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
     Ok((index, writer))
 }
@@ -165,12 +174,8 @@ fn run_plan(
 ///
 /// # Errors
 /// As [`measure`].
-pub(crate) fn measure_tensor(
-    tensor: TensorView<'_>,
-    planned: &[Planned],
-    options: &Options<'_>,
-) -> Result<Vec<TensorEntry>> {
-    Ok(run(planned.iter().map(|planned| (tensor, planned)), None, None, options)?.0)
+pub(crate) fn measure_tensor(input: Input<'_>, planned: &[Planned], options: &Options<'_>) -> Result<Vec<TensorEntry>> {
+    Ok(run(planned.iter().map(|planned| (input, planned)), None, None, options)?.0)
 }
 
 /// Whether the run has statistics of inputs.
@@ -179,7 +184,7 @@ pub(crate) fn is_calibrated(options: &Options<'_>) -> bool {
 }
 
 fn run<'a>(
-    tensors: impl Iterator<Item = (TensorView<'a>, &'a Planned)>,
+    tensors: impl Iterator<Item = (Input<'a>, &'a Planned)>,
     mut writer: Option<ContainerWriter>,
     mut journal: Option<&mut Journal>,
     options: &Options<'_>,
@@ -187,8 +192,8 @@ fn run<'a>(
     let isa = options.isa.map_or_else(Isa::detect, Ok)?;
     let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
     let mut works = Vec::new();
-    for (tensor, planned) in tensors {
-        works.push(Work::new(tensor, planned, &mut offsets, options, isa)?);
+    for (input, planned) in tensors {
+        works.push(Work::new(input, planned, &mut offsets, options, isa)?);
     }
     let monitor = Monitor { total: works.iter().map(Work::bytes).sum(), done: AtomicU64::new(0), options };
     let run = Run { isa, writer: writer.as_ref(), monitor: &monitor };
@@ -298,6 +303,9 @@ fn in_order<P: Sync, T: Send>(pieces: &[P], job: impl Fn(&P) -> Result<T> + Sync
 /// Another type, no such axis, an empty tensor, or weights that cannot become ternary.
 pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Result<TernaryTensor<'static>> {
     let view = filter_view(tensor, treatment)?;
+    if treatment.method.lossless() && !native::is_ternary(view, treatment.granularity, isa) {
+        return Err(Error::Request(format!("tensor `{}` is {NOT_NATIVE}; take another method than auto", tensor.name)));
+    }
     let problem = |problem| weights_error(tensor.name, problem);
     let mut work = TernaryWork::new(view, treatment);
     work.prefit(isa, None, |_| Ok(())).map_err(problem)?;

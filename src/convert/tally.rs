@@ -59,6 +59,12 @@ impl Tally {
         }
     }
 
+    /// ‖W − Ŵ‖² and ‖W‖² of weights whose scale is counted elsewhere.
+    pub fn add_errors(&mut self, squared_error: f64, squared_norm: f64) {
+        self.squared_error += squared_error;
+        self.squared_norm += squared_norm;
+    }
+
     /// ‖X(W − Ŵ)‖² and ‖XW‖² of some filters.
     pub fn add_output(&mut self, [error, norm]: [f64; 2]) {
         self.output = [self.output[0] + error, self.output[1] + norm];
@@ -74,11 +80,11 @@ impl Tally {
         self.zeros += next.zeros;
         self.positive += next.positive;
         self.add_output(next.output);
+        self.squared_error += next.squared_error;
+        self.squared_norm += next.squared_norm;
         if next.scales == 0 {
             return;
         }
-        self.squared_error += next.squared_error;
-        self.squared_norm += next.squared_norm;
         let join =
             |a: Spread, b: Spread| Spread { min: a.min.min(b.min), mean: a.mean + b.mean, max: a.max.max(b.max) };
         if self.scales == 0 {

@@ -7,10 +7,11 @@ use std::sync::atomic::AtomicBool;
 use super::calibrated::{self, Calibrated};
 use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
+use super::moved::MovedWork;
 use super::tally::Tally;
 use super::tensor::TernaryWork;
 use super::unit::LongRange;
-use super::{BATCH, NON_FINITE, Options, PIECE, in_order, steps, weights_error};
+use super::{BATCH, NATIVE, NON_FINITE, NOT_NATIVE, Options, PIECE, in_order, native, steps, weights_error};
 use crate::container::{
     CalibrationEntry, ContainerWriter, DenseEntry, Granularity, Int8Entry, MethodEntry, Section, TensorEntry,
     TernaryEntry,
@@ -18,7 +19,7 @@ use crate::container::{
 use crate::limits::PACKED_PLANES;
 use crate::pack::Encoding;
 use crate::select::{BUDGET, Decision, Planned, Treatment};
-use crate::source::{FilterView, TensorView};
+use crate::source::{FilterView, Input, TensorView};
 use crate::ternarize::Unit;
 use crate::vector::Isa;
 use crate::{Error, Result};
@@ -35,6 +36,7 @@ pub(super) struct Work<'a> {
 enum Kind<'a> {
     Dense(Section),
     Int8 { places: Places, work: Int8Work<'a>, calibrated: Option<Calibrated<'a>> },
+    Moved { places: Places, work: MovedWork<'a> },
     Ternary { places: Places, work: Box<TernaryWork<'a>>, calibrated: Option<Calibrated<'a>> },
 }
 
@@ -57,19 +59,26 @@ impl Offsets<'_> {
 
 impl<'a> Work<'a> {
     pub fn new(
-        tensor: TensorView<'a>,
+        Input { tensor, ternary }: Input<'a>,
         planned: &'a Planned,
         offsets: &mut Offsets<'_>,
         options: &Options<'a>,
         isa: Isa,
     ) -> Result<Self> {
         let view = match &planned.decision {
-            Decision::Dense => None,
+            Decision::Dense | Decision::Moved(_) => None,
             Decision::Int8(treatment) => Some(filters_of(tensor, treatment.axis)?),
             Decision::Ternary(treatment) => Some(filter_view(tensor, treatment)?),
         };
-        let left = view.is_some() && options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel);
-        let reason = if left { NON_FINITE } else { &planned.reason };
+        let mut reason = &planned.reason[..];
+        if view.is_some() && options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel) {
+            reason = NON_FINITE;
+        } else if let (Decision::Ternary(treatment), Some(view)) = (&planned.decision, view)
+            && treatment.method.lossless()
+        {
+            reason = if native::is_ternary(view, treatment.granularity, isa) { NATIVE } else { NOT_NATIVE };
+        }
+        let left = [NON_FINITE, NOT_NATIVE].contains(&reason);
         let mut places = |planes: u64, plane: (u64, u64)| -> Result<Places> {
             let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
             Ok(Places { codes, scales, plane })
@@ -85,6 +94,13 @@ impl<'a> Work<'a> {
                 let work = Int8Work::new(view, *treatment);
                 let calibrated = calibrated::of(options, tensor, view, false)?;
                 Kind::Int8 { places: places(1, work.bytes())?, work, calibrated }
+            }
+            (Decision::Moved(moved), _) => {
+                let ternary = ternary.ok_or_else(|| {
+                    Error::Request(format!("tensor `{}` is not ternary in the checkpoint; plan it again", tensor.name))
+                })?;
+                let work = MovedWork::new(ternary, *moved).map_err(|problem| weights_error(tensor.name, problem))?;
+                Kind::Moved { places: places(1, work.bytes())?, work }
             }
             _ => Kind::Dense(offsets.reserve(tensor.data.len() as u64)?),
         };
@@ -109,7 +125,9 @@ impl<'a> Work<'a> {
     pub fn is_described_by(&self, entry: &TensorEntry) -> bool {
         let places: Vec<Section> = match &self.kind {
             Kind::Dense(section) => vec![*section],
-            Kind::Int8 { places, .. } | Kind::Ternary { places, .. } => vec![places.codes, places.scales],
+            Kind::Int8 { places, .. } | Kind::Ternary { places, .. } | Kind::Moved { places, .. } => {
+                vec![places.codes, places.scales]
+            }
         };
         let same = |(a, b): (&Section, Section)| (a.offset, a.length) == (b.offset, b.length);
         let found: Vec<Section> = entry.sections().map(|(_, section)| section).collect();
@@ -125,7 +143,7 @@ impl<'a> Work<'a> {
     pub fn prefit(&mut self, run: Run<'_>) -> Result<()> {
         let Self { tensor, kind, done, .. } = self;
         let (places, work) = match kind {
-            Kind::Dense(_) => return Ok(()),
+            Kind::Dense(_) | Kind::Moved { .. } => return Ok(()),
             Kind::Int8 { places, work, calibrated } => {
                 *done = match calibrated {
                     Some(calibrated) => calibrated.int8(*tensor, work, *places, run)?,
@@ -159,6 +177,7 @@ impl<'a> Work<'a> {
         match &self.kind {
             Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
             Kind::Ternary { calibrated: Some(_), .. } | Kind::Int8 { calibrated: Some(_), .. } => Vec::new(),
+            Kind::Moved { work, .. } => work.pieces(),
             Kind::Int8 { work, .. } if work.is_scattered() => Vec::new(),
             Kind::Int8 { work, .. } => work.pieces(),
             Kind::Ternary { work, .. } if work.is_scattered() => Vec::new(),
@@ -169,6 +188,7 @@ impl<'a> Work<'a> {
     pub fn run(&self, range: Range<usize>, run: Run<'_>) -> Result<Done> {
         match &self.kind {
             Kind::Dense(section) => run.dense(self.tensor, range, *section),
+            Kind::Moved { places, work } => work.piece(self.tensor, range, *places, run),
             Kind::Int8 { places, work, .. } => work.piece(self.tensor, range, *places, run),
             Kind::Ternary { places, work, .. } => run.ternary(self.tensor, work, range, *places),
         }
@@ -207,10 +227,15 @@ impl<'a> Work<'a> {
                 };
                 Ok(TensorEntry::int8(self.tensor.name.to_owned(), self.tensor.dtype, shape_of(self.tensor), entry))
             }
+            Kind::Moved { places: Places { codes, scales, .. }, work } => {
+                let (codes, scales) =
+                    (Section { crc32: codes_crc, ..*codes }, Section { crc32: scales_crc, ..*scales });
+                work.entry(self.tensor.data.len() as u64, codes, scales, &tally)
+            }
             Kind::Ternary { places: Places { codes, scales, .. }, work, calibrated } => ternary_entry(
                 self.tensor,
                 work.treatment,
-                if self.reason == BUDGET { BUDGET } else { "" },
+                if [BUDGET, NATIVE].contains(&self.reason) { self.reason } else { "" },
                 calibration.then(|| calibrated::entry(calibrated.as_ref(), true, tally.output())),
                 Section { crc32: codes_crc, ..*codes },
                 Section { crc32: scales_crc, ..*scales },
@@ -246,6 +271,7 @@ pub(super) fn ternary_entry(
         reason: reason.to_owned(),
         scale_dtype: treatment.scale_dtype,
         scales,
+        source_bytes: None,
         stats: tally.stats(planes * tensor.elements() as u64).map_err(|problem| weights_error(tensor.name, problem))?,
     };
     Ok(TensorEntry::ternary(tensor.name.to_owned(), tensor.dtype, shape_of(tensor), entry))

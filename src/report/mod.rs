@@ -172,19 +172,32 @@ impl Report {
     }
 
     /// Of a plan that was not run: names, decisions and sizes. The file's own size is without the
-    /// index, which is not known before the run.
+    /// index, which is not known before the run; nor is what only a look at the weights says: which tensors `auto`
+    /// finds ternary (all that it may look at are counted so), and how many scales ternary tensors share.
     pub fn of_plan(checkpoint: &Checkpoint, plan: &Plan) -> Self {
         let mut totals = Totals { file_bytes: 64, ..Totals::default() };
         let mut tensors = Vec::with_capacity(plan.tensors.len());
-        for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
+        for (i, (tensor, planned)) in checkpoint.tensors().zip(&plan.tensors).enumerate() {
             let source_bytes = tensor.data.len() as u64;
-            let (elements, mut sections) = (tensor.elements() as u64, [source_bytes, 0]);
+            let (mut elements, mut sections) = (tensor.elements() as u64, [source_bytes, 0]);
+            let (mut dtype, mut shape) = (tensor.dtype, tensor.shape);
             let filters_along = |axis: usize| tensor.shape[axis] as u64;
             match &planned.decision {
                 Decision::Dense => totals.dense_bytes += source_bytes,
                 Decision::Int8(int8) => {
                     sections = [elements, filters_along(int8.axis) * int8.scale_dtype.size() as u64];
                     totals.add_int8(elements, sections.iter().sum());
+                }
+                Decision::Moved(moved) => {
+                    if let Some(ternary) = checkpoint.ternary(i) {
+                        let (filters, n) = (ternary.filters(), ternary.filter_len());
+                        let codes = filters * moved.encoding.bytes(n);
+                        let scales = filters * n.div_ceil(ternary.unit_len()) * moved.scale_dtype.size();
+                        (dtype, shape) = (ternary.dtype, ternary.shape);
+                        elements = (filters * n) as u64;
+                        sections = [codes as u64, scales as u64];
+                        totals.add_ternary(elements, source_bytes, codes as u64, scales as u64);
+                    }
                 }
                 Decision::Ternary(treatment) => {
                     let filters = filters_along(treatment.axis);
@@ -198,8 +211,8 @@ impl Report {
             }
             let bytes = sections.iter().sum();
             totals.file_bytes += sections.iter().map(|n| n.next_multiple_of(crate::container::ALIGNMENT)).sum::<u64>();
-            let shape = tensor.shape.iter().map(|&d| d as u64).collect();
-            let mut report = TensorReport::unmeasured(tensor.name, tensor.dtype, shape, source_bytes, bytes);
+            let shape = shape.iter().map(|&d| d as u64).collect();
+            let mut report = TensorReport::unmeasured(tensor.name, dtype, shape, source_bytes, bytes);
             report.became = planned.decision.to_string();
             report.reason.clone_from(&planned.reason);
             totals.add(&report, elements);

@@ -67,6 +67,14 @@ pub struct TensorView<'a> {
     pub data: &'a [u8],
 }
 
+/// A tensor as a run takes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub tensor: TensorView<'a>,
+    /// Its codes and scales, where it is ternary already.
+    pub ternary: Option<TernaryView<'a>>,
+}
+
 impl TensorView<'_> {
     /// How many elements.
     pub fn elements(&self) -> usize {
@@ -150,6 +158,11 @@ impl Checkpoint {
             shape: &entry.shape,
             data: &self.files[entry.file][entry.range.clone()],
         }
+    }
+
+    /// Both views of tensor number `i`.
+    pub(crate) fn input(&self, i: usize) -> Input<'_> {
+        Input { tensor: self.tensor(i), ternary: self.ternary(i) }
     }
 
     /// Tensor number `i` where it is ternary already: codes and scales in another program's layout, which

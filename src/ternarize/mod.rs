@@ -3,6 +3,7 @@
 //! ([`crate::source`]) and how codes are stored ([`crate::pack`]).
 
 mod absmean;
+mod auto;
 mod bwn;
 mod optimal;
 pub(crate) mod planes;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use self::absmean::Absmean;
+pub use self::auto::Auto;
 pub use self::bwn::Bwn;
 pub use self::optimal::Optimal;
 use self::planes::{PlanesFit, fit_planes};
@@ -43,6 +45,11 @@ pub trait Ternarizer: fmt::Debug + Send + Sync {
 
     /// Whether codes are signs only, with no zeros (such tensors are stored as `b1`).
     fn binary(&self) -> bool {
+        false
+    }
+
+    /// Whether it is only for tensors that are ternary already: those that it would change stay dense.
+    fn lossless(&self) -> bool {
         false
     }
 
@@ -77,7 +84,10 @@ pub struct MethodInfo {
 }
 
 /// Every method, the default first.
-pub const METHODS: &[MethodInfo] = &[twn::INFO, optimal::INFO, absmean::INFO, bwn::INFO];
+pub const METHODS: &[MethodInfo] = &[twn::INFO, optimal::INFO, absmean::INFO, bwn::INFO, auto::INFO];
+
+/// The name of the method that takes what is ternary already.
+pub const AUTO: &str = auto::INFO.name;
 
 /// The method of that name.
 ///

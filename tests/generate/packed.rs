@@ -117,6 +117,7 @@ pub fn two_planes(scratch: &Path) -> Vec<u8> {
         reason: String::new(),
         scale_dtype: ScaleDtype::F32,
         scales,
+        source_bytes: None,
         stats: Stats {
             alpha: Spread { max: 1.0, mean: 0.46875, min: 0.125 },
             delta: None,

@@ -1,0 +1,232 @@
+//! Tensors that are ternary before they are packed: in another program's layout, or as floats that have three values.
+//! Not here: any format; the layout here is made up.
+
+mod common;
+
+use std::path::Path;
+
+use twn_pack::convert::{self, NATIVE, NOT_NATIVE};
+use twn_pack::select::{Decision, MOVED};
+use twn_pack::source::{CheckpointBuilder, TernaryLayout};
+use twn_pack::{
+    Checkpoint, Container, Dtype, Encoding, Granularity, MappedFile, Plan, Rules, ScaleDtype, Settings, Tensor, verify,
+};
+
+/// A byte per code, behind one f32 per unit; filter after filter.
+#[derive(Debug)]
+struct Plain {
+    n: usize,
+    unit_len: usize,
+}
+
+impl Plain {
+    fn filter_bytes(&self) -> usize {
+        4 * self.n.div_ceil(self.unit_len) + self.n
+    }
+}
+
+impl TernaryLayout for Plain {
+    fn unit_len(&self) -> usize {
+        self.unit_len
+    }
+
+    fn codes(&self, data: &[u8], filter: usize, codes: &mut [u8]) -> Result<(), String> {
+        let end = (filter + 1) * self.filter_bytes();
+        codes.copy_from_slice(&data[end - self.n..end]);
+        Ok(())
+    }
+
+    fn scale(&self, data: &[u8], filter: usize, unit: usize) -> f32 {
+        let at = filter * self.filter_bytes() + 4 * unit;
+        f32::from_le_bytes(data[at..at + 4].try_into().unwrap())
+    }
+}
+
+/// The scales and codes of a filter.
+type Filter<'a> = (&'a [f32], &'a [u8]);
+
+fn write(path: &Path, filters: &[Filter<'_>]) {
+    let bytes: Vec<u8> = filters
+        .iter()
+        .flat_map(|(scales, codes)| scales.iter().flat_map(|s| s.to_le_bytes()).chain(codes.iter().copied()))
+        .collect();
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn checkpoint(path: &Path, shape: &[usize], unit_len: usize) -> Checkpoint {
+    let mut builder = CheckpointBuilder::new(path);
+    let file = MappedFile::open(path).unwrap();
+    let length = file.len();
+    let number = builder.file(file);
+    let layout = Box::new(Plain { n: shape[1..].iter().product(), unit_len });
+    builder.ternary("w", (Dtype::BF16, shape), layout, number, 0..length).unwrap();
+    builder.finish().unwrap()
+}
+
+fn rules(settings: &str) -> Rules {
+    Rules { settings: Settings::parse(settings).unwrap(), ..Rules::default() }
+}
+
+#[test]
+fn codes_and_scales_are_moved_and_what_scales_share_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("plain");
+    let (a, b, zeros) = ([0, 1, 2, 2, 0, 1], [2, 2, 1, 0, 0, 0], [1; 6]);
+    let none = [0.0, 0.0];
+    let cases: [(&[Filter<'_>], usize, Granularity, &[f32]); 8] = [
+        (&[(&[0.5], &a), (&[0.5], &b)], 6, Granularity::Tensor, &[0.5]),
+        (&[(&[0.5], &a), (&[0.25], &b)], 6, Granularity::Filter, &[0.5, 0.25]),
+        (&[(&[0.5, 0.5], &a), (&[0.25, 0.25], &b)], 4, Granularity::Filter, &[0.5, 0.25]),
+        (&[(&[0.5, 0.5], &a), (&[0.25, 3.0], &b)], 4, Granularity::Group(4), &[0.5, 0.5, 0.25, 3.0]),
+        // Where all codes are zero, so may be the scale: it says nothing.
+        (&[(&[0.5, 0.5], &a), (&none, &zeros)], 4, Granularity::Tensor, &[0.5]),
+        (&[(&none, &zeros), (&[0.5, 0.5], &a)], 4, Granularity::Filter, &[0.0, 0.5]),
+        (&[(&[0.5, 0.0], &[2, 0, 1, 2, 1, 1]), (&[0.5, 0.5], &b)], 4, Granularity::Tensor, &[0.5]),
+        // Where they are not, it does: such weights are 0, whatever their codes.
+        (&[(&[0.5, 0.0], &a), (&[0.5, 0.5], &b)], 4, Granularity::Group(4), &[0.5, 0.0, 0.5, 0.5]),
+    ];
+    for (i, (filters, unit_len, granularity, scales)) in cases.into_iter().enumerate() {
+        write(&source, filters);
+        let checkpoint = checkpoint(&source, &[2, 3, 2], unit_len);
+        for encoding in [Encoding::T2, Encoding::T5] {
+            let case = format!("case {i}, {}", encoding.name());
+            let plan = Plan::new(&checkpoint, &rules(&format!("encoding={}", encoding.name()))).unwrap();
+            let output = directory.path().join(format!("{i}{}.twn", encoding.name()));
+            let report = convert::pack(&checkpoint, &plan, &output, &convert::Options::default()).unwrap();
+            assert_eq!(report.tensors[0].relative_squared_error, Some(0.0), "{case}");
+            assert_eq!(report.tensors[0].source_bytes, source.metadata().unwrap().len(), "{case}");
+            let container = Container::open(&output).unwrap();
+            let Some((_, Tensor::Ternary(tensor))) = container.tensors().next() else { panic!("{case}") };
+            assert_eq!((tensor.dtype, &tensor.shape[..], tensor.axis), (Dtype::BF16, &[2, 3, 2][..], 0), "{case}");
+            assert_eq!((tensor.encoding, tensor.granularity), (encoding, granularity), "{case}");
+            assert_eq!(tensor.method.name, MOVED, "{case}");
+            assert_eq!(tensor.scales().collect::<Vec<_>>(), scales, "{case}");
+            for (filter, (_, expected)) in filters.iter().enumerate() {
+                let mut codes = [9; 6];
+                tensor.codes(0, filter, &mut codes).unwrap();
+                assert_eq!(codes, *expected, "{case}");
+            }
+            let norm: f64 = filters
+                .iter()
+                .flat_map(|(scales, codes)| {
+                    codes
+                        .iter()
+                        .enumerate()
+                        .map(|(j, &code)| f64::from(scales[j / unit_len] * (f32::from(code) - 1.0)).powi(2))
+                })
+                .sum();
+            assert!((tensor.stats.squared_norm - norm).abs() < 1e-12, "{case}: {} {norm}", tensor.stats.squared_norm);
+            assert!(verify::verify(&container, None).unwrap().is_good(), "{case}");
+            let against = verify::verify_against(&container, &checkpoint, None).unwrap();
+            assert!(against.is_good(), "{case}: {:?}", against.problems);
+        }
+    }
+}
+
+#[test]
+fn what_was_moved_is_compared_code_by_code() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, output) = (directory.path().join("plain"), directory.path().join("out.twn"));
+    let codes: [u8; 6] = [0, 1, 2, 2, 0, 1];
+    write(&source, &[(&[0.5], &codes), (&[0.25], &codes)]);
+    let before = checkpoint(&source, &[2, 6], 6);
+    convert::pack(&before, &Plan::new(&before, &Rules::default()).unwrap(), &output, &convert::Options::default())
+        .unwrap();
+    let container = Container::open(&output).unwrap();
+    let other = directory.path().join("other");
+    for (filters, expected) in [
+        (
+            [(&[0.5_f32][..], &codes[..]), (&[0.25], &[0, 1, 2, 2, 1, 1])],
+            "weight 4 of filter 1 has code 0, 1 in the checkpoint",
+        ),
+        ([(&[0.5], &codes), (&[0.26], &codes)], "scale 0 of filter 1 is 2.5e-1, 2.6e-1"),
+    ] {
+        write(&other, &filters);
+        let problems = verify::verify_against(&container, &checkpoint(&other, &[2, 6], 6), None).unwrap().problems;
+        assert!(problems.iter().any(|problem| problem.contains(expected)), "{problems:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_moved_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, output) = (directory.path().join("plain"), directory.path().join("out.twn"));
+    let good: [u8; 4] = [0, 1, 2, 2];
+    for (scale, codes, expected) in [
+        (0.5, [0, 1, 3, 2], "code 3"),
+        (f32::NAN, good, "scale 0 is NaN"),
+        (f32::INFINITY, good, "scale 0 is inf"),
+        (-0.5, good, "scale 0 is -0.5"),
+    ] {
+        write(&source, &[(&[0.5], &good), (&[scale], &codes)]);
+        let checkpoint = checkpoint(&source, &[2, 4], 4);
+        let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+        let error = convert::pack(&checkpoint, &plan, &output, &convert::Options::default()).unwrap_err().to_string();
+        assert!(error.contains("`w`") && error.contains("filter 1") && error.contains(expected), "{error}");
+        assert!(!output.exists());
+    }
+    write(&source, &[(&[0.5], &good), (&[1e-9], &good)]);
+    let checkpoint = checkpoint(&source, &[2, 4], 4);
+    let plan = Plan::new(&checkpoint, &rules("scale-dtype=f16")).unwrap();
+    let error = convert::measure(&checkpoint, &plan, &convert::Options::default()).unwrap_err().to_string();
+    assert!(error.contains("does not fit f16"), "{error}");
+    for (settings, exclude) in [("encoding=b1,method=bwn", ""), ("planes=2", ""), ("", "w")] {
+        let exclude = [exclude].into_iter().filter(|e| !e.is_empty()).map(str::to_owned).collect();
+        let error = Plan::new(&checkpoint, &Rules { exclude, ..rules(settings) }).unwrap_err().to_string();
+        assert!(error.contains("`w` is ternary in the checkpoint"), "{error}");
+    }
+    let warned = Plan::new(&checkpoint, &rules("method=optimal")).unwrap();
+    assert!(warned.warnings[0].contains("`optimal` does not touch them"), "{:?}", warned.warnings);
+    assert!(matches!(warned.tensors[0].decision, Decision::Moved(moved) if moved.scale_dtype == ScaleDtype::F32));
+}
+
+/// Packs one tensor by `auto` and says what it became, why, and its error.
+fn auto(
+    directory: &Path,
+    (dtype, shape): (Dtype, &[usize]),
+    values: &[f32],
+    settings: &str,
+) -> (String, String, Option<f64>) {
+    let path = directory.join("w.safetensors");
+    let bytes: Vec<u8> = match dtype {
+        Dtype::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::F64 => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    };
+    let view = safetensors::tensor::TensorView::new(dtype, shape.to_vec(), &bytes).unwrap();
+    std::fs::write(&path, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let plan = Plan::new(&checkpoint, &rules(&format!("method=auto{settings}"))).unwrap();
+    let report = convert::measure(&checkpoint, &plan, &convert::Options::default()).unwrap();
+    let tensor = &report.tensors[0];
+    (tensor.became.clone(), tensor.reason.clone(), tensor.relative_squared_error)
+}
+
+#[test]
+fn auto_packs_what_is_ternary_already_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |dtype, shape: &[usize], values: &[f32], settings: &str| {
+        auto(directory.path(), (dtype, shape), values, settings)
+    };
+    let packed = |what: &str| (what.to_owned(), NATIVE.to_owned(), Some(0.0));
+    let dense = ("dense".to_owned(), NOT_NATIVE.to_owned(), None);
+    let native = [0.1, -0.1, 0.0, 0.1, 0.3, 0.0, -0.3, -0.3];
+    for dtype in [Dtype::BF16, Dtype::F32, Dtype::F64] {
+        assert_eq!(run(dtype, &[2, 4], &native, ""), packed("t2 auto filter"), "{dtype}");
+        assert_eq!(run(dtype, &[2, 4], &native, ",granularity=tensor"), dense, "{dtype}");
+        assert_eq!(run(dtype, &[1, 8], &native, ",granularity=group:4"), packed("t2 auto group:4"), "{dtype}");
+        assert_eq!(run(dtype, &[1, 8], &native, ""), dense, "{dtype}");
+        assert_eq!(run(dtype, &[2, 4], &[0.5; 8], ",granularity=tensor"), packed("t2 auto tensor"), "{dtype}");
+        assert_eq!(run(dtype, &[2, 4], &[0.0; 8], ""), packed("t2 auto filter"), "{dtype}");
+        // Axis 1: each column has one magnitude.
+        assert_eq!(run(dtype, &[2, 2], &[0.1, -0.3, -0.1, 0.0], ",axis=1"), packed("t2 auto filter axis 1"), "{dtype}");
+        assert_eq!(run(dtype, &[2, 2], &[0.1, -0.3, -0.3, 0.0], ",axis=1"), dense, "{dtype}");
+    }
+    // One weight of many is off by its last bit; f16 scales would round 0.1.
+    let mut values = vec![0.1_f32; 100_000];
+    assert_eq!(run(Dtype::F32, &[1, 100_000], &values, ""), packed("t2 auto filter"));
+    values[99_999] = 0.1_f32.next_up();
+    assert_eq!(run(Dtype::F32, &[1, 100_000], &values, ""), dense);
+    let error = Settings::parse("method=auto,planes=2").unwrap().treatment().unwrap_err().to_string();
+    assert!(error.contains("one plane"), "{error}");
+}
