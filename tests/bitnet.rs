@@ -455,10 +455,10 @@ fn what_is_missing_or_odd_is_said() {
 
     let latent = Made::gaussian("a.weight", Dtype::BF16, &[4, 4], 1);
     let online = json!({ "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online" });
-    let checkpoint = Repository::new(&[latent.clone()], &online).open();
+    let checkpoint = Repository::new(std::slice::from_ref(&latent), &online).open();
     assert!(checkpoint.warnings()[0].contains("--method absmean --granularity tensor"), "{:?}", checkpoint.warnings());
     assert_eq!((checkpoint.len(), checkpoint.tensor(0).dtype), (1, Dtype::BF16));
-    let checkpoint = Repository::new(&[latent.clone()], &class).open();
+    let checkpoint = Repository::new(std::slice::from_ref(&latent), &class).open();
     assert!(checkpoint.warnings()[0].contains("no weight is packed"), "{:?}", checkpoint.warnings());
     let checkpoint = Repository::new(&[latent, scale()], &class).open();
     assert!(checkpoint.warnings()[1].contains("the scale is not applied"), "{:?}", checkpoint.warnings());

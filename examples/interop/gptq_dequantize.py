@@ -1,9 +1,9 @@
 """Whether the readers of GPTQ checkpoints get the weights of `twn-pack unpack` from `twn-pack export --to gptq`: the
-formula of AutoGPTQ 0.7.1 (qlinear_cuda_old.py), GPTQModel's TorchLinear, and a whole model that GPTQModel loads.
+formula of AutoGPTQ 0.7.1 (qlinear_cuda_old.py), GPTQModel's TorchLinear, and a whole model that GPTQModel and transformers load.
 
-    pip install torch transformers safetensors gptqmodel
+    pip install torch transformers safetensors gptqmodel optimum accelerate
 
-    # MODEL has a config.json and a model.safetensors
+    # MODEL has a config.json and a model.safetensors; for --logits put its tokenizer into OUT, too
     twn-pack MODEL -o model.twn --granularity group:32
     twn-pack unpack model.twn --dtype f32 -o floats.safetensors
     twn-pack export model.twn --to gptq --into MODEL/config.json -o OUT/model.safetensors
@@ -62,35 +62,44 @@ def check(directory, floats, reader):
     assert count and worst <= 2**-11, "more than the rounding of scales to float16"
 
 
-def logits(directory, floats, tokens, dtype):
+def logits(directory, floats, dtype):
     import gptqmodel
+    import optimum.version
     import transformers
-    from gptqmodel import BACKEND, GPTQModel
 
+    causal = transformers.AutoModelForCausalLM
+    gptq = gptqmodel.GPTQModel.load(str(directory), backend=gptqmodel.BACKEND.GPTQ_TORCH, device="cpu", dtype=dtype)
+    readers = {
+        f"GPTQModel {gptqmodel.__version__}": gptq.model,
+        f"transformers {transformers.__version__} with optimum {optimum.version.__version__}":
+            causal.from_pretrained(directory, dtype=dtype, device_map="cpu"),
+    }
     config = transformers.AutoConfig.from_pretrained(directory)
-    model = GPTQModel.load(str(directory), backend=BACKEND.GPTQ_TORCH, device="cpu", dtype=dtype)
-    kinds = [type(module).__name__ for module in model.model.modules()]
     del config.quantization_config
-    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain = causal.from_config(config, dtype=torch.float32)
     plain.load_state_dict(floats)
+    tokens = torch.randint(0, config.vocab_size, (3, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found, expected = model.model(tokens).logits.float(), plain(tokens).logits
-        half = plain.to(dtype)(tokens).logits.float()
-    print("GPTQModel", gptqmodel.__version__, kinds.count("TorchLinear"), "TorchLinear,", kinds.count("Linear"), "Linear")
-    print(f"logits up to {expected.abs().max():.4f}; largest difference from unpacked floats in float32 "
-          f"{(found - expected).abs().max():.2e}; of those in {dtype} {(half - expected).abs().max():.2e}")
+        found = {name: model(tokens).logits.float() for name, model in readers.items()}
+        expected, half = plain(tokens).logits, plain.to(dtype)(tokens).logits.float()
+    print(f"logits of unpacked floats in float32: up to {expected.abs().max():.4f}")
+    print(f"largest difference from them: {(half - expected).abs().max():.2e} of the same in {dtype}")
+    for name, model in readers.items():
+        kinds = [type(module).__name__ for module in model.modules()]
+        counts = f"{kinds.count('TorchLinear')} TorchLinear, {kinds.count('Linear')} Linear"
+        print(f"    {(found[name] - expected).abs().max():.2e} of {name}: {counts}")
+        assert (found[name] - expected).abs().max() <= 2 * (half - expected).abs().max()
 
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
 parser.add_argument("directory", type=pathlib.Path)
 parser.add_argument("floats", type=pathlib.Path)
 parser.add_argument("--gptqmodel", action="store_true", help="also with GPTQModel's TorchLinear")
-parser.add_argument("--logits", action="store_true", help="also load the whole model with GPTQModel")
+parser.add_argument("--logits", action="store_true", help="also load the whole model with GPTQModel, and with transformers")
 arguments = parser.parse_args()
 unpacked = load_file(arguments.floats)
 check(arguments.directory, unpacked, autogptq)
 if arguments.gptqmodel:
     check(arguments.directory, unpacked, gptqmodel_linear)
 if arguments.logits:
-    generator = torch.Generator().manual_seed(1)
-    logits(arguments.directory, unpacked, torch.randint(0, 90, (3, 17), generator=generator), torch.float16)
+    logits(arguments.directory, unpacked, torch.float16)
