@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::hugging_face::{Checkpoint, INT8, config, file, layer, linear, read_config, shadowed};
 use super::{Export, Exporter, Options, Part};
-use crate::{Container, Dtype, Error, Result, Tensor, TernaryTensor};
+use crate::container::TernaryTensor;
+use crate::{Container, Dtype, Error, Result, Tensor};
 
 /// The format.
 pub(super) struct BitNet;

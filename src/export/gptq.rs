@@ -15,7 +15,8 @@ use serde_json::{Map, Value, json};
 
 use super::hugging_face::{Checkpoint, INT8, config, f16_rounding, file, linear, read_config};
 use super::{Export, Exporter, Options, Part};
-use crate::{Container, Dtype, Error, Result, Tensor, TernaryTensor};
+use crate::container::TernaryTensor;
+use crate::{Container, Dtype, Error, Result, Tensor};
 
 /// The format.
 pub(super) struct Gptq;

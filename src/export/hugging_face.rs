@@ -9,9 +9,9 @@ use half::{bf16, f16};
 use serde_json::{Map, Value};
 
 use super::{Export, Line, Part};
-use crate::container::{DenseTensor, TensorEntry};
+use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
 use crate::source::safetensors_header;
-use crate::{Container, Dtype, Error, MappedFile, Result, Tensor, TernaryTensor};
+use crate::{Container, Dtype, Error, MappedFile, Result, Tensor};
 
 /// A `config.json` is a few kilobytes; this is plenty.
 const CONFIG_BYTES: usize = 16 << 20;
