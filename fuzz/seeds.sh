@@ -35,3 +35,10 @@ one='\x00\x00\x80\x3f' none='\x00\x00\x00\x00'
 statistics '{"a.xtx_diagonal":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}' "$one$one$none$one" > fuzz/corpus/calibration/diagonal
 statistics '{"a.xtx":{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}' "$one$none$none$none$none$one$none$none$none$none$one$none$none$none$none$one" > fuzz/corpus/calibration/full
 statistics '{"b.xtx":{"dtype":"F32","shape":[2,2,2],"data_offsets":[0,32]}}' "$one$none$none$one$one$none$none$one" > fuzz/corpus/calibration/groups
+# config.json, a zero, and a safetensors file: one packed row of two weights, of four rows each, and its scale.
+mkdir -p fuzz/corpus/bitnet
+packed='{"a.weight":{"dtype":"U8","shape":[1,2],"data_offsets":[0,2]},"a.weight_scale":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}'
+for class in bitlinear autobitlinear; do
+    printf '{"dtype":"float16","quantization_config":{"quant_method":"bitnet","linear_class":"%s"}}\0%b\x00\x00\x00\x00\x00\x00\x00%s\x55\xa2%b' \
+        "$class" "\\x$(printf %x ${#packed})" "$packed" "$one" > fuzz/corpus/bitnet/$class
+done

@@ -3,6 +3,8 @@
 //! ([`TernaryLayout`](crate::source::TernaryLayout)). Not here: safetensors ([`crate::source`]), writing any of these
 //! formats ([`crate::export`]).
 
+mod bitnet;
+
 use std::path::Path;
 
 use crate::{Checkpoint, Result};
@@ -12,5 +14,5 @@ use crate::{Checkpoint, Result};
 /// # Errors
 /// A file that cannot be read, or that is not what it claims to be.
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
-    Checkpoint::open(path)
+    bitnet::recognise(Checkpoint::open(path)?)
 }

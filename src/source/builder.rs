@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Checkpoint, Dtype, Entry, MappedFile, Ternary, TernaryLayout};
+use super::{Checkpoint, Dtype, Entry, MappedFile, TensorView, Ternary, TernaryLayout};
 use crate::dtype::{byte_length, is_float, needs};
 use crate::error::CheckpointProblem as Problem;
 use crate::{Error, Result, limits};
@@ -15,6 +15,21 @@ use crate::{Error, Result, limits};
 #[derive(Debug)]
 pub struct CheckpointBuilder {
     checkpoint: Checkpoint,
+}
+
+/// A tensor that was taken out again: what [`CheckpointBuilder::tensor`] was given for it.
+#[derive(Debug)]
+pub struct Taken {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The number of the file that it lies in.
+    pub file: usize,
+    /// Its bytes in that file.
+    pub range: Range<usize>,
 }
 
 impl CheckpointBuilder {
@@ -105,6 +120,16 @@ impl CheckpointBuilder {
         let at = self.checkpoint.tensors.iter().position(|tensor| tensor.name == name)?;
         let Entry { dtype, shape, file, range, .. } = self.checkpoint.tensors.remove(at);
         Some((dtype, shape, file, range))
+    }
+
+    /// Takes out every tensor that is wanted, in one pass over them, in their order.
+    pub fn take(&mut self, mut wanted: impl FnMut(TensorView<'_>) -> bool) -> Vec<Taken> {
+        let mut chosen: Vec<bool> = self.checkpoint.tensors().map(&mut wanted).collect();
+        chosen.reverse();
+        let taken = self.checkpoint.tensors.extract_if(.., |_| chosen.pop().unwrap_or_default());
+        let taken =
+            taken.map(|Entry { name, dtype, shape, file, range, .. }| Taken { name, dtype, shape, file, range });
+        taken.collect()
     }
 
     /// Adds to the metadata; of one key the last value counts.

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use self::builder::CheckpointBuilder;
+pub use self::builder::{CheckpointBuilder, Taken};
 use self::header::Header;
 pub use self::header::safetensors_header;
 pub use self::ternary::{TernaryLayout, TernaryView};

@@ -1,0 +1,129 @@
+//! `.twn` → a BitNet checkpoint of Hugging Face transformers (`quant_method` "bitnet"): of each ternary weight
+//! `X.weight`, U8 `[out/4, in]`, whose byte (r, c) holds t+1 of rows r, r+R, r+2R, r+3R (R = out/4) in bits 0, 2, 4, 6,
+//! and `X.weight_scale`, F32 `[1]`, the one α (`linear_class` "autobitlinear": nothing is inverted). Not here: reading
+//! them ([`crate::import`]).
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use super::hugging_face::{Checkpoint, INT8, config, file, layer, linear, read_config, shadowed};
+use super::{Export, Exporter, Options, Part};
+use crate::container::TernaryTensor;
+use crate::{Container, Dtype, Error, Result, Tensor};
+
+/// The format.
+pub(super) struct BitNet;
+
+impl Exporter for BitNet {
+    fn name(&self) -> &'static str {
+        "bitnet"
+    }
+
+    fn about(&self) -> &'static str {
+        "safetensors of Hugging Face BitNet, one scale per tensor; --into the model's config.json"
+    }
+
+    fn export<'a>(&self, container: &'a Container, options: &Options) -> Result<Export<'a>> {
+        if options.planes_as_tensors {
+            let message = "a linear layer of this format has one plane: leave out --planes-as-tensors";
+            return Err(Error::Request(message.to_owned()));
+        }
+        let config_before = options.into.as_deref().map(read_config).transpose()?;
+        let (mut checkpoint, mut packed) = (Checkpoint::default(), BTreeSet::new());
+        for (entry, (name, tensor)) in container.index().tensors.iter().zip(container.tensors()) {
+            checkpoint.begin(name);
+            match tensor {
+                Tensor::Dense(dense) => checkpoint.dense(name, &dense),
+                Tensor::Int8(_) => checkpoint.refuse(entry, tensor, INT8.to_owned(), options.refused_as_dense),
+                Tensor::Ternary(ternary) => match alpha(name, &ternary) {
+                    Ok((layer, alpha)) => {
+                        packed.insert(layer);
+                        let shape = [ternary.filters / 4, ternary.filter_len];
+                        checkpoint.add(name.to_owned(), Dtype::U8, &shape, quarters(name, ternary));
+                        let scale = Part::bytes(alpha.to_le_bytes().to_vec());
+                        checkpoint.add(format!("{name}_scale"), Dtype::F32, &[1], scale);
+                    }
+                    Err(reason) => {
+                        checkpoint.refuse(entry, Tensor::Ternary(ternary), reason, options.refused_as_dense);
+                    }
+                },
+            }
+        }
+        // It is not among the tensors where it is tied to the embedding; a linear layer it is all the same.
+        if !packed.iter().any(|layer| layer.ends_with("lm_head")) && !checkpoint.dense.iter().any(|d| d == "lm_head") {
+            checkpoint.dense.push("lm_head".to_owned());
+        }
+        let left_out = checkpoint.dense.clone();
+        let dense: BTreeSet<&str> = left_out.iter().map(String::as_str).collect();
+        checkpoint.refuse_by_name(|tensor| {
+            let other = shadowed(layer(tensor).filter(|layer| packed.contains(layer))?, &dense)?;
+            Some(format!(
+                "transformers would take it for dense, because `{other}` is and begins or ends its name; make both dense \
+                 or both ternary"
+            ))
+        });
+        let mut quantization = json!({
+            "linear_class": "autobitlinear", "modules_to_not_convert": left_out, "quant_method": "bitnet",
+            "quantization_mode": "offline",
+        });
+        let mut export = checkpoint.finish(container);
+        match config_before {
+            Some(before) => {
+                keep_norm(&before, &mut quantization);
+                export.beside.push(config(before, &quantization));
+            }
+            None => {
+                export.beside.push(file("quantization_config.json", &quantization));
+                export.warnings.push(
+                    "transformers reads `quantization_config` in the model's config.json: put quantization_config.json \
+                     there, or give that config with --into"
+                        .to_owned(),
+                );
+            }
+        }
+        Ok(export)
+    }
+}
+
+/// What a BitNet config says of a norm in front of each layer changes what the model computes, so it stays.
+fn keep_norm(before: &Map<String, Value>, quantization: &mut Value) {
+    let Some(old) = before.get("quantization_config").filter(|old| old["quant_method"] == "bitnet") else { return };
+    for key in ["rms_norm_eps", "use_rms_norm"] {
+        if let Some(value) = old.get(key) {
+            quantization[key] = value.clone();
+        }
+    }
+}
+
+/// The layer and its one scale.
+fn alpha<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<(&'n str, f32), String> {
+    let layer = linear(name, ternary)?;
+    if !ternary.filters.is_multiple_of(4) {
+        return Err(format!("its {} rows are no multiple of 4; leave it dense", ternary.filters));
+    }
+    let mut scales = ternary.scales();
+    match scales.next() {
+        Some(first) if !first.is_finite() || first < 0.0 => Err(format!("its scale is {first}; pack it again")),
+        Some(first) if scales.all(|scale| scale.to_bits() == first.to_bits()) => Ok((layer, first)),
+        _ => Err(format!(
+            "has one scale per {}, the format one per tensor; pack it again with granularity=tensor",
+            ternary.granularity
+        )),
+    }
+}
+
+/// The rows of four quarters in one.
+fn quarters<'a>(name: &str, ternary: TernaryTensor<'a>) -> Part<'a> {
+    let (rows, columns) = (ternary.filters / 4, ternary.filter_len);
+    Part::rows(name, rows, columns, move |range, bytes| {
+        let mut codes = vec![0; columns];
+        for (row, bytes) in range.zip(bytes.chunks_exact_mut(columns.max(1))) {
+            for quarter in 0..4 {
+                ternary.codes(0, quarter * rows + row, &mut codes)?;
+                bytes.iter_mut().zip(&codes).for_each(|(byte, code)| *byte |= code << (2 * quarter));
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,204 @@
+//! `.twn` → GPTQ-style safetensors (version 1, symmetric, 2 bits), for the torch stacks that read it. Of each ternary
+//! weight `X.weight` `[out, in]`, with groups of g inputs (or one, of all):
+//!
+//! ```text
+//! X.qweight  I32 [in/16, out]    16 consecutive inputs of an output, the first in the low bits; t + 2
+//! X.scales   F16 [in/g, out]     α
+//! X.qzeros   I32 [in/g, out/16]  the zero, 2, less one, as this version has it, in every field
+//! X.g_idx    I32 [in]            the group of each input
+//! ```
+//!
+//! Not here: GPTQ itself (`--calibration`).
+
+use half::f16;
+use serde_json::{Map, Value, json};
+
+use super::hugging_face::{Checkpoint, INT8, config, f16_rounding, file, linear, read_config};
+use super::{Export, Exporter, Options, Part};
+use crate::container::TernaryTensor;
+use crate::{Container, Dtype, Error, Result, Tensor};
+
+/// The format.
+pub(super) struct Gptq;
+
+/// Weights in a word.
+const WORD: usize = 16;
+
+/// What readers of the format have kernels for.
+const GROUPS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
+
+/// Outputs whose words are made together: a line of the cache.
+const BLOCK: usize = 16;
+
+impl Exporter for Gptq {
+    fn name(&self) -> &'static str {
+        "gptq"
+    }
+
+    fn about(&self) -> &'static str {
+        "GPTQ safetensors of 2 bits, symmetric, for torch; --into the model's config.json"
+    }
+
+    fn export<'a>(&self, container: &'a Container, options: &Options) -> Result<Export<'a>> {
+        if options.planes_as_tensors {
+            let message = "a linear layer of this format has one plane: leave out --planes-as-tensors";
+            return Err(Error::Request(message.to_owned()));
+        }
+        let config_before = options.into.as_deref().map(read_config).transpose()?;
+        let group = group_size(container);
+        let (mut checkpoint, mut packed) = (Checkpoint::default(), Vec::new());
+        for (entry, (name, tensor)) in container.index().tensors.iter().zip(container.tensors()) {
+            checkpoint.begin(name);
+            match tensor {
+                Tensor::Dense(dense) => checkpoint.dense(name, &dense),
+                Tensor::Int8(_) => checkpoint.refuse(entry, tensor, INT8.to_owned(), options.refused_as_dense),
+                Tensor::Ternary(ternary) => match fits(name, &ternary, group) {
+                    Ok((layer, rounding)) => {
+                        packed.push(layer.to_owned());
+                        let group = group.unwrap_or(ternary.filter_len);
+                        add(&mut checkpoint, layer, &ternary, group);
+                        checkpoint.rounding(rounding);
+                    }
+                    Err(reason) => {
+                        checkpoint.refuse(entry, Tensor::Ternary(ternary), reason, options.refused_as_dense);
+                    }
+                },
+            }
+        }
+        let quantization = quantization(group, &packed, &checkpoint.dense);
+        let mut export = checkpoint.finish(container);
+        export.beside.push(file("quantize_config.json", &quantization));
+        match config_before {
+            Some(before) => export.beside.push(config(before, &quantization)),
+            None => export.warnings.push(
+                "transformers reads `quantization_config` in the model's config.json: put quantize_config.json there, \
+                 or give that config with --into"
+                    .to_owned(),
+            ),
+        }
+        Ok(export)
+    }
+}
+
+/// The weights that share a scale, where they are fewer than a filter.
+fn run(ternary: &TernaryTensor<'_>) -> Option<usize> {
+    Some(ternary.scale_run()).filter(|&run| run < ternary.filter_len)
+}
+
+/// One size for all layers: the smallest, which divides the others; none where every filter has one scale.
+fn group_size(container: &Container) -> Option<usize> {
+    let ternary = container.tensors().filter_map(|(name, tensor)| match tensor {
+        Tensor::Ternary(ternary) if linear(name, &ternary).is_ok() => Some(ternary),
+        _ => None,
+    });
+    ternary.filter_map(|ternary| run(&ternary)).filter(|run| GROUPS.contains(run)).min()
+}
+
+/// The layer and the largest relative error of its scales.
+fn fits<'n>(name: &'n str, ternary: &TernaryTensor<'_>, group: Option<usize>) -> Result<(&'n str, f64), String> {
+    let layer = linear(name, ternary)?;
+    let (inputs, outputs) = (ternary.filter_len, ternary.filters);
+    for (what, count) in [("inputs", inputs), ("outputs", outputs)] {
+        if !count.is_multiple_of(WORD) {
+            return Err(format!("its {count} {what} are no multiple of {WORD}; leave it dense"));
+        }
+    }
+    if let Some(run) = run(ternary).filter(|run| !GROUPS.contains(run)) {
+        return Err(format!(
+            "readers of the format know no groups of {run}; pack it again with granularity=filter or group:n, n one \
+             of {GROUPS:?}"
+        ));
+    }
+    if let Some(group) = group.filter(|group| !inputs.is_multiple_of(*group)) {
+        return Err(format!(
+            "its {inputs} inputs are no multiple of {group}, the group size of the whole file; pack with another \
+             granularity, or leave it dense"
+        ));
+    }
+    Ok((layer, f16_rounding(ternary.scales())?))
+}
+
+fn add<'a>(checkpoint: &mut Checkpoint<'a>, layer: &str, ternary: &TernaryTensor<'a>, group: usize) {
+    let (inputs, outputs) = (ternary.filter_len, ternary.filters);
+    let groups = inputs / group;
+    let name = |of: &str| format!("{layer}.{of}");
+    let tensor = ternary.clone();
+    let qweight = Part::rows(&name("weight"), inputs / WORD, outputs * 4, move |rows, bytes| {
+        // A block of outputs at a time, as codes [BLOCK][inputs of these rows].
+        let (from, inputs) = (rows.start * WORD, rows.len() * WORD);
+        let mut codes = vec![0; BLOCK * inputs];
+        for first in (0..outputs).step_by(BLOCK) {
+            for (output, codes) in (first..outputs).zip(codes.chunks_exact_mut(inputs)) {
+                unpack(&tensor, output, from, codes)?;
+            }
+            for (row, bytes) in bytes.chunks_exact_mut(outputs * 4).enumerate() {
+                let words = bytes[first * 4..].chunks_exact_mut(4);
+                for (codes, bytes) in codes.chunks_exact(inputs).zip(words) {
+                    let codes = &codes[row * WORD..][..WORD];
+                    let word = codes.iter().rev().fold(0, |word, &code| word << 2 | u32::from(code + 1));
+                    bytes.copy_from_slice(&word.to_le_bytes());
+                }
+            }
+        }
+        Ok(())
+    });
+    let tensor = ternary.clone();
+    let scales = Part::rows(&name("weight"), groups, outputs * 2, move |rows, bytes| {
+        for (row, bytes) in rows.zip(bytes.chunks_exact_mut(outputs * 2)) {
+            for (output, bytes) in bytes.chunks_exact_mut(2).enumerate() {
+                bytes.copy_from_slice(&f16::from_f32(tensor.scale(0, output, row * group)).to_le_bytes());
+            }
+        }
+        Ok(())
+    });
+    let qzeros = Part::rows(&name("weight"), groups, outputs / WORD * 4, |_, bytes| {
+        bytes.fill(0x55);
+        Ok(())
+    });
+    let g_idx = Part::rows(&name("weight"), inputs, 4, move |rows, bytes| {
+        for (input, bytes) in rows.zip(bytes.chunks_exact_mut(4)) {
+            bytes.copy_from_slice(&((input / group) as u32).to_le_bytes());
+        }
+        Ok(())
+    });
+    checkpoint.add(name("qweight"), Dtype::I32, &[inputs / WORD, outputs], qweight);
+    checkpoint.add(name("scales"), Dtype::F16, &[groups, outputs], scales);
+    checkpoint.add(name("qzeros"), Dtype::I32, &[groups, outputs / WORD], qzeros);
+    checkpoint.add(name("g_idx"), Dtype::I32, &[inputs], g_idx);
+}
+
+/// The codes t+1 of a filter from weight `from` on.
+fn unpack(ternary: &TernaryTensor<'_>, filter: usize, from: usize, codes: &mut [u8]) -> Result<(), String> {
+    // Whole bytes around them.
+    let per_byte = ternary.encoding.weights_per_byte();
+    let (first, last) = (from / per_byte, (from + codes.len()).div_ceil(per_byte));
+    let start = first * per_byte;
+    let packed = &ternary.packed_filter(0, filter)[first..last];
+    if start == from && (last * per_byte).min(ternary.filter_len) == from + codes.len() {
+        return ternary.encoding.unpack(packed, codes);
+    }
+    let mut whole = vec![0; (last * per_byte).min(ternary.filter_len) - start];
+    ternary.encoding.unpack(packed, &mut whole)?;
+    codes.copy_from_slice(&whole[from - start..][..codes.len()]);
+    Ok(())
+}
+
+/// What readers are to be told: `modules_in_block_to_quantize` is for transformers with optimum, `dynamic` (what to
+/// leave as it is, as regular expressions) for GPTQModel.
+fn quantization(group: Option<usize>, packed: &[String], dense: &[String]) -> Value {
+    let skipped: Map<_, _> = dense.iter().map(|layer| (format!("-:^{}$", escaped(layer)), json!({}))).collect();
+    json!({
+        "bits": 2, "checkpoint_format": "gptq", "damp_percent": 0.01, "desc_act": false, "dynamic": skipped,
+        "format": "gptq", "group_size": group.map_or(json!(-1), |group| json!(group)),
+        "lm_head": packed.iter().any(|layer| layer == "lm_head"),
+        "meta": { "quantizer": [concat!("twn-pack:", env!("CARGO_PKG_VERSION"))] },
+        "modules_in_block_to_quantize": [packed], "pack_dtype": "int32", "quant_method": "gptq",
+        "static_groups": false, "sym": true, "true_sequential": true,
+    })
+}
+
+/// A name as a regular expression.
+fn escaped(name: &str) -> String {
+    let special = |c: char| !c.is_alphanumeric() && c != '_' && c != '-';
+    name.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}

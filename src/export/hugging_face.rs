@@ -1,0 +1,285 @@
+//! What exporters of Hugging Face checkpoints share: names of linear layers, the model's `config.json`, tensors that
+//! go out as floats, and the safetensors file with its parts. Not here: how any format lays out codes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+
+use half::{bf16, f16};
+use serde_json::{Map, Value};
+
+use super::{Export, Line, Part};
+use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
+use crate::source::safetensors_header;
+use crate::{Container, Dtype, Error, MappedFile, Result, Tensor};
+
+/// A `config.json` is a few kilobytes; this is plenty.
+const CONFIG_BYTES: usize = 16 << 20;
+
+/// A file in the making: what becomes of each tensor so far, and the tensors of the new file.
+#[derive(Default)]
+pub(super) struct Checkpoint<'a> {
+    lines: Vec<Line>,
+    written: Vec<Written<'a>>,
+    /// The linear layers whose weights are floats, or may be: of rank 2.
+    pub dense: Vec<String>,
+}
+
+/// A tensor of the new file.
+struct Written<'a> {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<u64>,
+    part: Part<'a>,
+    /// The line that it belongs to.
+    line: usize,
+}
+
+/// The layer whose weight has that name.
+pub(super) fn layer(tensor: &str) -> Option<&str> {
+    tensor.strip_suffix(".weight").filter(|layer| !layer.is_empty())
+}
+
+/// The layer that a ternary tensor is the weight of, if it can be that of an `nn.Linear`.
+pub(super) fn linear<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<&'n str, String> {
+    let layer = layer(name).ok_or("is not called `….weight`, as weights of linear layers are; leave it dense")?;
+    if ternary.shape.len() != 2 {
+        return Err(format!("has rank {}, weights of linear layers have 2; leave it dense", ternary.shape.len()));
+    }
+    if ternary.axis != 0 {
+        return Err(format!("its filters go along axis {}, not 0; pack it again with axis=0", ternary.axis));
+    }
+    if ternary.planes != 1 {
+        return Err(format!("has {} planes, the format holds one; pack it again with planes=1", ternary.planes));
+    }
+    Ok(layer)
+}
+
+/// What is said of tensors of 8 bits.
+pub(super) const INT8: &str = "has 8 bits a weight, the format 2; pack it again as ternary or dense";
+
+/// The largest relative error of scales that are rounded to `f16`.
+pub(super) fn f16_rounding(scales: impl Iterator<Item = f32>) -> Result<f64, String> {
+    scales.enumerate().try_fold(0.0_f64, |largest, (index, scale)| {
+        let rounded = f16::from_f32(scale).to_f64();
+        if !rounded.is_finite() || rounded < 0.0 || (rounded == 0.0) != (scale == 0.0) {
+            return Err(format!("scale {index} is {scale:e}, which F16 cannot hold; leave it dense"));
+        }
+        Ok(if scale == 0.0 { largest } else { largest.max((rounded / f64::from(scale) - 1.0).abs()) })
+    })
+}
+
+impl<'a> Checkpoint<'a> {
+    /// Begins the next tensor of the container; what is added from here on is its.
+    pub fn begin(&mut self, name: &str) {
+        self.lines.push(Line { tensor: name.to_owned(), becomes: Ok(String::new()), bytes: 0, rounding: 0.0 });
+    }
+
+    /// Adds a tensor to the new file.
+    pub fn add(&mut self, name: String, dtype: Dtype, shape: &[usize], part: Part<'a>) {
+        let shape: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
+        let line = self.lines.len() - 1;
+        let last = &mut self.lines[line];
+        last.bytes += part.len();
+        if let Ok(becomes) = &mut last.becomes {
+            let comma = if becomes.is_empty() { "" } else { ", " };
+            *becomes += &format!("{comma}{} {dtype} {shape:?}", name.rsplit('.').next().unwrap_or(&name));
+        }
+        self.written.push(Written { name, dtype, shape, part, line });
+    }
+
+    /// The largest relative error of the tensor's scales.
+    pub fn rounding(&mut self, rounding: f64) {
+        if let Some(last) = self.lines.last_mut() {
+            last.rounding = rounding;
+        }
+    }
+
+    /// A tensor that stays as it is.
+    pub fn dense(&mut self, name: &str, dense: &DenseTensor<'a>) {
+        self.add(name.to_owned(), dense.dtype, &dense.shape, Part::bytes(dense.data));
+        self.is_dense(name, dense.shape.len());
+    }
+
+    /// A tensor that cannot be exported as codes, or goes out as floats for that.
+    pub fn refuse(&mut self, entry: &TensorEntry, tensor: Tensor<'a>, reason: String, as_dense: bool) {
+        let floats = as_dense.then(|| Floats::new(entry, tensor)).transpose();
+        let last = self.lines.last_mut().filter(|line| line.tensor == entry.name);
+        match (floats, last) {
+            (Ok(Some((floats, rounding))), _) => {
+                let (dtype, shape) = (floats.dtype, floats.shape.clone());
+                self.is_dense(&entry.name, shape.len());
+                self.add(entry.name.clone(), dtype, &shape, floats.part(&entry.name));
+                self.rounding(rounding);
+            }
+            (Ok(None), Some(line)) => line.becomes = Err(reason),
+            (Err(problem), Some(line)) => line.becomes = Err(format!("{reason}; and as floats: {problem}")),
+            (_, None) => {}
+        }
+    }
+
+    fn is_dense(&mut self, name: &str, rank: usize) {
+        if let Some(layer) = layer(name).filter(|_| rank == 2) {
+            self.dense.push(layer.to_owned());
+        }
+    }
+
+    /// Refuses tensors for what the whole says of them: a reason for each name.
+    pub fn refuse_by_name(&mut self, reason: impl Fn(&str) -> Option<String>) {
+        for line in self.lines.iter_mut().filter(|line| line.becomes.is_ok()) {
+            if let Some(reason) = reason(&line.tensor) {
+                line.becomes = Err(reason);
+            }
+        }
+    }
+
+    /// The whole file.
+    pub fn finish(mut self, container: &Container) -> Export<'a> {
+        let mut names = BTreeMap::new();
+        for written in &self.written {
+            if let Some(other) = names.insert(written.name.as_str(), written.line) {
+                let reason = format!("two tensors would be called `{}`; rename one and pack again", written.name);
+                self.lines[other].becomes = Err(reason.clone());
+                self.lines[written.line].becomes = Err(reason);
+            }
+        }
+        // Wider types first keeps every tensor aligned.
+        self.written.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
+        let mut metadata = container.index().metadata.clone();
+        // Without it, some versions of transformers refuse the file.
+        metadata.insert("format".to_owned(), "pt".to_owned());
+        let tensors = self.written.iter().map(|written| (written.name.as_str(), written.dtype, &written.shape[..]));
+        let header = Part::bytes(safetensors_header(tensors, &metadata));
+        let parts = std::iter::once(header).chain(self.written.into_iter().map(|written| written.part)).collect();
+        Export { tensors: self.lines, parts, ..Export::default() }
+    }
+}
+
+/// A quantized tensor as floats of its own type, or F32 where it had another than F32, F16 and BF16.
+struct Floats<'a> {
+    tensor: Tensor<'a>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    axis: usize,
+}
+
+impl<'a> Floats<'a> {
+    /// With the largest relative error of a scale.
+    fn new(entry: &TensorEntry, tensor: Tensor<'a>) -> Result<(Self, f64), String> {
+        let dtype = match entry.dtype {
+            Dtype::F16 | Dtype::BF16 => entry.dtype,
+            _ => Dtype::F32,
+        };
+        let (axis, scales): (usize, Vec<f32>) = match &tensor {
+            Tensor::Ternary(ternary) => (ternary.axis, ternary.scales().collect()),
+            Tensor::Int8(int8) => (int8.axis, int8.scales().map(|scale| scale * 127.0).collect()),
+            Tensor::Dense(_) => (0, Vec::new()),
+        };
+        let mut rounding = 0.0_f64;
+        for scale in scales {
+            let rounded = round_to(dtype, scale);
+            if !rounded.is_finite() || (rounded == 0.0) != (scale == 0.0) {
+                return Err(format!("scale {scale:e} is nothing that {dtype} can hold"));
+            }
+            if scale != 0.0 && matches!(&tensor, Tensor::Ternary(_)) {
+                rounding = rounding.max((f64::from(rounded) / f64::from(scale) - 1.0).abs());
+            }
+        }
+        let shape = entry.shape.iter().map(|&d| d as usize).collect();
+        Ok((Self { tensor, dtype, shape, axis }, rounding))
+    }
+
+    fn part(self, name: &str) -> Part<'a> {
+        let size = self.dtype.bitsize() / 8;
+        let filters = self.shape[self.axis];
+        let outer: usize = self.shape[..self.axis].iter().product();
+        let inner: usize = self.shape[self.axis + 1..].iter().product();
+        // In the order of the file: [outer][filters][inner]. With the filters outermost, a row is a filter.
+        if self.axis == 0 {
+            return Part::rows(name, filters, inner * size, move |rows, bytes| {
+                let mut values = vec![0.0; inner];
+                for (filter, bytes) in rows.zip(bytes.chunks_exact_mut((inner * size).max(1))) {
+                    self.values(filter, 0..inner, &mut values)?;
+                    self.encode(&values, bytes)?;
+                }
+                Ok(())
+            });
+        }
+        Part::rows(name, outer, filters * inner * size, move |rows, bytes| {
+            let weights = rows.start * inner..rows.end * inner;
+            let mut values = vec![0.0; weights.len()];
+            for filter in 0..filters {
+                self.values(filter, weights.clone(), &mut values)?;
+                for (row, values) in values.chunks_exact(inner.max(1)).enumerate() {
+                    self.encode(values, &mut bytes[(row * filters + filter) * inner * size..][..inner * size])?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn values(&self, filter: usize, range: Range<usize>, values: &mut [f32]) -> Result<(), String> {
+        match &self.tensor {
+            Tensor::Ternary(ternary) => ternary.dequantize_range(filter, range, values),
+            Tensor::Int8(int8) => {
+                let scale = int8.scales().nth(filter).unwrap_or_default();
+                let codes = &int8.codes()[filter * int8.filter_len..][range];
+                values.iter_mut().zip(codes).for_each(|(value, &code)| *value = scale * f32::from(code));
+                Ok(())
+            }
+            Tensor::Dense(_) => Err("is dense".to_owned()),
+        }
+    }
+
+    fn encode(&self, values: &[f32], bytes: &mut [u8]) -> Result<(), String> {
+        let size = self.dtype.bitsize() / 8;
+        for (&value, bytes) in values.iter().zip(bytes.chunks_exact_mut(size)) {
+            if !round_to(self.dtype, value).is_finite() {
+                return Err(format!("weight {value:e} is more than {} can hold", self.dtype));
+            }
+            match self.dtype {
+                Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                Dtype::BF16 => bytes.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                _ => bytes.copy_from_slice(&value.to_le_bytes()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn round_to(dtype: Dtype, value: f32) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::from_f32(value).to_f32(),
+        Dtype::BF16 => bf16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
+/// The model's `config.json`.
+pub(super) fn read_config(path: &Path) -> Result<Map<String, Value>> {
+    let refused = |what: String| Error::Request(format!("{}: {what}; give the model's config.json", path.display()));
+    let file = MappedFile::open(path)?;
+    if file.len() > CONFIG_BYTES {
+        return Err(refused(format!("{} bytes are no config.json", file.len())));
+    }
+    serde_json::from_slice(&file).map_err(|error| refused(format!("is no JSON object ({error})")))
+}
+
+/// The same with another `quantization_config`, as it lies beside the weights.
+pub(super) fn config(mut config: Map<String, Value>, quantization: &Value) -> (String, Vec<u8>) {
+    config.insert("quantization_config".to_owned(), quantization.clone());
+    file("config.json", &Value::Object(config))
+}
+
+/// A small JSON file.
+pub(super) fn file(name: &str, value: &Value) -> (String, Vec<u8>) {
+    (name.to_owned(), format!("{value:#}\n").into_bytes())
+}
+
+/// The layer of `dense` by whose name transformers would also leave `layer` dense: it compares the beginning, up to
+/// a dot, and the end, anywhere.
+pub(super) fn shadowed<'d>(layer: &str, dense: &'d BTreeSet<&str>) -> Option<&'d str> {
+    let ends = layer.char_indices().map(|(at, _)| &layer[at..]);
+    let beginnings = layer.match_indices('.').map(|(at, _)| &layer[..at]);
+    ends.chain(beginnings).find_map(|name| dense.get(name).copied())
+}

@@ -1,0 +1,618 @@
+//! BitNet checkpoints of Hugging Face transformers, out and in: golden bytes, a decoder written from the description of
+//! the layout, both meanings of `weight_scale`, and whatever else stands in such files. Not here: transformers itself
+//! (`examples/interop/bitnet_unpack.py`).
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Made, Random, safetensors};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use twn_pack::export::{self, Options, WriteOptions};
+use twn_pack::{Checkpoint, Container, Dtype, Fault, Plan, Rules, Settings, Tensor, convert, import, select, verify};
+
+fn golden(key: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/trits256.json");
+    let json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let hex = json[key].as_str().unwrap();
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+}
+
+/// The 256 trits of the golden bytes.
+fn golden_trits() -> Vec<f64> {
+    let mut s = 1_u32;
+    let mut next = || {
+        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f64::from((s >> 16) % 3) - 1.0
+    };
+    (0..256).map(|_| next()).collect()
+}
+
+fn trits(n: usize, seed: u64) -> Vec<f64> {
+    let mut random = Random(seed);
+    (0..n).map(|_| random.below(3) as f64 - 1.0).collect()
+}
+
+fn ternary(name: &str, shape: &[usize], trits: &[f64], alpha: f64) -> Made {
+    Made::new(name, Dtype::F32, shape, &trits.iter().map(|t| t * alpha).collect::<Vec<_>>())
+}
+
+/// Packs each tensor by its settings; without any it stays dense.
+fn pack(directory: &Path, tensors: &[(Made, &str)]) -> Container {
+    let made: Vec<Made> = tensors.iter().map(|(made, _)| made.clone()).collect();
+    let checkpoint = Checkpoint::open(common::checkpoint(directory, "in.safetensors", &made)).unwrap();
+    let overrides = tensors.iter().map(|(made, settings)| select::Override {
+        pattern: made.name.clone(),
+        settings: Settings::parse(if settings.is_empty() { "keep=dense" } else { settings }).unwrap(),
+    });
+    // Also what stays dense by its name.
+    let include = tensors.iter().filter(|(_, settings)| !settings.is_empty()).map(|(made, _)| made.name.clone());
+    let rules = Rules { overrides: overrides.collect(), include: include.collect(), ..Rules::default() };
+    pack_checkpoint(&checkpoint, &rules, &directory.join("in.twn"))
+}
+
+fn pack_checkpoint(checkpoint: &Checkpoint, rules: &Rules, output: &Path) -> Container {
+    let options = convert::Options { overwrite: true, ..convert::Options::default() };
+    convert::pack(checkpoint, &Plan::new(checkpoint, rules).unwrap(), output, &options).unwrap();
+    Container::open(output).unwrap()
+}
+
+/// Writes the export as `model.safetensors` into the directory; returns its path.
+fn write(container: &Container, options: &Options, directory: &Path) -> PathBuf {
+    let export = export::format("bitnet").unwrap().export(container, options).unwrap();
+    std::fs::create_dir_all(directory).unwrap();
+    let output = directory.join("model.safetensors");
+    let length = export::write(container, &export, &output, &WriteOptions::default()).unwrap();
+    assert_eq!(length, std::fs::metadata(&output).unwrap().len());
+    let bytes: u64 = export.tensors.iter().map(|line| line.bytes).sum();
+    let header = u64::from_le_bytes(std::fs::read(&output).unwrap()[..8].try_into().unwrap());
+    assert_eq!(bytes + header + 8, length);
+    output
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+const EXACT: &str = "method=optimal,granularity=tensor";
+
+#[test]
+fn golden_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = ternary("a.weight", &[8, 32], &golden_trits(), 0.5);
+    let container = pack(directory.path(), &[(made, EXACT)]);
+    let bytes = std::fs::read(write(&container, &Options::default(), &directory.path().join("out"))).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let weight = file.tensor("a.weight").unwrap();
+    assert_eq!((weight.dtype(), weight.shape()), (Dtype::U8, &[2, 32][..]));
+    assert_eq!(weight.data(), golden("hf_bitnet_8x32"));
+    let scale = file.tensor("a.weight_scale").unwrap();
+    assert_eq!((scale.dtype(), scale.shape(), scale.data()), (Dtype::F32, &[1][..], &0.5f32.to_le_bytes()[..]));
+    assert_eq!(file.len(), 2);
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
+}
+
+/// The weights of a packed tensor, from the description of the layout alone.
+fn unpacked(packed: &[u8], rows: usize, columns: usize, alpha: f32) -> Vec<f32> {
+    let quarter = rows / 4;
+    let weight = |row: usize, column: usize| {
+        let byte = packed[row % quarter * columns + column];
+        alpha * (f32::from(byte >> (2 * (row / quarter)) & 3) - 1.0)
+    };
+    (0..rows).flat_map(|row| (0..columns).map(move |column| weight(row, column))).collect()
+}
+
+#[test]
+fn every_encoding_becomes_row_quarters_and_the_rest_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let (norm, bias) =
+        (Made::gaussian("n.weight", Dtype::BF16, &[33], 1), Made::gaussian("a.bias", Dtype::F16, &[12], 2));
+    let (embedding, head) =
+        (Made::gaussian("e.weight", Dtype::F32, &[5, 33], 3), Made::gaussian("h.weight", Dtype::F32, &[7, 12], 4));
+    let container = pack(
+        directory.path(),
+        &[
+            (ternary("a.weight", &[12, 33], &trits(396, 5), 0.3), EXACT),
+            (ternary("b.weight", &[4, 70], &trits(280, 6), 0.7), "encoding=t5,method=optimal,granularity=tensor"),
+            (Made::gaussian("c.weight", Dtype::BF16, &[8, 9], 7), "method=bwn,granularity=tensor"),
+            (Made::gaussian("d.weight", Dtype::F32, &[4, 11], 8), "scale-dtype=f16,granularity=tensor"),
+            // Filters whose scales happen to be equal are as good.
+            (ternary("f.weight", &[4, 16], &[1.0; 64], 0.2), "method=optimal"),
+            (norm.clone(), ""),
+            (bias.clone(), ""),
+            (embedding.clone(), ""),
+            (head.clone(), ""),
+        ],
+    );
+    let output = write(&container, &Options::default(), &directory.path().join("out"));
+    let bytes = std::fs::read(&output).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut packed = 0;
+    for (name, tensor) in container.tensors() {
+        let Tensor::Ternary(ternary) = tensor else { continue };
+        let expected: Vec<f32> = ternary.to_array().unwrap().into_iter().collect();
+        let scale = file.tensor(&format!("{name}_scale")).unwrap();
+        let alpha = f32::from_le_bytes(scale.data().try_into().unwrap());
+        let data = file.tensor(name).unwrap();
+        assert_eq!(unpacked(data.data(), ternary.shape[0], ternary.shape[1], alpha), expected, "{name}");
+        packed += 1;
+    }
+    assert_eq!(packed, 5);
+    for made in [norm, bias, embedding, head] {
+        let tensor = file.tensor(&made.name).unwrap();
+        assert_eq!((tensor.dtype(), tensor.shape(), tensor.data()), (made.dtype, &made.shape[..], &made.data[..]));
+    }
+    let config = json_file(&output.with_file_name("quantization_config.json"));
+    let expected = json!({
+        "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
+        "modules_to_not_convert": ["e", "h", "lm_head"],
+    });
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn the_models_config_gets_what_is_new_and_keeps_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let container = pack(
+        directory.path(),
+        &[
+            (ternary("a.weight", &[8, 8], &trits(64, 1), 0.5), EXACT),
+            (Made::gaussian("lm_head.weight", Dtype::F32, &[8, 8], 2), ""),
+        ],
+    );
+    let config = directory.path().join("config.json");
+    let options = Options { into: Some(config.clone()), ..Options::default() };
+    let before = json!({
+        "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "vocab_size": 8,
+        "quantization_config": {
+            "quant_method": "bitnet", "linear_class": "bitlinear", "use_rms_norm": true, "rms_norm_eps": 1e-7,
+            "modules_to_not_convert": null,
+        },
+    });
+    std::fs::write(&config, before.to_string()).unwrap();
+    let output = write(&container, &options, &directory.path().join("out"));
+    let mut expected = before;
+    expected["quantization_config"] = json!({
+        "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
+        "modules_to_not_convert": ["lm_head"], "use_rms_norm": true, "rms_norm_eps": 1e-7,
+    });
+    assert_eq!(json_file(&output.with_file_name("config.json")), expected);
+    assert_eq!(common::names(&directory.path().join("out")), ["config.json", "model.safetensors"]);
+    // What another method said of its own norms is not BitNet's.
+    expected["quantization_config"]["quant_method"] = json!("other");
+    std::fs::write(&config, expected.to_string()).unwrap();
+    let export = export::format("bitnet").unwrap().export(&container, &options).unwrap();
+    let after: Value = serde_json::from_slice(&export.beside[0].1).unwrap();
+    assert_eq!(after["quantization_config"].get("use_rms_norm"), None);
+    assert_eq!(after["quantization_config"]["quant_method"], "bitnet");
+    for (bad, message) in [("[]", "is no JSON object"), ("{", "is no JSON object"), ("", "is no JSON object")] {
+        std::fs::write(&config, bad).unwrap();
+        let error = export::format("bitnet").unwrap().export(&container, &options).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_or_goes_out_as_floats() {
+    let directory = tempfile::tempdir().unwrap();
+    let gaussian = |name: &str, shape: &[usize]| Made::gaussian(name, Dtype::BF16, shape, 1);
+    let cases = [
+        (gaussian("filters.weight", &[8, 8]), "granularity=filter", "one scale per filter"),
+        (gaussian("groups.weight", &[8, 8]), "granularity=group:4", "one scale per group:4"),
+        (gaussian("rows.weight", &[6, 8]), "granularity=tensor", "6 rows are no multiple of 4"),
+        (gaussian("axis.weight", &[8, 4]), "granularity=tensor,axis=1", "along axis 1"),
+        (gaussian("conv.weight", &[4, 2, 3, 3]), "granularity=tensor", "rank 4"),
+        (gaussian("transposed.weight", &[3, 4, 2, 2]), "granularity=filter,axis=1", "rank 4"),
+        (gaussian("planes.weight", &[4, 8]), "granularity=tensor,planes=2", "2 planes"),
+        (gaussian("int8.weight", &[4, 8]), "keep=int8", "8 bits a weight"),
+        (gaussian("axis8.weight", &[4, 8]), "keep=int8,axis=1", "8 bits a weight"),
+        (gaussian("matrix", &[4, 8]), "granularity=tensor", "not called `….weight`"),
+    ];
+    let tensors: Vec<(Made, &str)> = cases.iter().map(|(made, settings, _)| (made.clone(), *settings)).collect();
+    let container = pack(directory.path(), &tensors);
+    let format = export::format("bitnet").unwrap();
+    let export = format.export(&container, &Options::default()).unwrap();
+    for (made, _, expected) in &cases {
+        let line = export.tensors.iter().find(|line| line.tensor == made.name).unwrap();
+        let reason = line.becomes.as_ref().unwrap_err();
+        assert!(reason.contains(expected) && (reason.contains("pack") || reason.contains("leave")), "{reason}");
+    }
+    let output = directory.path().join("out.safetensors");
+    let error = export::write(&container, &export, &output, &WriteOptions::default()).unwrap_err();
+    assert_eq!(error.fault(), Fault::Request, "{error}");
+    assert!(!output.exists() && !output.with_file_name("quantization_config.json").exists());
+
+    let options = Options { refused_as_dense: true, ..Options::default() };
+    let bytes = std::fs::read(write(&container, &options, &directory.path().join("dense"))).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for (name, tensor) in container.tensors() {
+        let values = match &tensor {
+            Tensor::Ternary(ternary) => ternary.to_array().unwrap(),
+            Tensor::Int8(int8) => int8.to_array().unwrap(),
+            Tensor::Dense(_) => panic!("{name}"),
+        };
+        let expected: Vec<u8> = values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect();
+        let written = file.tensor(name).unwrap();
+        assert_eq!((written.dtype(), written.shape()), (Dtype::BF16, values.shape()), "{name}");
+        assert_eq!(written.data(), expected, "{name}");
+    }
+    let config = json_file(&directory.path().join("dense/quantization_config.json"));
+    let left_out: Vec<&str> =
+        config["modules_to_not_convert"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    for layer in ["filters", "groups", "rows", "axis", "planes", "int8", "axis8", "lm_head"] {
+        assert!(left_out.contains(&layer), "{layer}: {left_out:?}");
+    }
+    let options = Options { planes_as_tensors: true, ..Options::default() };
+    assert!(format.export(&container, &options).unwrap_err().to_string().contains("--planes-as-tensors"));
+}
+
+#[test]
+fn names_that_mean_more_than_one_layer_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    for (dense, packed, refused) in [
+        ("fc", "model.fc", true),
+        ("fc", "model.xfc", true),
+        ("model.fc", "model.fc.inner", true),
+        ("model.fc", "model.fc2", false),
+        ("layers.1", "layers.11", false),
+        ("a", "b", false),
+    ] {
+        let container = pack(
+            directory.path(),
+            &[
+                (Made::gaussian(&format!("{dense}.weight"), Dtype::F32, &[4, 4], 1), ""),
+                (ternary(&format!("{packed}.weight"), &[4, 4], &trits(16, 2), 1.0), EXACT),
+            ],
+        );
+        let export = export::format("bitnet").unwrap().export(&container, &Options::default()).unwrap();
+        let line = export.tensors.iter().find(|line| line.tensor == format!("{packed}.weight")).unwrap();
+        assert_eq!(line.becomes.is_err(), refused, "{dense}, {packed}: {:?}", line.becomes);
+    }
+    // A head that is packed is not left out, and `a.weight_scale` may be somebody else's.
+    let container = pack(directory.path(), &[(ternary("lm_head.weight", &[4, 4], &trits(16, 3), 1.0), EXACT)]);
+    let export = export::format("bitnet").unwrap().export(&container, &Options::default()).unwrap();
+    let config: Value = serde_json::from_slice(&export.beside[0].1).unwrap();
+    assert_eq!(config["modules_to_not_convert"], json!([]));
+    let container = pack(
+        directory.path(),
+        &[
+            (ternary("a.weight", &[4, 4], &trits(16, 3), 1.0), EXACT),
+            (Made::gaussian("a.weight_scale", Dtype::F32, &[1], 1), ""),
+        ],
+    );
+    let export = export::format("bitnet").unwrap().export(&container, &Options::default()).unwrap();
+    assert!(export.check().unwrap_err().to_string().contains("would be called `a.weight_scale`"));
+}
+
+/// A directory with a packed checkpoint and its config.
+struct Repository {
+    directory: tempfile::TempDir,
+}
+
+impl Repository {
+    fn new(tensors: &[Made], quantization: &Value) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        common::checkpoint(directory.path(), "model.safetensors", tensors);
+        let repository = Self { directory };
+        repository.config(&json!({ "torch_dtype": "float16", "quantization_config": quantization }));
+        repository
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("model.safetensors")
+    }
+
+    fn config(&self, config: &Value) {
+        std::fs::write(self.directory.path().join("config.json"), config.to_string()).unwrap();
+    }
+
+    fn open(&self) -> Checkpoint {
+        let checkpoint = import::open(self.path()).unwrap();
+        assert_eq!(import::open(self.directory.path()).unwrap().len(), checkpoint.len());
+        checkpoint
+    }
+
+    fn refusal(&self) -> String {
+        let error = import::open(self.path()).unwrap_err();
+        assert_eq!(error.fault(), Fault::Input, "{error}");
+        error.to_string()
+    }
+}
+
+fn packed(name: &str, rows: usize, columns: usize, data: Vec<u8>) -> Made {
+    Made { name: name.to_owned(), dtype: Dtype::U8, shape: vec![rows, columns], data }
+}
+
+fn weight_scale(name: &str, dtype: Dtype, value: f64) -> Made {
+    Made::new(&format!("{name}_scale"), dtype, &[1], &[value])
+}
+
+fn bitnet(linear_class: &str) -> Value {
+    json!({ "quant_method": "bitnet", "linear_class": linear_class })
+}
+
+#[test]
+fn both_meanings_and_every_type_of_a_scale() {
+    for (class, dtype, stored, alpha) in [
+        ("autobitlinear", Dtype::F32, 0.3, 0.3f32),
+        ("autobitlinear", Dtype::BF16, 0.0123, half::bf16::from_f32(0.0123).to_f32()),
+        ("autobitlinear", Dtype::F16, 0.75, 0.75),
+        ("bitlinear", Dtype::F32, 48.0, (1.0f64 / 48.0) as f32),
+        ("bitlinear", Dtype::BF16, 64.0, 1.0 / 64.0),
+        ("bitlinear", Dtype::F16, 1.0, 1.0),
+    ] {
+        let weight = packed("a.weight", 2, 32, golden("hf_bitnet_8x32"));
+        let norm = Made::gaussian("n.weight", Dtype::BF16, &[32], 1);
+        let repository = Repository::new(&[weight, weight_scale("a.weight", dtype, stored), norm], &bitnet(class));
+        let checkpoint = repository.open();
+        assert_eq!(checkpoint.warnings(), [""; 0], "{class}");
+        assert_eq!(checkpoint.len(), 2, "{class}: the scale is in the weight");
+        let index = checkpoint.tensors().position(|tensor| tensor.name == "a.weight").unwrap();
+        let view = checkpoint.ternary(index).unwrap();
+        assert_eq!((view.dtype, view.shape, view.unit_len()), (Dtype::F16, &[8, 32][..], 32));
+        let expected = golden_trits();
+        for (row, expected) in expected.chunks(32).enumerate() {
+            let mut codes = [9; 32];
+            view.codes(row, &mut codes).unwrap();
+            assert_eq!(codes.map(|code| f64::from(code) - 1.0), expected, "{class}");
+            assert_eq!(view.scale(row, 0).unwrap(), alpha, "{class} {dtype}");
+        }
+        assert!(checkpoint.ternary(1 - index).is_none());
+        // And on to a `.twn`, with the one scale.
+        let container = pack_checkpoint(&checkpoint, &Rules::default(), &repository.directory.path().join("m.twn"));
+        let Some(Tensor::Ternary(ternary)) = container.by_name("a.weight") else { panic!("{class}") };
+        assert_eq!(ternary.scales().collect::<Vec<_>>(), [alpha]);
+        let values: Vec<f32> = expected.iter().map(|&t| t as f32 * alpha).collect();
+        assert_eq!(ternary.to_array().unwrap().into_iter().collect::<Vec<_>>(), values);
+        assert_eq!(verify::verify_against(&container, &checkpoint, None).unwrap().problems, [""; 0]);
+    }
+}
+
+#[test]
+fn a_scale_that_fits_the_other_meaning_only_is_never_guessed() {
+    let tensors = |scale| {
+        let weight = packed("a.weight", 1, 2, vec![0x55, 0xa2]);
+        [weight, weight_scale("a.weight", Dtype::F32, scale)]
+    };
+    let unstated = json!({ "quant_method": "bitnet", "modules_to_not_convert": null });
+    // Without linear_class it is bitlinear, as in transformers; what contradicts that is refused.
+    let checkpoint = Repository::new(&tensors(40.0), &unstated).open();
+    assert_eq!(checkpoint.ternary(0).unwrap().scale(0, 0).unwrap(), 1.0 / 40.0);
+    let refusal = Repository::new(&tensors(0.02), &unstated).refusal();
+    for part in
+        ["`a.weight_scale` is 0.02", "as bitlinear α is 50", "as autobitlinear it would be 0.02", "linear_class"]
+    {
+        assert!(refusal.contains(part), "{refusal}");
+    }
+    // What is stated counts, with a warning that names both.
+    for (class, scale, alpha, parts) in [
+        ("bitlinear", 0.02, 50.0f32, ["as bitlinear α is 50", "it would be 0.02", "1 of 1"]),
+        ("autobitlinear", 50.0, 50.0, ["as autobitlinear α is 50", "it would be 0.02", "correct linear_class"]),
+    ] {
+        let checkpoint = Repository::new(&tensors(scale), &bitnet(class)).open();
+        assert_eq!(checkpoint.ternary(0).unwrap().scale(0, 0).unwrap(), alpha);
+        let [warning] = checkpoint.warnings() else { panic!("{:?}", checkpoint.warnings()) };
+        assert!(parts.iter().all(|part| warning.contains(part)), "{warning}");
+    }
+    // About 1 is both; 0 is α of weights that are all zero, but no inverse.
+    assert_eq!(Repository::new(&tensors(1.5), &unstated).open().warnings(), [""; 0]);
+    assert_eq!(Repository::new(&tensors(0.0), &bitnet("autobitlinear")).open().warnings(), [""; 0]);
+    for (class, scale) in [
+        ("bitlinear", 0.0),
+        ("bitlinear", -3.0),
+        ("autobitlinear", f64::NAN),
+        ("autobitlinear", -0.5),
+        ("bitlinear", f64::INFINITY),
+    ] {
+        let refusal = Repository::new(&tensors(scale), &bitnet(class)).refusal();
+        assert!(refusal.contains("should be finite and positive"), "{class} {scale}: {refusal}");
+    }
+    let refusal = Repository::new(&tensors(1.0), &bitnet("linear")).refusal();
+    assert!(refusal.contains("linear_class is \"linear\", should be"), "{refusal}");
+}
+
+#[test]
+fn what_is_missing_or_odd_is_said() {
+    let weight = || packed("a.weight", 1, 2, vec![0x55, 0xa2]);
+    let scale = || weight_scale("a.weight", Dtype::BF16, 2.0);
+    let class = bitnet("bitlinear");
+    // No config, none that is JSON, or one that says nothing.
+    let repository = Repository::new(&[weight(), scale()], &class);
+    repository.config(&json!({ "torch_dtype": "float16" }));
+    assert!(repository.refusal().contains("it has no `quantization_config`"), "{}", repository.refusal());
+    std::fs::write(repository.directory.path().join("config.json"), "{").unwrap();
+    assert!(repository.refusal().contains("is no JSON object"), "{}", repository.refusal());
+    std::fs::remove_file(repository.directory.path().join("config.json")).unwrap();
+    let refusal = repository.refusal();
+    for part in ["`a.weight` is U8", "there is no such file", "linear_class", "\"autobitlinear\"", "\"bitlinear\""] {
+        assert!(refusal.contains(part), "{refusal}");
+    }
+    // Another method's U8 is not ours, nor is one without a scale.
+    repository.config(&json!({ "quantization_config": { "quant_method": "bitsandbytes" } }));
+    assert_eq!(repository.open().len(), 2);
+    let plain = Repository::new(&[weight()], &json!(null));
+    assert_eq!(plain.open().len(), 1);
+    plain.config(&json!({ "quantization_config": class }));
+    assert!(plain.refusal().contains("has no `a.weight_scale`"), "{}", plain.refusal());
+
+    let per_row = Made::new("a.weight_scale", Dtype::F32, &[4], &[1.0; 4]);
+    let refusal = Repository::new(&[weight(), per_row], &class).refusal();
+    assert!(refusal.contains("`a.weight_scale` is F32 [4], should be one"), "{refusal}");
+    let bias = Made::gaussian("a.bias", Dtype::F32, &[3], 1);
+    let refusal = Repository::new(&[weight(), scale(), bias], &class).refusal();
+    assert!(refusal.contains("has 4 rows") && refusal.contains("its bias 3"), "{refusal}");
+    let bias = Made::gaussian("a.bias", Dtype::F32, &[4], 1);
+    assert_eq!(Repository::new(&[weight(), scale(), bias], &class).open().len(), 2);
+
+    let wrong = packed("a.weight", 1, 2, vec![0x55, 0x75]);
+    let repository = Repository::new(&[wrong, scale()], &class);
+    let message = repository.open().ternary(0).unwrap().codes(2, &mut [0; 2]).unwrap_err();
+    assert!(message.contains("packed row 0, column 1: byte 0x75 has code 3 in quarter 2"), "{message}");
+    let plan = Plan::new(&repository.open(), &Rules::default()).unwrap();
+    assert!(convert::measure(&repository.open(), &plan, &convert::Options::default()).is_err());
+
+    let latent = Made::gaussian("a.weight", Dtype::BF16, &[4, 4], 1);
+    let online = json!({ "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online" });
+    let checkpoint = Repository::new(std::slice::from_ref(&latent), &online).open();
+    assert!(checkpoint.warnings()[0].contains("--method absmean --granularity tensor"), "{:?}", checkpoint.warnings());
+    assert_eq!((checkpoint.len(), checkpoint.tensor(0).dtype), (1, Dtype::BF16));
+    let checkpoint = Repository::new(std::slice::from_ref(&latent), &class).open();
+    assert!(checkpoint.warnings()[0].contains("no weight is packed"), "{:?}", checkpoint.warnings());
+    let checkpoint = Repository::new(&[latent, scale()], &class).open();
+    assert!(checkpoint.warnings()[1].contains("the scale is not applied"), "{:?}", checkpoint.warnings());
+}
+
+#[test]
+fn the_type_of_weights_is_the_models() {
+    let tensors = [packed("a.weight", 1, 2, vec![0x55, 0xa2]), weight_scale("a.weight", Dtype::F32, 1.0)];
+    let repository = Repository::new(&tensors, &json!(null));
+    for (mut config, dtype) in [
+        (json!({}), Dtype::BF16),
+        (json!({ "torch_dtype": "bfloat16" }), Dtype::BF16),
+        (json!({ "torch_dtype": "float32" }), Dtype::F32),
+        (json!({ "dtype": "float16", "torch_dtype": "float32" }), Dtype::F16),
+        (json!({ "text_config": { "dtype": "torch.float32" } }), Dtype::F32),
+        (json!({ "torch_dtype": 7 }), Dtype::BF16),
+    ] {
+        config["quantization_config"] = bitnet("bitlinear");
+        repository.config(&config);
+        assert_eq!(repository.open().ternary(0).unwrap().dtype, dtype, "{config}");
+    }
+}
+
+#[test]
+fn shards_with_an_index() {
+    let directory = tempfile::tempdir().unwrap();
+    let weight = packed("a.weight", 2, 32, golden("hf_bitnet_8x32"));
+    common::checkpoint(directory.path(), "model-1.safetensors", &[weight]);
+    common::checkpoint(directory.path(), "model-2.safetensors", &[weight_scale("a.weight", Dtype::F32, 0.5)]);
+    let index = json!({ "weight_map": { "a.weight": "model-1.safetensors", "a.weight_scale": "model-2.safetensors" } });
+    let path = directory.path().join("model.safetensors.index.json");
+    std::fs::write(&path, index.to_string()).unwrap();
+    let config = json!({ "quantization_config": bitnet("autobitlinear") });
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    for path in [&path, directory.path()] {
+        let checkpoint = import::open(path).unwrap();
+        assert_eq!((checkpoint.len(), checkpoint.ternary(0).unwrap().scale(3, 0)), (1, Ok(0.5)));
+    }
+}
+
+#[test]
+fn there_and_back_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = ["model.layers.0.q.weight", "model.layers.0.k.weight"];
+    let container = pack(
+        directory.path(),
+        &[
+            (Made::gaussian(names[0], Dtype::BF16, &[16, 37], 1), "granularity=tensor"),
+            (Made::gaussian(names[1], Dtype::BF16, &[8, 37], 2), "granularity=tensor,method=absmean,encoding=t5"),
+            (Made::gaussian("model.norm.weight", Dtype::BF16, &[37], 3), ""),
+        ],
+    );
+    let config = directory.path().join("config.json");
+    std::fs::write(&config, r#"{"dtype": "bfloat16"}"#).unwrap();
+    let out = directory.path().join("out");
+    let options = Options { into: Some(config), ..Options::default() };
+    let output = write(&container, &options, &out);
+    let checkpoint = import::open(&out).unwrap();
+    assert_eq!(checkpoint.warnings(), [""; 0]);
+    let back = pack_checkpoint(&checkpoint, &Rules::default(), &directory.path().join("back.twn"));
+    for name in names {
+        let (Some(Tensor::Ternary(a)), Some(Tensor::Ternary(b))) = (container.by_name(name), back.by_name(name)) else {
+            panic!("{name}")
+        };
+        assert_eq!((a.dtype, &a.shape, a.granularity), (b.dtype, &b.shape, b.granularity), "{name}");
+        assert!(a.scales().eq(b.scales()), "{name}");
+        for filter in 0..a.filters {
+            let (mut x, mut y) = (vec![0; a.filter_len], vec![0; a.filter_len]);
+            a.codes(0, filter, &mut x).unwrap();
+            b.codes(0, filter, &mut y).unwrap();
+            assert_eq!(x, y, "{name}, filter {filter}");
+        }
+    }
+    // And the same bytes a second time.
+    let again = write(&back, &options, &directory.path().join("again"));
+    assert_eq!(std::fs::read(output).unwrap(), std::fs::read(again).unwrap());
+}
+
+#[test]
+fn the_command_does_both() {
+    let directory = tempfile::tempdir().unwrap();
+    pack(directory.path(), &[(ternary("a.weight", &[8, 32], &golden_trits(), 0.5), EXACT)]);
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("config.json"), r#"{"dtype": "float32", "vocab_size": 9}"#).unwrap();
+    std::fs::create_dir(at("out")).unwrap();
+    let arguments =
+        ["export", &at("in.twn"), "--to", "bitnet", "--into", &at("config.json"), "-o", &at("out/model.safetensors")];
+    let (stdout, _) = common::expect(0, &arguments);
+    assert!(stdout.contains("a.weight  weight U8 [2, 32], weight_scale F32 [1], 68 B"), "{stdout}");
+    common::expect(0, &[at("out").as_str(), "-o", &at("back.twn")]);
+    let (stdout, _) = common::expect(0, &["verify", &at("back.twn"), "--against", &at("out")]);
+    assert!(stdout.contains("good"), "{stdout}");
+    common::expect(0, &["unpack", &at("back.twn"), "-o", &at("floats.safetensors")]);
+    let bytes = std::fs::read(at("floats.safetensors")).unwrap();
+    let expected: Vec<u8> = golden_trits().iter().flat_map(|t| (*t as f32 * 0.5).to_le_bytes()).collect();
+    assert_eq!(SafeTensors::deserialize(&bytes).unwrap().tensor("a.weight").unwrap().data(), expected);
+}
+
+/// Opens a checkpoint and, if that succeeds, reads all there is.
+fn survives(path: &Path) {
+    let Ok(checkpoint) = import::open(path) else { return };
+    for i in 0..checkpoint.len() {
+        let Some(view) = checkpoint.ternary(i) else { continue };
+        let mut codes = vec![0; view.filter_len()];
+        for filter in 0..view.filters() {
+            let _ = (view.codes(filter, &mut codes), view.scale(filter, 0));
+        }
+    }
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let _ = convert::measure(&checkpoint, &plan, &convert::Options::default());
+}
+
+#[test]
+fn damage_is_an_error_or_harmless() {
+    let weight = packed("a.weight", 1, 2, vec![0x55, 0xa2]);
+    let tensors = [weight, weight_scale("a.weight", Dtype::F32, 0.5)];
+    let repository = Repository::new(&tensors, &bitnet("autobitlinear"));
+    let (model, config) = (repository.path(), repository.directory.path().join("config.json"));
+    for path in [&model, &config] {
+        let good = std::fs::read(path).unwrap();
+        for cut in 0..good.len() {
+            std::fs::write(path, &good[..cut]).unwrap();
+            assert!(import::open(&model).is_err(), "{} cut to {cut} bytes", path.display());
+        }
+        for at in 0..good.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut bytes = good.clone();
+                bytes[at] ^= flip;
+                std::fs::write(path, &bytes).unwrap();
+                survives(&model);
+            }
+        }
+        std::fs::write(path, &good).unwrap();
+    }
+    assert_eq!(repository.open().warnings(), [""; 0]);
+    // Empty dimensions, and rows that overflow once there are four times as many.
+    for shape in [vec![0, 4], vec![4, 0], vec![1 << 62, 0], vec![0, 1 << 62]] {
+        let weight = Made { shape, ..packed("a.weight", 0, 0, Vec::new()) };
+        let bytes = safetensors(&[weight, weight_scale("a.weight", Dtype::F32, 0.5)], &[]);
+        std::fs::write(&model, bytes).unwrap();
+        assert!(import::open(&model).is_err());
+    }
+}
+
+#[test]
+fn many_tensors_are_no_trouble() {
+    let tensors: Vec<Made> = (0..20_000)
+        .flat_map(|i| {
+            let weight = packed(&format!("{i}.weight"), 1, 1, vec![0x55]);
+            [weight, weight_scale(&format!("{i}.weight"), Dtype::BF16, 0.5)]
+        })
+        .collect();
+    let repository = Repository::new(&tensors, &bitnet("autobitlinear"));
+    let start = std::time::Instant::now();
+    assert_eq!(import::open(repository.path()).unwrap().len(), 20_000);
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}

@@ -1,0 +1,242 @@
+//! `.twn` → GPTQ-style safetensors: golden bytes, a decoder written from the description of the layout, and what does
+//! not fit. Not here: the torch stacks that read it (`examples/interop/gptq_dequantize.py`).
+
+mod common;
+
+use std::path::Path;
+
+use common::Made;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use twn_pack::export::{self, Options, WriteOptions};
+use twn_pack::{Checkpoint, Container, Dtype, Fault, Plan, Rules, Settings, Tensor, TernaryTensor, convert, select};
+
+/// Packs each tensor by its settings; without any it stays dense.
+fn pack(directory: &Path, tensors: &[(Made, &str)]) -> Container {
+    let made: Vec<Made> = tensors.iter().map(|(made, _)| made.clone()).collect();
+    let checkpoint = Checkpoint::open(common::checkpoint(directory, "in.safetensors", &made)).unwrap();
+    let overrides = tensors.iter().map(|(made, settings)| select::Override {
+        pattern: made.name.clone(),
+        settings: Settings::parse(if settings.is_empty() { "keep=dense" } else { settings }).unwrap(),
+    });
+    let include = tensors.iter().filter(|(_, settings)| !settings.is_empty()).map(|(made, _)| made.name.clone());
+    let rules = Rules { overrides: overrides.collect(), include: include.collect(), ..Rules::default() };
+    let (plan, output) = (Plan::new(&checkpoint, &rules).unwrap(), directory.join("in.twn"));
+    convert::pack(&checkpoint, &plan, &output, &convert::Options { overwrite: true, ..Default::default() }).unwrap();
+    Container::open(output).unwrap()
+}
+
+/// The exported file and its `quantize_config.json`.
+fn write(container: &Container, options: &Options, directory: &Path) -> (Vec<u8>, Value) {
+    let export = export::format("gptq").unwrap().export(container, options).unwrap();
+    let output = directory.join("model.safetensors");
+    let write = WriteOptions { overwrite: true, ..WriteOptions::default() };
+    let length = export::write(container, &export, &output, &write).unwrap();
+    let bytes = std::fs::read(&output).unwrap();
+    assert_eq!(length, bytes.len() as u64);
+    let config = std::fs::read(output.with_file_name("quantize_config.json")).unwrap();
+    (bytes, serde_json::from_slice(&config).unwrap())
+}
+
+fn words(file: &SafeTensors<'_>, name: &str) -> (Vec<u32>, Vec<usize>) {
+    let tensor = file.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), Dtype::I32, "{name}");
+    let words = tensor.data().chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
+    (words.collect(), tensor.shape().to_vec())
+}
+
+/// The weights `[out][in]` of a layer, as readers of version 1 compute them: scale × (code − (zero + 1)).
+fn dequantized(file: &SafeTensors<'_>, layer: &str) -> Vec<f32> {
+    let (qweight, shape) = words(file, &format!("{layer}.qweight"));
+    let (qzeros, zeros_shape) = words(file, &format!("{layer}.qzeros"));
+    let (g_idx, inputs) = words(file, &format!("{layer}.g_idx"));
+    let scales = file.tensor(&format!("{layer}.scales")).unwrap();
+    let (inputs, outputs, groups) = (inputs[0], shape[1], zeros_shape[0]);
+    assert_eq!((shape, zeros_shape), (vec![inputs / 16, outputs], vec![groups, outputs / 16]), "{layer}");
+    assert_eq!((scales.dtype(), scales.shape()), (Dtype::F16, &[groups, outputs][..]), "{layer}");
+    let scale = |at: usize| half::f16::from_le_bytes(scales.data()[2 * at..2 * at + 2].try_into().unwrap()).to_f32();
+    let field = |words: &[u32], at: usize, of: usize| (words[at] >> (2 * of) & 3) as f32;
+    let weight = |output: usize, input: usize| {
+        let group = g_idx[input] as usize;
+        let code = field(&qweight, input / 16 * outputs + output, input % 16);
+        let zero = field(&qzeros, group * (outputs / 16) + output / 16, output % 16) + 1.0;
+        scale(group * outputs + output) * (code - zero)
+    };
+    (0..outputs).flat_map(|output| (0..inputs).map(move |input| weight(output, input))).collect()
+}
+
+/// What `unpack` gives, with scales rounded to F16, and their largest relative error.
+fn expected(ternary: &TernaryTensor<'_>) -> (Vec<f32>, f64) {
+    let (mut weights, mut largest) = (Vec::new(), 0.0_f64);
+    for filter in 0..ternary.filters {
+        let mut codes = vec![0; ternary.filter_len];
+        ternary.codes(0, filter, &mut codes).unwrap();
+        for (j, code) in codes.into_iter().enumerate() {
+            let (alpha, rounded) = (ternary.scale(0, filter, j), half::f16::from_f32(ternary.scale(0, filter, j)));
+            weights.push(rounded.to_f32() * (f32::from(code) - 1.0));
+            largest = largest.max((rounded.to_f64() / f64::from(alpha) - 1.0).abs());
+        }
+    }
+    (weights, largest)
+}
+
+#[test]
+fn golden_bytes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/trits256.json");
+    let json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let hex = json["lsb_first_t_plus_2"].as_str().unwrap();
+    let golden: Vec<u8> = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+    let mut s = 1_u32;
+    let mut next = || {
+        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (f64::from((s >> 16) % 3) - 1.0) * 0.5
+    };
+    let weights: Vec<f64> = (0..256).map(|_| next()).collect();
+    let directory = tempfile::tempdir().unwrap();
+    // 16 outputs of one word each, which lie side by side.
+    let made = Made::new("a.weight", Dtype::F32, &[16, 16], &weights);
+    let container = pack(directory.path(), &[(made, "method=optimal,granularity=tensor")]);
+    let (bytes, _) = write(&container, &Options::default(), directory.path());
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.tensor("a.qweight").unwrap().data(), golden);
+    assert_eq!(file.tensor("a.scales").unwrap().data(), [0x00, 0x38].repeat(16));
+    assert_eq!(file.tensor("a.qzeros").unwrap().data(), [0x55; 4]);
+    assert_eq!(file.tensor("a.g_idx").unwrap().data(), [0; 64]);
+    // All of them in each of 16 outputs: every column has the golden bytes from top to bottom.
+    let made = Made::new("a.weight", Dtype::F32, &[16, 256], &weights.repeat(16));
+    let container = pack(directory.path(), &[(made, "method=optimal")]);
+    let (bytes, _) = write(&container, &Options::default(), directory.path());
+    let (qweight, shape) = words(&SafeTensors::deserialize(&bytes).unwrap(), "a.qweight");
+    assert_eq!(shape, [16, 16]);
+    for output in 0..16 {
+        let column: Vec<u8> = qweight.iter().skip(output).step_by(16).flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(column, golden, "output {output}");
+    }
+}
+
+#[test]
+fn every_granularity_and_encoding() {
+    let directory = tempfile::tempdir().unwrap();
+    let gaussian = |name: &str, shape: &[usize], seed| Made::gaussian(name, Dtype::BF16, shape, seed);
+    let embedding = gaussian("e.weight", &[6, 64], 9);
+    for (settings, group) in [
+        (["granularity=tensor", "granularity=filter", "granularity=filter,encoding=t5"], -1),
+        (["granularity=group:32", "granularity=filter", "granularity=group:64,scale-dtype=f16"], 32),
+        (["granularity=group:16,encoding=t5", "granularity=group:1024", "method=bwn,granularity=tensor"], 16),
+        (["granularity=group:64", "granularity=group:64", "granularity=group:64,encoding=t5"], 64),
+    ] {
+        let container = pack(
+            directory.path(),
+            &[
+                (gaussian("a.weight", &[16, 64], 1), settings[0]),
+                (gaussian("b.weight", &[48, 192], 2), settings[1]),
+                // More rows than are made at once.
+                (gaussian("c.weight", &[4112, 1344], 3), settings[2]),
+                (embedding.clone(), ""),
+            ],
+        );
+        let export = export::format("gptq").unwrap().export(&container, &Options::default()).unwrap();
+        let (bytes, config) = write(&container, &Options::default(), directory.path());
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        for (name, line) in [("a.weight", 0), ("b.weight", 1), ("c.weight", 2)]
+            .map(|(name, _)| (name, export.tensors.iter().find(|line| line.tensor == name).unwrap()))
+        {
+            let Some(Tensor::Ternary(ternary)) = container.by_name(name) else { panic!("{name}") };
+            let (weights, rounding) = expected(&ternary);
+            assert!(dequantized(&file, &name[..1]) == weights, "{name}, {settings:?}");
+            assert_eq!(line.rounding, rounding, "{name}, {settings:?}");
+            assert!(rounding < 1.0 / 2048.0);
+        }
+        assert_eq!(file.tensor("e.weight").unwrap().data(), embedding.data);
+        assert_eq!(file.len(), 13);
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
+        for (key, value) in [
+            ("bits", json!(2)),
+            ("group_size", json!(group)),
+            ("desc_act", json!(false)),
+            ("sym", json!(true)),
+            ("quant_method", json!("gptq")),
+            ("checkpoint_format", json!("gptq")),
+            ("lm_head", json!(false)),
+            ("dynamic", json!({ "-:^e$": {} })),
+            ("modules_in_block_to_quantize", json!([["a", "b", "c"]])),
+        ] {
+            assert_eq!(config[key], value, "{key}, {settings:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_or_goes_out_as_floats() {
+    let directory = tempfile::tempdir().unwrap();
+    let gaussian = |name: &str, shape: &[usize]| Made::gaussian(name, Dtype::F32, shape, 1);
+    let scaled = |name: &str, scale: f64| Made::new(name, Dtype::F32, &[16, 32], &[scale; 512]);
+    let cases = [
+        (gaussian("inputs.weight", &[16, 40]), "granularity=filter", "40 inputs are no multiple of 16"),
+        (gaussian("outputs.weight", &[8, 32]), "granularity=filter", "8 outputs are no multiple of 16"),
+        (gaussian("odd.weight", &[16, 96]), "granularity=group:48", "no groups of 48"),
+        (gaussian("small.weight", &[16, 64]), "granularity=group:8", "no groups of 8"),
+        (gaussian("mixed.weight", &[16, 48]), "granularity=filter", "48 inputs are no multiple of 32, the group size"),
+        (gaussian("tail.weight", &[16, 80]), "granularity=group:32", "80 inputs are no multiple of 32"),
+        (gaussian("planes.weight", &[16, 32]), "planes=2", "2 planes"),
+        (gaussian("axis.weight", &[32, 16]), "axis=1", "along axis 1"),
+        (gaussian("conv.weight", &[16, 16, 1, 1]), "granularity=filter", "rank 4"),
+        (gaussian("int8.weight", &[16, 16]), "keep=int8", "8 bits a weight"),
+        (gaussian("matrix", &[16, 16]), "granularity=filter", "not called"),
+        (scaled("large.weight", 70_000.0), "method=optimal", "scale 0 is 7e4, which F16 cannot hold"),
+        (scaled("tiny.weight", 1e-9), "method=optimal", "which F16 cannot hold"),
+    ];
+    let mut tensors: Vec<(Made, &str)> = cases.iter().map(|(made, settings, _)| (made.clone(), *settings)).collect();
+    tensors.push((gaussian("good.weight", &[16, 64]), "granularity=group:32"));
+    let container = pack(directory.path(), &tensors);
+    let export = export::format("gptq").unwrap().export(&container, &Options::default()).unwrap();
+    for (made, _, expected) in &cases {
+        let line = export.tensors.iter().find(|line| line.tensor == made.name).unwrap();
+        let reason = line.becomes.as_ref().unwrap_err();
+        assert!(reason.contains(expected) && (reason.contains("pack") || reason.contains("leave")), "{reason}");
+    }
+    assert_eq!(export.tensors.iter().filter(|line| line.becomes.is_ok()).count(), 1);
+    let output = directory.path().join("refused.safetensors");
+    let error = export::write(&container, &export, &output, &WriteOptions::default()).unwrap_err();
+    assert_eq!(error.fault(), Fault::Request, "{error}");
+    assert!(!output.exists());
+
+    let options = Options { refused_as_dense: true, ..Options::default() };
+    let (bytes, config) = write(&container, &options, directory.path());
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for (made, _, _) in &cases {
+        let values = match container.by_name(&made.name).unwrap() {
+            Tensor::Ternary(ternary) => ternary.to_array().unwrap(),
+            Tensor::Int8(int8) => int8.to_array().unwrap(),
+            Tensor::Dense(_) => panic!("{}", made.name),
+        };
+        let expected: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(file.tensor(&made.name).unwrap().data(), expected, "{}", made.name);
+    }
+    assert_eq!(config["modules_in_block_to_quantize"], json!([["good"]]));
+    assert_eq!(config["dynamic"]["-:^mixed$"], json!({}));
+    let options = Options { planes_as_tensors: true, ..Options::default() };
+    let error = export::format("gptq").unwrap().export(&container, &options).unwrap_err();
+    assert!(error.to_string().contains("--planes-as-tensors"), "{error}");
+}
+
+#[test]
+fn the_models_config_and_names_as_regular_expressions() {
+    let directory = tempfile::tempdir().unwrap();
+    let container = pack(
+        directory.path(),
+        &[
+            (Made::gaussian("lm_head.weight", Dtype::F32, &[16, 16], 1), "granularity=filter"),
+            (Made::gaussian("model.layers.1.q-proj.weight", Dtype::F32, &[4, 4], 1), ""),
+        ],
+    );
+    let config = directory.path().join("before.json");
+    std::fs::write(&config, r#"{"vocab_size": 16}"#).unwrap();
+    let options = Options { into: Some(config), ..Options::default() };
+    let (_, quantization) = write(&container, &options, directory.path());
+    let after: Value = serde_json::from_slice(&std::fs::read(directory.path().join("config.json")).unwrap()).unwrap();
+    assert_eq!(after, json!({ "vocab_size": 16, "quantization_config": quantization }));
+    assert_eq!(quantization["lm_head"], true);
+    assert_eq!(quantization["dynamic"], json!({ r"-:^model\.layers\.1\.q-proj$": {} }));
+}
