@@ -4,6 +4,7 @@
 //!
 //! A new format is one new file with an [`Exporter`] and a line in [`FORMATS`].
 
+mod gguf;
 mod packed_safetensors;
 mod write;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use self::write::{WriteOptions, write};
+use crate::gguf::Block;
 use crate::{Container, Error, MappedFile, Result};
 
 /// A format that `.twn` files are exported to.
@@ -34,7 +36,12 @@ pub trait Exporter: Sync {
 }
 
 /// Every format, in the order of the documentation.
-pub const FORMATS: [&dyn Exporter; 1] = [&packed_safetensors::PackedSafetensors];
+pub const FORMATS: [&dyn Exporter; 4] = [
+    &packed_safetensors::PackedSafetensors,
+    &gguf::Gguf(Block::Tq1_0),
+    &gguf::Gguf(Block::Tq2_0),
+    &gguf::Gguf(Block::Q2_0),
+];
 
 /// The format of that name.
 ///
