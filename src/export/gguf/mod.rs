@@ -79,7 +79,12 @@ impl Gguf {
                 for (plane, made) in made {
                     let name = if planes > 1 { format!("{name}.plane{plane}") } else { name.to_owned() };
                     let (shape, what) = describe(&made, self.0);
-                    becomes.push(format!("{} {shape:?}", made.kind.name));
+                    becomes.push(match made.dtype {
+                        Some(dtype) if made.granularity.is_none() => {
+                            format!("{} {shape:?} for {dtype}", made.kind.name)
+                        }
+                        _ => format!("{} {shape:?}", made.kind.name),
+                    });
                     let (name, what) = if name.len() < NAME_BYTES {
                         (name, what)
                     } else {
@@ -201,7 +206,7 @@ fn warn_of_rounding(export: &mut Export<'_>) {
         export.warnings.push(format!(
             "tensor `{}`: a scale is below {:.1e}, where f16 has fewer bits: it changes by up to {:.1e} of itself",
             line.tensor,
-            half::f16::MIN_POSITIVE,
+            half::f16::MIN_POSITIVE.to_f32(),
             line.rounding
         ));
     }

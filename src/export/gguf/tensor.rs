@@ -200,7 +200,7 @@ fn rounding(tensor: &TernaryTensor<'_>, plane: usize) -> Result<f64, String> {
             return Err(format!(
                 "scale {index} is {scale:e}, f16 goes from {:.1e} to {}; rescale the weights, or give \
                  --refused-as-dense",
-                f16::MIN_POSITIVE_SUBNORMAL,
+                f16::MIN_POSITIVE_SUBNORMAL.to_f32(),
                 f16::MAX
             ));
         }
