@@ -35,3 +35,18 @@ one='\x00\x00\x80\x3f' none='\x00\x00\x00\x00'
 statistics '{"a.xtx_diagonal":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}' "$one$one$none$one" > fuzz/corpus/calibration/diagonal
 statistics '{"a.xtx":{"dtype":"F32","shape":[4,4],"data_offsets":[0,64]}}' "$one$none$none$none$none$one$none$none$none$none$one$none$none$none$none$one" > fuzz/corpus/calibration/full
 statistics '{"b.xtx":{"dtype":"F32","shape":[2,2,2],"data_offsets":[0,32]}}' "$one$none$none$one$one$none$none$one" > fuzz/corpus/calibration/groups
+# A file of gguf-py; and `w` of one block of each ternary type, with the keys of an export.
+mkdir -p fuzz/corpus/gguf
+cp fixtures/foreign/gguf/small.gguf fuzz/corpus/gguf/
+block() {
+    local keys='{"w":{"axis":0,"dtype":"F16","granularity":"filter","shape":[1,4,64]}}' u64='\x00\x00\x00\x00\x00\x00\x00'
+    printf "GGUF\\x03\\x00\\x00\\x00\\x01$u64\\x01$u64"
+    printf "\\x10${u64}twn_pack.tensors\\x08\\x00\\x00\\x00\\x$(printf %02x ${#keys})$u64%s" "$keys"
+    printf "\\x01${u64}w\\x02\\x00\\x00\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x01$u64\\x$(printf %02x "$1")\\x00\\x00\\x00\\x00$u64"
+    # The header has 171 bytes; the data begin at the next multiple of 32.
+    printf '\x00%.0s' {172..192}
+    sed -n "s/.*\"ggml_$2\": \"\([0-9a-f]*\)\".*/\1/p" fixtures/trits256.json | sed 's/../\\x&/g' | xargs -0 printf '%b'
+}
+block 34 tq1_0 > fuzz/corpus/gguf/tq1_0
+block 35 tq2_0 > fuzz/corpus/gguf/tq2_0
+block 42 q2_0 > fuzz/corpus/gguf/q2_0

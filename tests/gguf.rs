@@ -179,8 +179,11 @@ fn golden() -> (Vec<f32>, BTreeMap<u32, Vec<u8>>) {
     (trits.collect(), blocks)
 }
 
-/// A checkpoint of those tensors, packed by their settings.
-fn pack(directory: &Path, tensors: &[(&str, Dtype, &[usize], Vec<u8>, &str)], metadata: &[(&str, &str)]) -> Container {
+/// A tensor of a checkpoint: name, type, shape, bytes, and the settings that it is packed with.
+type Packed<'a> = (&'a str, Dtype, &'a [usize], Vec<u8>, &'a str);
+
+/// A checkpoint of those tensors, packed.
+fn pack(directory: &Path, tensors: &[Packed<'_>], metadata: &[(&str, &str)]) -> Container {
     let views = tensors
         .iter()
         .map(|(name, dtype, shape, bytes, _)| (*name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap()));
@@ -328,7 +331,7 @@ fn values_are_those_of_the_container() {
 fn what_comes_back_is_the_same_tensor() {
     let directory = tempfile::tempdir().unwrap();
     let long = "encoder.".repeat(20) + "weight";
-    let tensors: Vec<(&str, Dtype, &[usize], Vec<u8>, &str)> = vec![
+    let tensors: Vec<Packed<'_>> = vec![
         ("conv", Dtype::F32, &[4, 64, 2, 2], random(1, 1024), ""),
         ("bf16", Dtype::BF16, &[2, 256], vec![0x3e; 1024], "granularity=tensor"),
         ("group", Dtype::F32, &[2, 1024], random(2, 2048), "granularity=group:512"),
@@ -432,7 +435,7 @@ fn coarse_rounding_is_said() {
 fn planes_become_tensors_whose_sum_is_the_weight() {
     let directory = tempfile::tempdir().unwrap();
     let tensor = ("w", Dtype::F32, &[2, 256][..], random(7, 512), "planes=2,scale-dtype=f16");
-    let container = pack(directory.path(), &[tensor.clone()], &[]);
+    let container = pack(directory.path(), std::slice::from_ref(&tensor), &[]);
     let options = Options { planes_as_tensors: true, ..Options::default() };
     let (_, file) = export(&container, "tq2_0", &options);
     let (_, tensors) = read(&file.unwrap());
@@ -445,6 +448,15 @@ fn planes_become_tensors_whose_sum_is_the_weight() {
     let into = Options { into: Some(directory.path().join("any")), ..options.clone() };
     let error = export::format("tq2_0").unwrap().export(&container, &into).unwrap_err().to_string();
     assert!(error.contains("leave it out, or --into"), "{error}");
+    // Refused, it is one tensor of floats.
+    let axis = ("w", Dtype::F32, &[256, 2][..], random(7, 512), "planes=2,axis=1");
+    let container = pack(directory.path(), &[axis], &[]);
+    let (lines, _) = export_lines(&container, &options);
+    assert!(lines[0].becomes.as_ref().unwrap_err().contains("filters along axis 1"), "{lines:?}");
+    let (_, file) = export(&container, "tq2_0", &Options { refused_as_dense: true, ..options.clone() });
+    let Some(Tensor::Ternary(ternary)) = container.by_name("w") else { panic!() };
+    let sum = f32s(ternary.to_array().unwrap().iter().copied());
+    assert_eq!(read(&file.unwrap()).1, [raw("w", &[2, 256], 0, sum)]);
     let container = pack(directory.path(), &[tensor, ("w.plane1", Dtype::F32, &[2], random(1, 2), "")], &[]);
     let (lines, _) = export_lines(&container, &options);
     assert!(lines.iter().all(|line| line.becomes.as_ref().unwrap_err().contains("`w.plane1`")), "{lines:?}");
@@ -593,11 +605,11 @@ fn what_has_no_place_in_the_model_is_refused() {
     check(&[("blk.0.attn_q.weight", &[16, 256]), (q, &[16, 256])], &keys, "replaced by another tensor already");
     let qwen = other(0, key("general.architecture", 8, &text("qwen3")));
     check(&[(q, &[16, 256])], &qwen, "known for `llama` alone");
-    check(&[(q, &[16, 256])], &other(3, number("llama.attention.head_count", 3)), "Some(Unsigned(3)), no number");
-    check(&[(q, &[16, 256])], &other(3, number("llama.attention.head_count", 0)), "Some(Unsigned(0)), no number");
+    check(&[(q, &[16, 256])], &other(3, number("llama.attention.head_count", 3)), "is 3, expected the number of heads");
+    check(&[(q, &[16, 256])], &other(3, number("llama.attention.head_count", 0)), "is 0, expected the number of heads");
     let each =
         key("llama.attention.head_count", 9, &[&4u32.to_le_bytes()[..], &1u64.to_le_bytes(), &[4, 0, 0, 0]].concat());
-    check(&[(q, &[16, 256])], &other(3, each), "Some(Array(1)), no number");
+    check(&[(q, &[16, 256])], &other(3, each), "is an array of 1, expected");
     let container = pack(directory.path(), &[("w", Dtype::F32, &[1, 256], random(1, 256), "")], &[]);
     for (bytes, expected) in [
         (assemble(32, &[key("split.count", 2, &3u16.to_le_bytes())], &[]), "one of 3 files"),
@@ -645,7 +657,7 @@ fn a_file_of_gguf_py_is_read() {
     ];
     let found: Vec<_> = checkpoint.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     assert_eq!(found, expected);
-    assert!(checkpoint.warnings()[0].contains("2 keys that are arrays are not kept (`k.strings`"));
+    assert!(checkpoint.warnings()[0].contains("2 keys that are arrays (or no text) are not kept (`k.strings`"));
 }
 
 #[test]

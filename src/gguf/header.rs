@@ -2,6 +2,7 @@
 //! it is trusted: counts reserve nothing, lengths are checked against the bytes that are there. Not here: the data.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::ops::Range;
 
 use super::{ALIGNMENT, Kind, MAGIC, RANK, Type};
@@ -41,6 +42,20 @@ pub(crate) enum Value<'a> {
     Text(&'a [u8]),
     /// So many elements.
     Array(u64),
+}
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Unsigned(value) => value.fmt(f),
+            Self::Signed(value) => value.fmt(f),
+            Self::F32(value) => value.fmt(f),
+            Self::F64(value) => value.fmt(f),
+            Self::Bool(value) => value.fmt(f),
+            Self::Text(value) => String::from_utf8_lossy(value).fmt(f),
+            Self::Array(count) => write!(f, "an array of {count}"),
+        }
+    }
 }
 
 /// A tensor.
@@ -85,7 +100,7 @@ impl<'a> Header<'a> {
             }
             Some(value) => {
                 return Err(format!(
-                    "general.alignment is {value:?}, expected a power of two of at most {LARGEST_ALIGNMENT}"
+                    "general.alignment is {value}, expected a power of two of at most {LARGEST_ALIGNMENT}"
                 ));
             }
         };

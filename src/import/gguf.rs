@@ -71,7 +71,7 @@ fn add(builder: &mut CheckpointBuilder, file: MappedFile) -> Result<()> {
     }
     if let [first, ..] = arrays[..] {
         builder.warn(format!(
-            "{}: {} keys that are arrays are not kept (`{first}`{}): tokenizers do not fit into metadata; to get a \
+            "{}: {} keys that are arrays (or no text) are not kept (`{first}`{}): tokenizers do not fit into metadata; to get a \
              model that runs, export into this file again",
             path.display(),
             arrays.len(),
@@ -95,15 +95,11 @@ fn json<T: DeserializeOwned + Default>(header: &Header<'_>, key: &str) -> Result
 
 /// A value as metadata; `None` where it is too much, or no text.
 fn text(value: Value<'_>) -> Option<String> {
-    Some(match value {
-        Value::Unsigned(value) => value.to_string(),
-        Value::Signed(value) => value.to_string(),
-        Value::F32(value) => value.to_string(),
-        Value::F64(value) => value.to_string(),
-        Value::Bool(value) => value.to_string(),
-        Value::Text(value) => std::str::from_utf8(value).ok()?.to_owned(),
-        Value::Array(_) => return None,
-    })
+    match value {
+        Value::Array(_) => None,
+        Value::Text(value) => std::str::from_utf8(value).ok().map(str::to_owned),
+        value => Some(value.to_string()),
+    }
 }
 
 fn add_tensor(

@@ -108,10 +108,10 @@ fn find(
                 .count(count)
                 .filter(|&heads| heads > 0 && heads < rows as u64 && (rows as u64).is_multiple_of(2 * heads));
             let heads = heads.ok_or_else(|| {
-                let found = header.value(count);
+                let found = header.value(count).map_or("missing".to_owned(), |value| value.to_string());
                 format!(
-                    "its {rows} rows go to heads in another order in llama.cpp, and `{count}` is {found:?}, no number \
-                     that divides them by two each; convert the model anew, or rename the tensor to `{known_as}` if \
+                    "its {rows} rows go to heads in another order in llama.cpp, and `{count}` is {found}, expected the \
+                     number of heads, of an even number of rows each; convert the model anew, or rename the tensor to `{known_as}` if \
                      its rows are in llama.cpp's order"
                 )
             })?;

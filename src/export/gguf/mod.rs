@@ -62,22 +62,35 @@ struct Written<'a> {
 }
 
 impl Gguf {
+    /// Each plane as a tensor of its own.
+    fn planes<'a>(&self, name: &str, tensor: &Tensor<'a>, planes: usize) -> Result<Vec<(usize, Made<'a>)>, String> {
+        let options = Options { planes_as_tensors: true, ..Options::default() };
+        let make = |plane| Ok((plane, tensor::make(name, tensor, plane, self.0, Rows::InOrder, None, &options)?));
+        (0..planes).map(make).collect()
+    }
+
     /// A file of these tensors and nothing else.
     fn alone<'a>(&self, container: &'a Container, options: &Options) -> Export<'a> {
         let mut export = Export::default();
         let (mut written, mut described) = (Vec::new(), BTreeMap::new());
         for (name, tensor) in container.tensors() {
-            let planes = match &tensor {
-                Tensor::Ternary(ternary) if options.planes_as_tensors && ternary.planes > 1 => ternary.planes,
-                _ => 1,
+            let of_one = |options| Ok(vec![(0, tensor::make(name, &tensor, 0, self.0, Rows::InOrder, None, options)?)]);
+            let several = match &tensor {
+                Tensor::Ternary(ternary) if options.planes_as_tensors => Some(ternary.planes).filter(|&p| p > 1),
+                _ => None,
             };
-            let made: Result<Vec<_>, _> = (0..planes)
-                .map(|plane| Ok((plane, tensor::make(name, &tensor, plane, self.0, Rows::InOrder, None, options)?)))
-                .collect();
+            let (made, several) = match several.map(|planes| self.planes(name, &tensor, planes)) {
+                None => (of_one(options), false),
+                // Its planes are no tensors then: as floats it is one.
+                Some(Err(_)) if options.refused_as_dense => {
+                    (of_one(&Options { planes_as_tensors: false, ..options.clone() }), false)
+                }
+                Some(made) => (made, true),
+            };
             export.tensors.push(line(name, made, |made| {
                 let mut becomes = Vec::new();
                 for (plane, made) in made {
-                    let name = if planes > 1 { format!("{name}.plane{plane}") } else { name.to_owned() };
+                    let name = if several { format!("{name}.plane{plane}") } else { name.to_owned() };
                     let (shape, what) = describe(&made, self.0);
                     becomes.push(match made.dtype {
                         Some(dtype) if made.granularity.is_none() => {
