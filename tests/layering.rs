@@ -38,7 +38,7 @@ const MODULES: [(&str, &[&str]); 29] = [
     ("unpack", &["source", "container", "atomic_file"]),
     ("gguf", &[]),
     ("import", &["source", "container", "gguf"]),
-    ("export", &["source", "ternarize", "container", "atomic_file", "gguf"]),
+    ("export", &["source", "ternarize", "pack", "container", "atomic_file", "gguf"]),
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),
     ("net", &["source", "pack", "calibration", "container", "select", "kernel", "data", "atomic_file"]),
