@@ -42,3 +42,18 @@ for class in bitlinear autobitlinear; do
     printf '{"dtype":"float16","quantization_config":{"quant_method":"bitnet","linear_class":"%s"}}\0%b\x00\x00\x00\x00\x00\x00\x00%s\x55\xa2%b' \
         "$class" "\\x$(printf %x ${#packed})" "$packed" "$one" > fuzz/corpus/bitnet/$class
 done
+# A file of gguf-py; and `w` of one block of each ternary type, with the keys of an export.
+mkdir -p fuzz/corpus/gguf
+cp fixtures/foreign/gguf/small.gguf fuzz/corpus/gguf/
+block() {
+    local keys='{"w":{"axis":0,"dtype":"F16","granularity":"filter","shape":[1,4,64]}}' u64='\x00\x00\x00\x00\x00\x00\x00'
+    printf "GGUF\\x03\\x00\\x00\\x00\\x01$u64\\x01$u64"
+    printf "\\x10${u64}twn_pack.tensors\\x08\\x00\\x00\\x00\\x$(printf %02x ${#keys})$u64%s" "$keys"
+    printf "\\x01${u64}w\\x02\\x00\\x00\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x01$u64\\x$(printf %02x "$1")\\x00\\x00\\x00\\x00$u64"
+    # The header has 171 bytes; the data begin at the next multiple of 32.
+    printf '\x00%.0s' {172..192}
+    sed -n "s/.*\"ggml_$2\": \"\([0-9a-f]*\)\".*/\1/p" fixtures/trits256.json | sed 's/../\\x&/g' | xargs -0 printf '%b'
+}
+block 34 tq1_0 > fuzz/corpus/gguf/tq1_0
+block 35 tq2_0 > fuzz/corpus/gguf/tq2_0
+block 42 q2_0 > fuzz/corpus/gguf/q2_0

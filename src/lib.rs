@@ -48,6 +48,7 @@ mod dtype;
 pub mod error;
 pub mod export;
 mod float8;
+mod gguf;
 pub mod import;
 mod int8;
 pub mod kernel;

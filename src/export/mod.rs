@@ -5,6 +5,7 @@
 //! A new format is one new file with an [`Exporter`] and a line in [`FORMATS`].
 
 mod bitnet;
+mod gguf;
 mod gptq;
 mod hugging_face;
 mod packed_safetensors;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use self::write::{WriteOptions, write};
+use crate::gguf::Block;
 use crate::{Container, Error, MappedFile, Result};
 
 /// A format that `.twn` files are exported to.
@@ -37,7 +39,14 @@ pub trait Exporter: Sync {
 }
 
 /// Every format, in the order of the documentation.
-pub const FORMATS: [&dyn Exporter; 3] = [&packed_safetensors::PackedSafetensors, &bitnet::BitNet, &gptq::Gptq];
+pub const FORMATS: [&dyn Exporter; 6] = [
+    &packed_safetensors::PackedSafetensors,
+    &gguf::Gguf(Block::Tq1_0),
+    &gguf::Gguf(Block::Tq2_0),
+    &gguf::Gguf(Block::Q2_0),
+    &bitnet::BitNet,
+    &gptq::Gptq,
+];
 
 /// The format of that name.
 ///

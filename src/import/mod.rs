@@ -4,7 +4,9 @@
 //! formats ([`crate::export`]).
 
 mod bitnet;
+mod gguf;
 
+use std::io::Read;
 use std::path::Path;
 
 use crate::{Checkpoint, Result};
@@ -14,5 +16,17 @@ use crate::{Checkpoint, Result};
 /// # Errors
 /// A file that cannot be read, or that is not what it claims to be.
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+    let path = path.as_ref();
+    if begins_with(path, &crate::gguf::MAGIC) {
+        return gguf::open(path);
+    }
     bitnet::recognise(Checkpoint::open(path)?)
+}
+
+/// Whether it is a regular file that begins so; what is wrong with one that cannot be read, its reader says.
+fn begins_with<const N: usize>(path: &Path, magic: &[u8; N]) -> bool {
+    let mut bytes = [0; N];
+    path.is_file()
+        && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).is_ok()
+        && bytes == *magic
 }

@@ -1,0 +1,222 @@
+//! GGUF → a checkpoint: TQ1_0, TQ2_0 and Q2_0 as the ternary weights that they are, plain elements as they lie, of one
+//! file or of all `-00001-of-0000N.gguf`. What [`crate::export`] said of shapes, types and granularity is heeded. Not
+//! here: the bytes ([`crate::gguf`]); other quantized types, which are refused by name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use crate::error::CheckpointProblem;
+use crate::gguf::{Block, Described, FORMAT, Header, Kind, METADATA_KEY, TENSORS_KEY, Tensor, Value};
+use crate::source::{CheckpointBuilder, TernaryLayout};
+use crate::{Checkpoint, Dtype, Error, Granularity, MappedFile, Result};
+
+/// What is true of the file alone.
+const OF_THE_FILE: [&str; 5] =
+    ["general.alignment", "general.file_type", "general.quantization_version", METADATA_KEY, TENSORS_KEY];
+
+/// Opens a file, or all of them where it is one of several.
+pub(super) fn open(path: &Path) -> Result<Checkpoint> {
+    let file = MappedFile::open(path)?;
+    let count = Header::parse(&file).map_err(foreign(path))?.count("split.count").unwrap_or(1);
+    let mut builder = CheckpointBuilder::new(path);
+    if count <= 1 {
+        add(&mut builder, file)?;
+    } else {
+        for number in 1..=count {
+            add(&mut builder, MappedFile::open(sibling(path, number, count)?)?)?;
+        }
+    }
+    builder.finish()
+}
+
+fn foreign(path: &Path) -> impl Fn(String) -> Error {
+    move |message| Error::Checkpoint {
+        path: path.to_path_buf(),
+        problem: CheckpointProblem::Foreign { format: FORMAT, message },
+    }
+}
+
+/// The path of number `number` of several files, one of which is `path`.
+fn sibling(path: &Path, number: u64, count: u64) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(&format!("-of-{count:05}.gguf"));
+    let stem = stem.and_then(|stem| stem.rsplit_once('-')).filter(|(_, digits)| digits.len() == 5);
+    let (stem, _) = stem.ok_or_else(|| {
+        foreign(path)(format!(
+            "it is one of {count} files, expected a name like `model-00001-of-{count:05}.gguf` to find the others; \
+             rename them, or merge them with llama-gguf-split --merge"
+        ))
+    })?;
+    Ok(path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf")))
+}
+
+fn add(builder: &mut CheckpointBuilder, file: MappedFile) -> Result<()> {
+    let path = file.path().to_path_buf();
+    let header = Header::parse(&file).map_err(foreign(&path))?;
+    let number = builder.file(file.clone());
+    let described: BTreeMap<String, Described> = json(&header, TENSORS_KEY).map_err(foreign(&path))?;
+    for tensor in &header.tensors {
+        let nothing = Described::default();
+        let described = described.get(tensor.name).unwrap_or(&nothing);
+        add_tensor(builder, tensor, described, number, &foreign(&path))?;
+    }
+    let mut arrays = Vec::new();
+    for key in header.keys.iter().filter(|key| !OF_THE_FILE.contains(&key.name) && !key.name.starts_with("split.")) {
+        match text(key.value) {
+            Some(text) => builder.metadata(key.name, &text),
+            None => arrays.push(key.name),
+        }
+    }
+    if let [first, ..] = arrays[..] {
+        builder.warn(format!(
+            "{}: {} keys that are arrays (or no text) are not kept (`{first}`{}): tokenizers do not fit into metadata; to get a \
+             model that runs, export into this file again",
+            path.display(),
+            arrays.len(),
+            if arrays.len() > 1 { ", …" } else { "" }
+        ));
+    }
+    for (key, value) in json::<BTreeMap<String, String>>(&header, METADATA_KEY).map_err(foreign(&path))? {
+        builder.metadata(&key, &value);
+    }
+    Ok(())
+}
+
+/// What the JSON of a key says; nothing where there is none.
+fn json<T: DeserializeOwned + Default>(header: &Header<'_>, key: &str) -> Result<T, String> {
+    match header.text(key) {
+        Some(text) => serde_json::from_str(text)
+            .map_err(|error| format!("key `{key}` is not what twn-pack writes: {error}; remove it or export again")),
+        None => Ok(T::default()),
+    }
+}
+
+/// A value as metadata; `None` where it is too much, or no text.
+fn text(value: Value<'_>) -> Option<String> {
+    match value {
+        Value::Array(_) => None,
+        Value::Text(value) => std::str::from_utf8(value).ok().map(str::to_owned),
+        value => Some(value.to_string()),
+    }
+}
+
+fn add_tensor(
+    builder: &mut CheckpointBuilder,
+    tensor: &Tensor<'_>,
+    described: &Described,
+    file: usize,
+    foreign: &impl Fn(String) -> Error,
+) -> Result<()> {
+    let wrong = |message: String| foreign(format!("tensor `{}`: {message}", tensor.name));
+    let name = described.name.as_deref().unwrap_or(tensor.name);
+    let shape = described.shape.as_ref().unwrap_or(&tensor.shape);
+    let elements = |shape: &[u64]| shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+    if elements(shape) != elements(&tensor.shape) {
+        let found = &tensor.shape;
+        return Err(wrong(format!("shape {found:?}, but `{TENSORS_KEY}` says {shape:?}; remove that key")));
+    }
+    let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+    match tensor.kind.kind {
+        Kind::Plain(dtype) => {
+            builder.tensor(name, described.dtype.unwrap_or(dtype), &shape, file, tensor.range.clone())
+        }
+        Kind::Ternary(block) => {
+            let layout = Blocks::new(block, &shape, described).map_err(wrong)?;
+            let dtype = described.dtype.unwrap_or(Dtype::F32);
+            builder.ternary(name, (dtype, &shape), Box::new(layout), file, tensor.range.clone())
+        }
+        Kind::Other => Err(wrong(format!(
+            "type {}, which is neither ternary nor plain numbers; turn it into floats first, with llama-quantize \
+             --allow-requantize IN.gguf OUT.gguf F16 (weights that are ternary stay so)",
+            tensor.kind.name
+        ))),
+    }
+}
+
+/// Filters of whole blocks, one behind the other.
+#[derive(Debug)]
+struct Blocks {
+    block: Block,
+    /// Blocks of a filter.
+    per_filter: usize,
+    /// Blocks of a filter that share a scale.
+    per_unit: usize,
+}
+
+impl Blocks {
+    fn new(block: Block, shape: &[usize], described: &Described) -> Result<Self, String> {
+        let weights = block.weights();
+        // The product of all of them was checked.
+        let filter_len: usize = shape.iter().skip(1).product();
+        if shape.len() < 2 || filter_len == 0 || !filter_len.is_multiple_of(weights) {
+            return Err(format!(
+                "ternary of shape {shape:?}, expected filters along the first dimension with a multiple of {weights} \
+                 weights each; turn it into floats with llama-quantize --allow-requantize IN.gguf OUT.gguf F16"
+            ));
+        }
+        if described.axis.is_some_and(|axis| axis != 0) {
+            return Err(format!("`{TENSORS_KEY}` says axis {:?}, expected 0; remove that key", described.axis));
+        }
+        let per_filter = filter_len / weights;
+        let granularity = described.granularity.as_deref().map(str::parse).transpose();
+        let per_unit = match granularity.map_err(|message| format!("`{TENSORS_KEY}` says {message}"))? {
+            None => 1,
+            Some(Granularity::Tensor | Granularity::Filter) => per_filter,
+            Some(Granularity::Group(size)) if size >= filter_len as u64 => per_filter,
+            Some(Granularity::Group(size)) if size % weights as u64 == 0 => size as usize / weights,
+            Some(Granularity::Group(size)) => {
+                return Err(format!(
+                    "`{TENSORS_KEY}` says group:{size}, expected a multiple of {weights}; remove that key"
+                ));
+            }
+        };
+        Ok(Self { block, per_filter, per_unit })
+    }
+
+    /// The blocks of one filter; none where there are too few.
+    fn filter<'a>(&self, data: &'a [u8], filter: usize) -> impl Iterator<Item = &'a [u8]> {
+        let bytes = self.block.bytes();
+        let length = self.per_filter * bytes;
+        data.get(filter * length..(filter + 1) * length).unwrap_or_default().chunks_exact(bytes)
+    }
+}
+
+impl TernaryLayout for Blocks {
+    fn unit_len(&self) -> usize {
+        self.per_unit * self.block.weights()
+    }
+
+    fn codes(&self, data: &[u8], filter: usize, codes: &mut [u8]) -> Result<(), String> {
+        let mut of_unit = 0;
+        for (i, (block, codes)) in
+            self.filter(data, filter).zip(codes.chunks_exact_mut(self.block.weights())).enumerate()
+        {
+            // The magnitude: a negative scale negates the codes.
+            let scale = self.block.scale(block).to_bits() & 0x7fff;
+            if i % self.per_unit == 0 {
+                of_unit = scale;
+            } else if scale != of_unit {
+                return Err(format!(
+                    "filter {filter}: blocks {} and {i} have different scales, but `{TENSORS_KEY}` says that they \
+                     share one; remove that key",
+                    i - 1
+                ));
+            }
+            self.block.codes(block, codes).map_err(|at| {
+                format!(
+                    "filter {filter}: weight {} has code 3, which is +2 times the scale and not ternary; turn the \
+                     tensor into floats with llama-quantize --allow-requantize IN.gguf OUT.gguf F16",
+                    i * self.block.weights() + at
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    fn scale(&self, data: &[u8], filter: usize, unit: usize) -> f32 {
+        let block = self.filter(data, filter).nth(unit * self.per_unit);
+        block.map_or(f32::NAN, |block| self.block.scale(block).to_f32().abs())
+    }
+}
