@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 28] = [
+const MODULES: [(&str, &[&str]); 29] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -36,8 +36,9 @@ const MODULES: [(&str, &[&str]); 28] = [
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "pack", "container"]),
     ("unpack", &["source", "container", "atomic_file"]),
-    ("import", &["source"]),
-    ("export", &["source", "ternarize", "container", "atomic_file"]),
+    ("onnx", &[]),
+    ("import", &["onnx", "source"]),
+    ("export", &["onnx", "source", "ternarize", "container", "atomic_file"]),
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),
     ("net", &["source", "pack", "calibration", "container", "select", "kernel", "data", "atomic_file"]),

@@ -4,6 +4,7 @@
 //!
 //! A new format is one new file with an [`Exporter`] and a line in [`FORMATS`].
 
+mod onnx;
 mod packed_safetensors;
 mod write;
 
@@ -34,7 +35,7 @@ pub trait Exporter: Sync {
 }
 
 /// Every format, in the order of the documentation.
-pub const FORMATS: [&dyn Exporter; 1] = [&packed_safetensors::PackedSafetensors];
+pub const FORMATS: [&dyn Exporter; 3] = [&packed_safetensors::PackedSafetensors, &onnx::Onnx, &onnx::OnnxNbits];
 
 /// The format of that name.
 ///

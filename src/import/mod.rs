@@ -3,6 +3,8 @@
 //! ([`TernaryLayout`](crate::source::TernaryLayout)). Not here: safetensors ([`crate::source`]), writing any of these
 //! formats ([`crate::export`]).
 
+mod onnx;
+
 use std::path::Path;
 
 use crate::{Checkpoint, Result};
@@ -12,5 +14,10 @@ use crate::{Checkpoint, Result};
 /// # Errors
 /// A file that cannot be read, or that is not what it claims to be.
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+    let path = path.as_ref();
+    // Protobuf has no magic number.
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) && !path.is_dir() {
+        return onnx::open(path);
+    }
     Checkpoint::open(path)
 }
