@@ -11,7 +11,7 @@ pub(crate) use self::model::{Data, Initializer, Model, Node, names_default_domai
 pub(crate) use self::wire::{Fields, Message};
 
 /// What errors call the format.
-pub(crate) const FORMAT: &str = "ONNX";
+pub(crate) const FORMAT: &str = ".onnx";
 
 /// Numbers of `TensorProto.DataType`.
 pub(crate) mod data_type {

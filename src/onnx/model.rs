@@ -111,27 +111,8 @@ impl<'f> Model<'f> {
             functions: false,
             training: false,
         };
-        let mut graphs = 0;
-        for field in Fields::new(file, 0..file.len()) {
-            let field = field.map_err(|message| format!("{message}; it should be the protobuf of an ONNX model"))?;
-            match field.number {
-                1 => model.ir_version = field.int()?,
-                7 => {
-                    model.graph = field.bytes()?;
-                    graphs += 1;
-                }
-                8 => {
-                    let opset = opset(file, field.bytes()?)?;
-                    model.opsets.push(opset);
-                }
-                20 => model.training = true,
-                25 => model.functions = true,
-                _ => {}
-            }
-            if model.opsets.len() > ENTRIES {
-                return Err("it imports over a million operator sets".to_owned());
-            }
-        }
+        let graphs =
+            model.read_fields().map_err(|message| format!("{message}; it should be the protobuf of an ONNX model"))?;
         if graphs != 1 || model.ir_version < 1 || !model.opsets.iter().any(|(domain, _)| names_default_domain(domain)) {
             return Err(format!(
                 "it has {graphs} graphs, IR version {} and {} operator sets, should have one graph, a version and ONNX's \
@@ -143,6 +124,29 @@ impl<'f> Model<'f> {
         let graph = model.graph.clone();
         model.read_graph(graph, 0)?;
         Ok(model)
+    }
+
+    /// Reads what stands beside the graph; returns how many graphs there are.
+    fn read_fields(&mut self) -> Result<usize, String> {
+        let (file, mut graphs) = (self.file, 0);
+        for field in Fields::new(file, 0..file.len()) {
+            let field = field?;
+            match field.number {
+                1 => self.ir_version = field.int()?,
+                7 => {
+                    self.graph = field.bytes()?;
+                    graphs += 1;
+                }
+                8 => self.opsets.push(opset(file, field.bytes()?)?),
+                20 => self.training = true,
+                25 => self.functions = true,
+                _ => {}
+            }
+            if self.opsets.len() > ENTRIES {
+                return Err("it imports over a million operator sets".to_owned());
+            }
+        }
+        Ok(graphs)
     }
 
     /// The version of ONNX's own operators.
