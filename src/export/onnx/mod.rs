@@ -13,8 +13,9 @@ use self::find::{Names, Product};
 use self::rewrite::{New, Rewrite};
 use self::values::Layout;
 use super::{Export, Exporter, Line, Options};
+use crate::container::{DenseTensor, Int8Tensor, TernaryTensor};
 use crate::onnx::{Initializer, Message, Model, data_type, dtype, type_name};
-use crate::{Container, DenseTensor, Dtype, Error, Granularity, Int8Tensor, MappedFile, Result, Tensor, TernaryTensor};
+use crate::{Container, Dtype, Error, Granularity, MappedFile, Result, Tensor};
 
 /// Codes in INT2 behind `DequantizeLinear`: for every operation.
 pub(super) struct Onnx;

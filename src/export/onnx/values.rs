@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use crate::container::{Int8Tensor, TernaryTensor};
 use crate::export::Part;
-use crate::{Dtype, Encoding, Granularity, Int8Tensor, Isa, TernaryTensor};
+use crate::{Dtype, Granularity, Isa};
 
 /// How the weights of `filters` filters lie in a tensor of `[outer][filters][inner]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -114,7 +115,7 @@ fn codes(
 
 /// Whether the bytes of `t2` are those of the new tensor, but for the numbers that stand for codes.
 fn only_recoded(tensor: &TernaryTensor<'_>, layout: Layout) -> bool {
-    tensor.encoding == Encoding::T2 && layout.is_by_filter() && tensor.filter_len.is_multiple_of(4)
+    tensor.encoding.weights_per_byte() == 4 && layout.is_by_filter() && tensor.filter_len.is_multiple_of(4)
 }
 
 fn recode(
