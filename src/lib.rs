@@ -57,6 +57,7 @@ mod mapped;
 pub mod memory;
 #[cfg(feature = "eval")]
 pub mod net;
+mod onnx;
 pub mod pack;
 pub mod report;
 pub mod select;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 29] = [
+const MODULES: [(&str, &[&str]); 30] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -37,8 +37,9 @@ const MODULES: [(&str, &[&str]); 29] = [
     ("verify", &["source", "pack", "container"]),
     ("unpack", &["source", "container", "atomic_file"]),
     ("gguf", &[]),
-    ("import", &["source", "container", "gguf"]),
-    ("export", &["source", "ternarize", "pack", "container", "atomic_file", "gguf"]),
+    ("onnx", &[]),
+    ("import", &["source", "container", "gguf", "onnx"]),
+    ("export", &["source", "ternarize", "pack", "container", "atomic_file", "gguf", "onnx"]),
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),
     ("net", &["source", "pack", "calibration", "container", "select", "kernel", "data", "atomic_file"]),

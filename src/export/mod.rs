@@ -8,6 +8,7 @@ mod bitnet;
 mod gguf;
 mod gptq;
 mod hugging_face;
+mod onnx;
 mod packed_safetensors;
 mod write;
 
@@ -39,11 +40,13 @@ pub trait Exporter: Sync {
 }
 
 /// Every format, in the order of the documentation.
-pub const FORMATS: [&dyn Exporter; 6] = [
+pub const FORMATS: [&dyn Exporter; 8] = [
     &packed_safetensors::PackedSafetensors,
     &gguf::Gguf(Block::Tq1_0),
     &gguf::Gguf(Block::Tq2_0),
     &gguf::Gguf(Block::Q2_0),
+    &onnx::Onnx,
+    &onnx::OnnxNbits,
     &bitnet::BitNet,
     &gptq::Gptq,
 ];

@@ -5,6 +5,7 @@
 
 mod bitnet;
 mod gguf;
+mod onnx;
 
 use std::io::Read;
 use std::path::Path;
@@ -19,6 +20,10 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     let path = path.as_ref();
     if begins_with(path, &crate::gguf::MAGIC) {
         return gguf::open(path);
+    }
+    // Protobuf has no magic number.
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) && !path.is_dir() {
+        return onnx::open(path);
     }
     bitnet::recognise(Checkpoint::open(path)?)
 }

@@ -1,0 +1,173 @@
+//! Which initializer is which tensor of the container, and which nodes use it how. Not here: what becomes of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::onnx::{Initializer, Model, Node};
+
+/// A model's names.
+#[derive(Debug)]
+pub(super) struct Names<'m> {
+    model: &'m Model<'m>,
+    by_name: BTreeMap<&'m str, usize>,
+    /// Node and number of the input, of the main graph.
+    uses: BTreeMap<&'m str, Vec<(usize, usize)>>,
+    /// What nested graphs use, and the graph's outputs.
+    elsewhere: BTreeSet<&'m str>,
+    /// The initializers that are factors of the `MatMul` of a PyTorch module; `None` where it is not one alone.
+    modules: BTreeMap<String, Option<usize>>,
+}
+
+/// An initializer that a tensor stands for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Found {
+    /// Its number.
+    pub initializer: usize,
+    /// Whether it is transposed.
+    pub transposed: bool,
+}
+
+/// A product that a weight is the second factor of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Product {
+    pub node: usize,
+    /// Which axis of the weight, as it is stored, counts the outputs.
+    pub output_axis: usize,
+}
+
+impl<'m> Names<'m> {
+    /// Of that model.
+    ///
+    /// # Errors
+    /// Two initializers of one name.
+    pub fn new(model: &'m Model<'m>) -> Result<Self, String> {
+        let mut by_name = BTreeMap::new();
+        for (i, initializer) in model.initializers.iter().enumerate() {
+            if by_name.insert(initializer.name, i).is_some() {
+                return Err(format!("two of its initializers are called `{}`; export it again", initializer.name));
+            }
+        }
+        let mut uses: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        let mut modules = BTreeMap::new();
+        for (number, node) in model.nodes.iter().enumerate() {
+            for (slot, input) in node.inputs.iter().enumerate() {
+                uses.entry(input).or_default().push((number, slot));
+            }
+            let factor = node.inputs.get(1).and_then(|factor| by_name.get(factor));
+            if let ("MatMul", Some(module), Some(&factor)) = (node.op, module(node), factor) {
+                let known = modules.entry(module).or_insert(Some(factor));
+                *known = known.filter(|&known| known == factor);
+            }
+        }
+        let nested = model.nested.iter().flat_map(|node| node.inputs.iter().copied());
+        let elsewhere = nested.chain(model.outputs.iter().copied()).collect();
+        Ok(Self { model, by_name, uses, elsewhere, modules })
+    }
+
+    /// The initializer for a tensor of that name and shape.
+    ///
+    /// # Errors
+    /// There is none, or it has another shape.
+    pub fn find(&self, name: &str, shape: &[u64]) -> Result<Found, String> {
+        let fits = |initializer: usize| {
+            let dims = &self.model.initializers[initializer].dims;
+            let turned = shape.len() == 2 && dims[..] == [shape[1], shape[0]];
+            (dims == shape || turned).then_some(Found { initializer, transposed: dims != shape })
+        };
+        if let Some(&initializer) = self.by_name.get(name) {
+            let dims = &self.model.initializers[initializer].dims;
+            return fits(initializer).ok_or_else(|| {
+                format!("the initializer of that name has shape {dims:?}, should have {shape:?}; is it the same model?")
+            });
+        }
+        // PyTorch's exporters transpose the weights of linear layers and give them names of their own.
+        let module = name.strip_suffix(".weight").and_then(|module| *self.modules.get(module)?);
+        let found = module.filter(|_| shape.len() == 2).and_then(fits);
+        // Of a square matrix the shape does not say it; the exporters always transpose.
+        found.map(|found| Found { transposed: true, ..found }).ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> String {
+        if self.model.elsewhere.contains(&name) {
+            return "the model has it as a constant of a node, a sparse tensor or in a nested graph, which stay as they \
+                    are; export the model with it as an initializer"
+                .to_owned();
+        }
+        "the model has no initializer of that name; exporters fold batch norms and rename weights: export the model with \
+         torch.onnx.export(…, dynamo=True, optimize=False), or (dynamo=False) do_constant_folding=False and \
+         training=TrainingMode.PRESERVE, or pack the .onnx file itself and export that into it"
+            .to_owned()
+    }
+
+    /// Whether any value is called that.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.model.names.contains(name)
+    }
+
+    /// The initializer of that name.
+    pub fn initializer(&self, name: &str) -> Option<&Initializer<'m>> {
+        self.by_name.get(name).map(|&i| &self.model.initializers[i])
+    }
+
+    /// The products that a weight is used for, and the nodes that only transpose it for them; `None` where it is used
+    /// otherwise too.
+    pub fn products(&self, weight: &str) -> Option<(Vec<Product>, Vec<usize>)> {
+        let (mut products, mut transposes) = (Vec::new(), Vec::new());
+        for &(number, slot) in self.only_uses(weight)? {
+            let node = &self.model.nodes[number];
+            if let ("Transpose", "", [output]) = (node.op, node.domain, &node.outputs[..]) {
+                let turns = node.attribute("perm").is_none_or(|perm| perm.ints == [1, 0]);
+                for &(number, slot) in self.only_uses(output).filter(|_| turns)? {
+                    let product = self.product(number, slot)?;
+                    products.push(Product { output_axis: 1 - product.output_axis, ..product });
+                }
+                transposes.push(number);
+            } else {
+                products.push(self.product(number, slot)?);
+            }
+        }
+        (!products.is_empty()).then_some((products, transposes))
+    }
+
+    fn only_uses(&self, value: &str) -> Option<&[(usize, usize)]> {
+        if self.elsewhere.contains(value) { None } else { self.uses.get(value).map(Vec::as_slice) }
+    }
+
+    fn product(&self, number: usize, slot: usize) -> Option<Product> {
+        let node = &self.model.nodes[number];
+        let is = |name, expected: f32| {
+            node.attribute(name).is_none_or(|attribute| attribute.float.unwrap_or_default() == expected)
+        };
+        let added = node.inputs.get(2).is_some_and(|input| !input.is_empty());
+        let output_axis = match (node.op, node.domain, slot, node.outputs.len()) {
+            ("MatMul", "", 1, 1) if node.inputs.len() == 2 => 1,
+            ("Gemm", "", 1, 1)
+                if is("alpha", 1.0) && (is("beta", 1.0) || !added) && node.int("transA").unwrap_or(0) == 0 =>
+            {
+                usize::from(node.int("transB").unwrap_or(0) == 0)
+            }
+            _ => return None,
+        };
+        (node.inputs[0] != node.inputs[1]).then_some(Product { node: number, output_axis })
+    }
+}
+
+/// The PyTorch module that a node comes from.
+fn module(node: &Node<'_>) -> Option<String> {
+    if let Some(scopes) = node.scopes {
+        // ['', 'blocks.0', 'blocks.0.0', 'linear']: the module's whole name comes before the operation's.
+        let mut scopes = scopes.trim_matches(['[', ']']).rsplit(", ").skip(1);
+        return scopes.next().map(|scope| scope.trim_matches('\'').to_owned());
+    }
+    // /blocks.0/blocks.0.0/MatMul: a module in a container repeats the container's name.
+    let (path, _) = node.name.strip_prefix('/')?.rsplit_once('/')?;
+    let mut modules: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        let repeats =
+            modules.last().is_some_and(|last| part.strip_prefix(last).is_some_and(|rest| rest.starts_with('.')));
+        if repeats {
+            modules.pop();
+        }
+        modules.push(part);
+    }
+    Some(modules.join("."))
+}

@@ -1,0 +1,450 @@
+//! `.twn` into an ONNX model: the initializers of the tensors' names become codes, which operations of the model's own
+//! file decode (`docs/onnx.md`); everything else of it stays byte for byte. Not here: models without a file to put the
+//! weights into, for a container has no graph; reading weights from a model ([`crate::import`]).
+
+mod find;
+mod opset;
+mod rewrite;
+mod values;
+
+use std::collections::BTreeSet;
+
+use self::find::{Names, Product};
+use self::rewrite::{New, Rewrite};
+use self::values::Layout;
+use super::{Export, Exporter, Line, Options};
+use crate::container::{DenseTensor, Int8Tensor, TernaryTensor};
+use crate::onnx::{Initializer, Message, Model, data_type, dtype, type_name};
+use crate::{Container, Dtype, Error, Granularity, MappedFile, Result, Tensor};
+
+/// Codes in INT2 behind `DequantizeLinear`: for every operation.
+pub(super) struct Onnx;
+
+/// The same, and `MatMulNBits` for products.
+pub(super) struct OnnxNbits;
+
+impl Exporter for Onnx {
+    fn name(&self) -> &'static str {
+        "onnx"
+    }
+
+    fn about(&self) -> &'static str {
+        "INT2 and DequantizeLinear in a given model (--into model.onnx), opset 25"
+    }
+
+    fn export<'a>(&self, container: &'a Container, options: &Options) -> Result<Export<'a>> {
+        export(container, options, false)
+    }
+}
+
+impl Exporter for OnnxNbits {
+    fn name(&self) -> &'static str {
+        "onnx-nbits"
+    }
+
+    fn about(&self) -> &'static str {
+        "the same, with onnxruntime's MatMulNBits for products"
+    }
+
+    fn export<'a>(&self, container: &'a Container, options: &Options) -> Result<Export<'a>> {
+        export(container, options, true)
+    }
+}
+
+fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Result<Export<'a>> {
+    let Some(path) = &options.into else {
+        let message = "a container has no graph: give the model's file with --into model.onnx";
+        return Err(Error::Request(message.to_owned()));
+    };
+    let bad = |message| Error::Request(format!("{}: {message}", path.display()));
+    let file = MappedFile::open(path)?;
+    let model = Model::parse(&file).map_err(bad)?;
+    let names = Names::new(&model).map_err(bad)?;
+    let mut planner = Planner { model: &model, names: &names, options, nbits, rewrite: Rewrite::default() };
+    let mut taken: BTreeSet<usize> = BTreeSet::new();
+    let mut tensors = Vec::new();
+    for (name, tensor) in container.tensors() {
+        let before = planner.rewrite.bytes;
+        let planned = planner.plan(name, &tensor, &mut taken);
+        let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
+        tensors.push(Line { tensor: name.to_owned(), becomes, bytes: planner.rewrite.bytes - before, rounding });
+    }
+    let rewrite = planner.rewrite;
+    let raised = rewrite.opset.max(model.opset());
+    opset::check(&model, raised).map_err(bad)?;
+    let (parts, warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
+    Ok(Export { tensors, parts, warnings, ..Export::default() })
+}
+
+struct Planner<'m, 'a> {
+    model: &'m Model<'m>,
+    names: &'m Names<'m>,
+    options: &'m Options,
+    nbits: bool,
+    rewrite: Rewrite<'a>,
+}
+
+/// An initializer and how the tensor lies in it.
+#[derive(Clone, Copy)]
+struct Target<'m> {
+    number: usize,
+    initializer: &'m Initializer<'m>,
+    /// The filter axis, in the initializer.
+    axis: usize,
+    layout: Layout,
+    /// What scales and values become.
+    dtype: Dtype,
+}
+
+impl Target<'_> {
+    fn name(&self) -> &str {
+        self.initializer.name
+    }
+
+    /// A name for something that belongs to it.
+    fn part(&self, part: &str, plane: usize, planes: usize) -> String {
+        if planes == 1 { format!("{}.{part}", self.name()) } else { format!("{}.{part}.{plane}", self.name()) }
+    }
+}
+
+/// What a tensor becomes, in words, and the rounding of its scales.
+type Planned = Result<(String, f64), String>;
+
+impl<'m, 'a> Planner<'m, 'a> {
+    fn plan(&mut self, name: &str, tensor: &Tensor<'a>, taken: &mut BTreeSet<usize>) -> Planned {
+        let (shape, axis) = match tensor {
+            Tensor::Dense(dense) => (&dense.shape, 0),
+            Tensor::Int8(int8) => (&int8.shape, int8.axis),
+            Tensor::Ternary(ternary) => (&ternary.shape, ternary.axis),
+        };
+        let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
+        let found = match (self.names.find(name, &shape64), tensor) {
+            (Ok(found), _) => found,
+            // Counters of a training, which no graph has.
+            (Err(_), Tensor::Dense(dense)) if is_integer(dense.dtype) && !self.names.is_taken(name) => {
+                return Ok(("nothing: the graph has no such integers".to_owned(), 0.0));
+            }
+            (Err(error), _) => return Err(error),
+        };
+        if !taken.insert(found.initializer) {
+            return Err("another tensor of the container is the same initializer; pack the model's own file".to_owned());
+        }
+        let initializer: &'m Initializer<'m> = &self.model.initializers[found.initializer];
+        let kind = type_name(initializer.data_type);
+        let mut words = String::new();
+        if initializer.name != name {
+            words += &format!(" as `{}`", initializer.name);
+        }
+        if found.transposed {
+            words += ", transposed";
+        }
+        let said = |planned: Planned| planned.map(|(becomes, rounding)| (becomes + &words, rounding));
+        if let Tensor::Dense(dense) = tensor {
+            return said(self.dense(name, dense, found.initializer, found.transposed));
+        }
+        let shape: Vec<usize> = if found.transposed { shape.iter().rev().copied().collect() } else { shape.clone() };
+        let axis = if found.transposed { 1 - axis } else { axis };
+        let Some(dtype) = dtype(initializer.data_type).filter(|dtype| is_float(*dtype)) else {
+            return Err(format!("the initializer is {kind}, should be floats; export the model in FLOAT"));
+        };
+        let layout = Layout::new(&shape, axis);
+        let target = Target { number: found.initializer, initializer, axis, layout, dtype };
+        let planned = match tensor {
+            Tensor::Ternary(ternary) => self.ternary(name, ternary, target),
+            Tensor::Int8(int8) => self.int8(name, int8, target),
+            Tensor::Dense(_) => return Err(String::new()),
+        };
+        match planned {
+            Err(_) if self.options.refused_as_dense => said(self.floats(name, tensor, target)),
+            Err(reason) => Err(format!("{reason}, or --refused-as-dense")),
+            planned => said(planned),
+        }
+    }
+
+    fn dense(&mut self, name: &str, dense: &DenseTensor<'a>, number: usize, transposed: bool) -> Planned {
+        let initializer = &self.model.initializers[number];
+        let to = dtype(initializer.data_type);
+        let widened = to == Some(Dtype::F32) && matches!(dense.dtype, Dtype::F16 | Dtype::BF16);
+        if to != Some(dense.dtype) && !widened {
+            return Err(format!(
+                "the initializer is {}, the tensor {}; export the model in the type of its weights",
+                type_name(initializer.data_type),
+                dense.dtype
+            ));
+        }
+        let part = if widened {
+            let (data, half) = (dense.data, dense.dtype == Dtype::F16);
+            let value = move |i: usize| {
+                let bytes = [data[2 * i], data[2 * i + 1]];
+                if half { half::f16::from_le_bytes(bytes).to_f32() } else { half::bf16::from_le_bytes(bytes).to_f32() }
+            };
+            let weights = data.len() / 2;
+            let shape = [dense.shape.iter().product::<usize>(), 1];
+            let (layout, columns) = if transposed {
+                (Layout { filters: dense.shape[0], inner: 1, weights }, dense.shape[1])
+            } else {
+                (Layout::new(&shape, 0), 1)
+            };
+            values::floats(name, Dtype::F32, layout, move |row, range, out| {
+                out.iter_mut().zip(range).for_each(|(out, column)| *out = value(row * columns + column));
+                Ok(())
+            })
+        } else if transposed {
+            if !dense.dtype.bitsize().is_multiple_of(8) {
+                return Err(format!("{} cannot be transposed; export the model without folding", dense.dtype));
+            }
+            values::transposed(name, dense.data, dense.dtype.bitsize() / 8, dense.shape[1])
+        } else {
+            super::Part::bytes(dense.data)
+        };
+        self.rewrite.replace_data(self.model, number, part)?;
+        Ok((format!("{} {:?}", type_name(initializer.data_type), initializer.dims), 0.0))
+    }
+
+    fn ternary(&mut self, name: &str, tensor: &TernaryTensor<'a>, target: Target<'m>) -> Planned {
+        if tensor.planes > 1 && !self.options.planes_as_tensors {
+            return Err(format!(
+                "it has {} planes, of which these operations take one; --planes-as-tensors adds them up at run time",
+                tensor.planes
+            ));
+        }
+        check_scales(target)?;
+        let rounding = values::rounding(target.dtype, tensor.scales())?;
+        let planned = if self.nbits { self.as_products(name, tensor, target)? } else { None };
+        let becomes = match planned {
+            Some(becomes) => becomes,
+            None => self.as_int2(name, tensor, target)?,
+        };
+        Ok((becomes, rounding))
+    }
+
+    /// INT2, decoded by `DequantizeLinear`: by axis, or by block along the other axis.
+    fn as_int2(&mut self, name: &str, tensor: &TernaryTensor<'a>, target: Target<'m>) -> Result<String, String> {
+        let dims = &target.initializer.dims;
+        let (planes, per_plane) = (tensor.planes, tensor.scales_per_plane());
+        let (filters, axis) = (tensor.filters, target.axis);
+        let group = match tensor.granularity {
+            Granularity::Group(size) if tensor.scale_run() < tensor.filter_len => Some(size as usize),
+            _ => None,
+        };
+        // A group goes on from row to row of a filter: blocks of the matrix that the filters make up.
+        let flat = group.is_some() && dims.len() != 2;
+        if flat && axis != 0 {
+            return Err(format!(
+                "groups of weights of a tensor of {} dimensions whose filters go along axis {axis} are no blocks; pack \
+                 with --granularity filter",
+                dims.len()
+            ));
+        }
+        let code_dims = if flat { vec![filters as u64, tensor.filter_len as u64] } else { dims.clone() };
+        let units = per_plane / filters.max(1);
+        let scale_dims = match (tensor.granularity, group) {
+            (Granularity::Tensor, _) => vec![],
+            (_, None) => vec![filters as u64],
+            (_, Some(_)) if axis == 0 => vec![filters as u64, units as u64],
+            (_, Some(_)) => vec![units as u64, filters as u64],
+        };
+        let decode = |message: Message| match (tensor.granularity, group) {
+            (Granularity::Tensor, _) => message,
+            (_, None) => rewrite::attribute(message, "axis", axis as i64),
+            (_, Some(size)) => {
+                let message = rewrite::attribute(message, "axis", 1 - axis as i64);
+                rewrite::attribute(message, "block_size", size as i64)
+            }
+        };
+        let mut new = New::default();
+        let whole = if flat { format!("{}.flat", target.name()) } else { target.name().to_owned() };
+        let mut summands = Vec::new();
+        for plane in 0..planes {
+            let codes = target.part("codes", plane, planes);
+            let scales = target.part("scales", plane, planes);
+            let output = if planes == 1 { whole.clone() } else { format!("{}.plane.{plane}", target.name()) };
+            new.node("DequantizeLinear", "", &[&codes, &scales], &output, decode);
+            let part = values::int2(name, tensor, plane, target.layout);
+            new.tensor(&codes, &code_dims, data_type::INT2, part);
+            let (by_axis, of) = (axis == 0 || group.is_none(), tensor.clone());
+            let part = values::scales(name, target.dtype, per_plane, move |i| {
+                of.scale_at(plane * per_plane + if by_axis { i } else { i % filters * units + i / filters })
+            });
+            new.tensor(&scales, &scale_dims, target.initializer.data_type, part);
+            summands.push(output);
+        }
+        new.sum(&format!("{}.sum", target.name()), &summands, &whole);
+        if flat {
+            let shape = format!("{}.shape", target.name());
+            let values: Vec<u8> = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+            new.tensor(&shape, &[dims.len() as u64], data_type::INT64, super::Part::bytes(values));
+            new.node("Reshape", "", &[&whole, &shape], target.name(), |message| message);
+        }
+        self.rewrite.replace(self.model, self.names, target.number, new, 25)?;
+        let scales = match (tensor.granularity, group) {
+            (Granularity::Tensor, _) => "a scale".to_owned(),
+            (_, None) => format!("scales [{filters}] along axis {axis}"),
+            (_, Some(size)) => format!("scales {scale_dims:?} for blocks of {size}"),
+        };
+        Ok(format!("INT2 {code_dims:?} and {scales}{}", of_planes(planes)))
+    }
+
+    /// `MatMulNBits`, if the weight is used for products alone and its scales are those of blocks; else nothing.
+    fn as_products(
+        &mut self,
+        name: &str,
+        tensor: &TernaryTensor<'a>,
+        target: Target<'m>,
+    ) -> Result<Option<String>, String> {
+        let [rows, columns] = target.initializer.dims[..] else { return Ok(None) };
+        let Some((products, transposes)) = self.names.products(target.name()) else { return Ok(None) };
+        let output_axis = products[0].output_axis;
+        let alike = products.iter().all(|product| product.output_axis == output_axis);
+        let by_output = tensor.granularity == Granularity::Tensor || target.axis == output_axis;
+        let (outputs, width) = if output_axis == 0 { (rows, columns) } else { (columns, rows) };
+        let (outputs, width) = (outputs as usize, width as usize);
+        let Some(block) = block(tensor, width).filter(|_| alike && by_output) else { return Ok(None) };
+        let planes = tensor.planes;
+        let blocks = width.div_ceil(block);
+        // By output, then by input: the filters are rows where they are the outputs.
+        let along = usize::from(target.axis != output_axis);
+        let layout = Layout::new(&[outputs, width], along);
+        let mut new = New::default();
+        for plane in 0..planes {
+            let part = values::nbits(name, tensor, plane, layout, width, block);
+            let dims = [outputs, blocks, block / 4].map(|dim| dim as u64);
+            new.tensor(&target.part("codes", plane, planes), &dims, data_type::UINT8, part);
+            let (of, per_plane) = (tensor.clone(), tensor.scales_per_plane());
+            let part = values::scales(name, target.dtype, outputs * blocks, move |i| {
+                of.scale_at(plane * per_plane + values::scale_index(&of, i / blocks, i % blocks * block))
+            });
+            let dims = [(outputs * blocks) as u64];
+            new.tensor(&target.part("scales", plane, planes), &dims, target.initializer.data_type, part);
+        }
+        let replaced = products.iter().map(|product| {
+            let node = &self.model.nodes[product.node];
+            (node.field.start, self.product(*product, target, planes, [outputs, width, block]))
+        });
+        let mut replaced: Vec<_> = replaced.collect();
+        replaced.extend(transposes.iter().map(|&node| (self.model.nodes[node].field.start, Vec::new())));
+        self.rewrite.replace(self.model, self.names, target.number, new, 0)?;
+        for &node in &transposes {
+            self.rewrite.gone.extend(self.model.nodes[node].outputs.iter().map(|name| (*name).to_owned()));
+        }
+        self.rewrite.nodes.extend(replaced);
+        self.rewrite.microsoft = true;
+        Ok(Some(format!("MatMulNBits of {outputs}×{width}, blocks of {block}{}", of_planes(planes))))
+    }
+
+    /// The nodes in place of a product: one per plane, their sum, and what a `Gemm` adds.
+    fn product(&self, product: Product, target: Target<'_>, planes: usize, sizes: [usize; 3]) -> Vec<u8> {
+        let node = &self.model.nodes[product.node];
+        let output = node.outputs[0];
+        let [outputs, width, block] = sizes;
+        let added = node.inputs.get(2).filter(|input| !input.is_empty());
+        let is_bias = |name: &&&str| {
+            self.names
+                .initializer(name)
+                .is_some_and(|added| added.dims == [outputs as u64] && added.data_type == target.initializer.data_type)
+        };
+        let bias = added.filter(is_bias);
+        let (mut new, mut summands) = (New::default(), Vec::new());
+        let single = planes == 1 && (added.is_none() || bias.is_some());
+        for plane in 0..planes {
+            let (codes, scales) = (target.part("codes", plane, planes), target.part("scales", plane, planes));
+            let summand = if single { output.to_owned() } else { format!("{output}.plane.{plane}") };
+            let mut inputs = vec![node.inputs[0], &codes, &scales];
+            if let (0, Some(bias)) = (plane, bias) {
+                inputs.extend(["", "", bias]);
+            }
+            new.node("MatMulNBits", "com.microsoft", &inputs, &summand, |message| {
+                [("K", width), ("N", outputs), ("bits", 2), ("block_size", block)]
+                    .into_iter()
+                    .fold(message, |message, (name, value)| rewrite::attribute(message, name, value as i64))
+            });
+            summands.push(summand);
+        }
+        if let (Some(added), None) = (added, bias) {
+            summands.push((*added).to_owned());
+        }
+        new.sum(&format!("{output}.sum"), &summands, output);
+        new.nodes
+    }
+
+    fn int8(&mut self, name: &str, tensor: &Int8Tensor<'a>, target: Target<'m>) -> Planned {
+        check_scales(target)?;
+        let rounding = values::rounding(target.dtype, tensor.scales())?;
+        let (codes, scales) = (target.part("codes", 0, 1), target.part("scales", 0, 1));
+        let mut new = New::default();
+        new.node("DequantizeLinear", "", &[&codes, &scales], target.name(), |message| {
+            rewrite::attribute(message, "axis", target.axis as i64)
+        });
+        let dims = &target.initializer.dims;
+        new.tensor(&codes, dims, data_type::INT8, values::int8(name, tensor, target.layout));
+        let of: Vec<f32> = tensor.scales().collect();
+        let part = values::scales(name, target.dtype, of.len(), move |i| of[i]);
+        new.tensor(&scales, &[tensor.filters as u64], target.initializer.data_type, part);
+        let opset = if target.dtype == Dtype::F32 { 13 } else { 19 };
+        self.rewrite.replace(self.model, self.names, target.number, new, opset)?;
+        Ok((format!("INT8 {dims:?} and scales [{}] along axis {}", tensor.filters, target.axis), rounding))
+    }
+
+    /// The values that `unpack` gives, in the initializer's type.
+    fn floats(&mut self, name: &str, tensor: &Tensor<'a>, target: Target<'m>) -> Planned {
+        let part = match tensor.clone() {
+            Tensor::Ternary(ternary) => {
+                let rounding = values::rounding(target.dtype, ternary.scales())?;
+                let read = move |filter, range, out: &mut [f32]| ternary.dequantize_range(filter, range, out);
+                (values::floats(name, target.dtype, target.layout, read), rounding)
+            }
+            Tensor::Int8(int8) => {
+                let rounding = values::rounding(target.dtype, int8.scales())?;
+                let scales: Vec<f32> = int8.scales().collect();
+                let read = move |filter: usize, range: std::ops::Range<usize>, out: &mut [f32]| {
+                    let codes = &int8.codes()[filter * int8.filter_len..][range];
+                    out.iter_mut().zip(codes).for_each(|(out, &code)| *out = scales[filter] * f32::from(code));
+                    Ok(())
+                };
+                (values::floats(name, target.dtype, target.layout, read), rounding)
+            }
+            Tensor::Dense(_) => return Err(String::new()),
+        };
+        let (part, rounding) = part;
+        self.rewrite.replace_data(self.model, target.number, part)?;
+        let dims = &target.initializer.dims;
+        Ok((format!("{} {dims:?}, as floats", type_name(target.initializer.data_type)), rounding))
+    }
+}
+
+fn of_planes(planes: usize) -> String {
+    if planes == 1 { String::new() } else { format!(", for each of {planes} planes") }
+}
+
+fn is_integer(dtype: Dtype) -> bool {
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(dtype, BOOL | I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64)
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// `DequantizeLinear` gives these types only.
+fn check_scales(target: Target<'_>) -> Result<(), String> {
+    if target.dtype == Dtype::F64 {
+        return Err(
+            "the initializer is DOUBLE, which no operation decodes codes to; export the model in FLOAT".to_owned()
+        );
+    }
+    Ok(())
+}
+
+/// The block of `MatMulNBits` in which a scale holds: a power of two from 16 on that the group is a multiple of.
+fn block(tensor: &TernaryTensor<'_>, width: usize) -> Option<usize> {
+    /// Wide enough for the scales not to count, and what onnxruntime's kernels know.
+    const LARGEST: usize = 128;
+    const SMALLEST: usize = 16;
+    let fitting = match tensor.granularity {
+        Granularity::Group(size) if tensor.scale_run() < tensor.filter_len => {
+            1usize.checked_shl(size.trailing_zeros()).unwrap_or(LARGEST)
+        }
+        _ => width.checked_next_power_of_two()?.max(SMALLEST),
+    };
+    (fitting >= SMALLEST && width > 0).then_some(fitting.min(LARGEST))
+}
