@@ -9,7 +9,7 @@ pub const SHARD_INDEX_BYTES: u64 = 100_000_000;
 /// Bytes of the pickle in a PyTorch checkpoint.
 pub const PICKLE_BYTES: usize = 100_000_000;
 /// Values in a pickle, and of them on its stack and in its memo at once.
-pub const PICKLE_VALUES: usize = 1 << 23;
+pub const PICKLE_VALUES: usize = 1 << 22;
 /// Containers inside each other in a pickle, where tensors are looked for.
 pub const PICKLE_DEPTH: usize = 64;
 /// Bytes, over those of its storages, that tensors of a PyTorch checkpoint take together when they are copied

@@ -151,7 +151,7 @@ impl<'a> Arrays<'a> {
 fn words(problem: DataProblem) -> String {
     match problem {
         DataProblem::Npy { expected, found } => {
-            format!("{found}, expected {expected}; save it as numbers of that kind")
+            format!("{found}, expected {expected}; save it so")
         }
         other => other.to_string(),
     }
