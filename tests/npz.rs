@@ -106,7 +106,7 @@ fn packed_arrays_are_held_to_their_headers() {
 
     let long = [&array[..], &[1; 1000]].concat();
     let short = &array[..array.len() - 1];
-    let claims = |entry: Entry, bytes: usize| Entry { unpacked: Some(bytes as u64), ..entry };
+    let claims = |entry: Entry, bytes: usize| Entry { unpacked: Some(bytes as u64), wide: true, ..entry };
     let bomb = npy("<f4", "False", "(2147483648, 2147483648)", &[]);
     let fat = npy("<f4", "False", "(8589934592,)", &[]);
     for (what, entry, says) in [
