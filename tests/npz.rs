@@ -97,7 +97,7 @@ fn deflated(name: &str, bytes: &[u8]) -> Entry {
 fn packed_arrays_are_held_to_their_headers() {
     let array = npy("<f4", "False", "(2, 3)", &[1; 24]);
     let good = deflated("w.npy", &array);
-    assert_eq!(open_bytes(&zip(&[good.clone()])).unwrap().by_name("w").unwrap().data, [1; 24]);
+    assert_eq!(open_bytes(&zip(std::slice::from_ref(&good))).unwrap().by_name("w").unwrap().data, [1; 24]);
     // Of one byte, less than is read of a header at first.
     let tiny =
         open_bytes(&zip(&[deflated("w.npy", &npy("|u1", "False", "()", &[7])), Entry::new("README", b"")])).unwrap();
