@@ -59,3 +59,9 @@ block() {
 block 34 tq1_0 > fuzz/corpus/gguf/tq1_0
 block 35 tq2_0 > fuzz/corpus/gguf/tq2_0
 block 42 q2_0 > fuzz/corpus/gguf/q2_0
+mkdir -p fuzz/corpus/{pytorch,npz}
+find fixtures/foreign/pytorch -type f -size -17k \( -name '*.pt' -o -name '*.bin' \) -exec cp {} fuzz/corpus/pytorch/ \;
+find fixtures/foreign/npz -type f -size -17k \( -name '*.np?' -o -name '*.zip' \) -exec cp {} fuzz/corpus/npz/ \;
+# Behind a zero: a pickle, which gets a storage of 24 bytes; an array.
+printf '\0\x80\x02}(X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0%sX\x03\0\0\0cpuK\x06tQK\x00K\x02K\x03\x86K\x01K\x02\x86\x89NtRu.' 0 > fuzz/corpus/pytorch/pickle
+array '\0' '\x37' "{'descr': '<f4', 'fortran_order': True, 'shape': (2,1)}" '\0\0\0\0\0\0\0\0' > fuzz/corpus/npz/array

@@ -6,6 +6,19 @@ pub const HEADER_BYTES: u64 = 100_000_000;
 pub const INDEX_BYTES: u64 = 100_000_000;
 /// Bytes of a shard index, `model.safetensors.index.json`.
 pub const SHARD_INDEX_BYTES: u64 = 100_000_000;
+/// Bytes of the pickle in a PyTorch checkpoint.
+pub const PICKLE_BYTES: usize = 100_000_000;
+/// Values in a pickle, and of them on its stack and in its memo at once.
+pub const PICKLE_VALUES: usize = 1 << 22;
+/// Containers inside each other in a pickle, where tensors are looked for.
+pub const PICKLE_DEPTH: usize = 64;
+/// Bytes, over those of its storages, that tensors of a PyTorch checkpoint take together when they are copied
+/// because they do not lie in C order: expanded ones have more values than their storage.
+pub const EXPANDED_BYTES: u64 = 1 << 26;
+/// Entries of a zip file.
+pub const ZIP_ENTRIES: u64 = 1 << 20;
+/// Bytes of the arrays of a `.npz` file that are copied because they are packed or not in C order.
+pub const NPZ_COPIED_BYTES: u64 = 1 << 34;
 /// Bytes of a tensor name.
 pub const NAME_BYTES: usize = 4096;
 /// Dimensions of a tensor.

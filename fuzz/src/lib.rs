@@ -58,6 +58,22 @@ pub fn bits(x: f32) -> u32 {
     if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
 }
 
+/// A zip file of these entries, stored.
+pub fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, data) in entries {
+        let (offset, size) = (file.len() as u32, data.len() as u32);
+        let mut fixed = vec![10, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        [crc32fast::hash(data), size, size].iter().for_each(|x| fixed.extend(x.to_le_bytes()));
+        fixed.extend([name.len() as u8, 0, 0, 0]);
+        file.extend([b"PK\x03\x04", &fixed[..], name.as_bytes(), data].concat());
+        directory.extend([b"PK\x01\x02\x0a\x00", &fixed[..], &[0; 10], &offset.to_le_bytes(), name.as_bytes()].concat());
+    }
+    let count = entries.len() as u8;
+    let sizes = [(directory.len() as u32).to_le_bytes(), (file.len() as u32).to_le_bytes()].concat();
+    [&file[..], &directory, b"PK\x05\x06\0\0\0\0", &[count, 0, count, 0], &sizes, &[0, 0]].concat()
+}
+
 /// One file of `fixtures/`.
 #[macro_export]
 macro_rules! fixture {

@@ -1,5 +1,5 @@
 //! Images and labels as arrays, for data sets without a format of their own: two tensors of a
-//! `.safetensors` file, or two `.npy` files. Not here: the header of `.npy` ([`super::npy`]).
+//! `.safetensors` file, or two `.npy` files. Not here: the header of `.npy` ([`NpyHeader`]).
 //!
 //! ```text
 //! train.safetensors, test.safetensors: `images` [images, channels, height, width] of U8, F16 or F32
@@ -7,19 +7,17 @@
 //! {train,test}-images.npy, {train,test}-labels.npy: the same
 //! ```
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use super::image::{Element, Image, Images};
-use super::npy;
 use super::{DataSet, Split};
 use crate::dtype::Dtype;
 use crate::error::DataProblem;
 use crate::limits::CLASSES;
 use crate::mapped::{map, open_regular};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, NpyHeader};
 use crate::{Error, Result};
 
 /// What the files of a split begin with, and what it is called.
@@ -62,19 +60,22 @@ pub(super) fn open_npy(directory: &Path, split: Split) -> Result<DataSet> {
     let open = |kind: &str| {
         let path = present(directory, &format!("{prefix}-{kind}.npy"), &format!("{what} {kind}"))?;
         let map = map(&open_regular(&path)?, &path)?;
-        match npy::parse(&map) {
-            Ok(header) => Ok((path, map, header)),
-            Err(problem) => Err(Error::Data { path, problem }),
+        let wrong = |problem| Error::Data { path: path.clone(), problem };
+        let header = NpyHeader::of_file(&map).map_err(wrong)?;
+        if header.fortran_order {
+            let expected = "C order, as of numpy.ascontiguousarray".to_owned();
+            return Err(wrong(DataProblem::Npy { expected, found: "Fortran order".to_owned() }));
         }
+        Ok((path, map, header))
     };
     let (path, map, header) = open("images")?;
     let (element, count, image) = images(&path, header.dtype, &header.shape)?;
     let (labels_path, labels_map, labels_header) = open("labels")?;
-    let bytes = &labels_map[labels_header.data];
+    let bytes = &labels_map[labels_header.len..];
     let labels = labels(&labels_path, labels_header.dtype, &labels_header.shape, bytes)?;
     check_count(&labels_path, &labels, &path, count)?;
     let classes = classes(&labels);
-    let images = Arrays { path, bytes: Bytes::Mapped(map, header.data), element, image };
+    let images = Arrays { path, bytes: Bytes::Mapped(map, header.len), element, image };
     Ok(DataSet::of(images, image, labels, labels_path, classes))
 }
 
@@ -158,14 +159,15 @@ struct Arrays {
 enum Bytes {
     /// That tensor of a checkpoint.
     Tensor(Checkpoint, usize),
-    Mapped(Mmap, Range<usize>),
+    /// A file from that byte on.
+    Mapped(Mmap, usize),
 }
 
 impl Images for Arrays {
     fn get(&self, number: usize) -> Result<Image<'_>> {
         let bytes = match &self.bytes {
             Bytes::Tensor(checkpoint, tensor) => checkpoint.tensor(*tensor).data,
-            Bytes::Mapped(map, range) => &map[range.clone()],
+            Bytes::Mapped(map, start) => &map[*start..],
         };
         let size = self.image.iter().product::<usize>() * self.element.bytes();
         Ok(Image::planar(&bytes[number * size..(number + 1) * size], self.element, self.image))

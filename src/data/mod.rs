@@ -18,7 +18,6 @@ mod idx;
 mod image;
 mod kind;
 mod normalization;
-mod npy;
 #[cfg(feature = "train")]
 mod resample;
 

@@ -5,12 +5,18 @@
 
 mod bitnet;
 mod gguf;
+mod npz;
 mod onnx;
+mod pickle;
+mod pytorch;
+mod strided;
+mod zip;
 
-use std::io::Read;
 use std::path::Path;
 
-use crate::{Checkpoint, Result};
+use crate::error::CheckpointProblem;
+use crate::source::NpyHeader;
+use crate::{Checkpoint, Error, MappedFile, Result};
 
 /// Opens a checkpoint, whatever it is: by its first bytes, and by its name where a format has no magic number.
 ///
@@ -18,20 +24,51 @@ use crate::{Checkpoint, Result};
 /// A file that cannot be read, or that is not what it claims to be.
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     let path = path.as_ref();
-    if begins_with(path, &crate::gguf::MAGIC) {
+    if let Some(checkpoint) = pytorch::open_shards(path)? {
+        return Ok(checkpoint);
+    }
+    if path.is_dir() || path.extension().is_some_and(|extension| extension == "json") {
+        return bitnet::recognise(Checkpoint::open(path)?);
+    }
+    let file = MappedFile::open(path)?;
+    if file.starts_with(&crate::gguf::MAGIC) {
         return gguf::open(path);
     }
+    if zip::is_zip(&file) {
+        return open_zip(path, file);
+    }
+    if NpyHeader::is_npy(&file) {
+        return npz::open_npy(path, file);
+    }
     // Protobuf has no magic number.
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) && !path.is_dir() {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
         return onnx::open(path);
+    }
+    if let Some(message) = pytorch::refusal(&file) {
+        return Err(foreign(path, "PyTorch", message));
     }
     bitnet::recognise(Checkpoint::open(path)?)
 }
 
-/// Whether it is a regular file that begins so; what is wrong with one that cannot be read, its reader says.
-fn begins_with<const N: usize>(path: &Path, magic: &[u8; N]) -> bool {
-    let mut bytes = [0; N];
-    path.is_file()
-        && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).is_ok()
-        && bytes == *magic
+/// A file of `torch.save`, or arrays of numpy.
+fn open_zip(path: &Path, file: MappedFile) -> Result<Checkpoint> {
+    let entries = zip::entries(&file).map_err(|message| foreign(path, "PyTorch or numpy", message))?;
+    if pytorch::is(&entries) {
+        return pytorch::open(path, file, &entries);
+    }
+    if npz::is(&entries) {
+        return npz::open(path, file, &entries);
+    }
+    let first = entries.first().map_or("none".to_owned(), |entry| format!("`{}`", zip::shown(&entry.name)));
+    let message = format!(
+        "a zip file of {} entries (the first: {first}), expected data.pkl of torch.save, or .npy files of numpy.savez; \
+         unpack it and give the checkpoint that is in it",
+        entries.len()
+    );
+    Err(foreign(path, "PyTorch or numpy", message))
+}
+
+/// A file that is not what its format asks for.
+fn foreign(path: &Path, format: &'static str, message: String) -> Error {
+    Error::Checkpoint { path: path.to_path_buf(), problem: CheckpointProblem::Foreign { format, message } }
 }

@@ -4,6 +4,7 @@
 
 mod builder;
 pub(crate) mod header;
+mod npy;
 mod shards;
 mod ternary;
 pub(crate) mod weights;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 pub use self::builder::{CheckpointBuilder, Taken};
 use self::header::Header;
 pub use self::header::safetensors_header;
+pub use self::npy::NpyHeader;
+pub use self::shards::ShardIndex;
 pub use self::ternary::{TernaryLayout, TernaryView};
 pub use self::weights::FilterView;
 pub use crate::dtype::Dtype;

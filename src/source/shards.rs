@@ -72,35 +72,56 @@ struct RawIndex {
 }
 
 fn from_index(path: &Path) -> Result<Shards> {
-    let problem = Error::checkpoint(path);
-    let length = open_regular(path)?.metadata().map_err(Error::io(path, "open"))?.len();
-    if length > limits::SHARD_INDEX_BYTES {
-        return Err(problem(Problem::HeaderTooLong { found: length, limit: limits::SHARD_INDEX_BYTES }));
-    }
-    let json = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let mut json = serde_json::Deserializer::from_slice(&json);
-    let index: Result<RawIndex, _> = object(&mut json).and_then(|index| json.end().map(|()| index));
-    let index = index.map_err(|e| match json_problem(&e) {
-        Problem::Header(text) => problem(Problem::Index(text)),
-        other => problem(other),
-    })?;
-    let weight_map = index.weight_map.0;
-    if weight_map.is_empty() {
-        return Err(problem(Problem::Index("weight_map names no tensor".to_owned())));
-    }
-    let shards: BTreeSet<&String> = weight_map.values().collect();
-    let mut files = Vec::new();
-    for shard in shards {
-        if !is_plain_file_name(shard) {
-            return Err(problem(Problem::ShardName(shard.clone())));
-        }
-        let file = path.with_file_name(shard);
-        if !file.exists() {
-            return Err(problem(Problem::MissingShard { shard: shard.clone() }));
-        }
-        files.push(file);
-    }
+    let ShardIndex { files, weight_map } = ShardIndex::open(path)?;
     Ok(Shards { files, weight_map: Some(weight_map) })
+}
+
+/// What an index over shards says, `model.safetensors.index.json` or another in that form.
+#[derive(Debug)]
+pub struct ShardIndex {
+    /// The shards, sorted by name. They are beside the index.
+    pub files: Vec<PathBuf>,
+    /// Tensor → file name.
+    pub weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    /// Reads and checks an index.
+    ///
+    /// # Errors
+    /// An index that cannot be read or is none, that names no tensor, or names a shard that is no plain file name or
+    /// is not there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let problem = Error::checkpoint(path);
+        let length = open_regular(path)?.metadata().map_err(Error::io(path, "open"))?.len();
+        if length > limits::SHARD_INDEX_BYTES {
+            return Err(problem(Problem::HeaderTooLong { found: length, limit: limits::SHARD_INDEX_BYTES }));
+        }
+        let json = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let mut json = serde_json::Deserializer::from_slice(&json);
+        let index: Result<RawIndex, _> = object(&mut json).and_then(|index| json.end().map(|()| index));
+        let index = index.map_err(|e| match json_problem(&e) {
+            Problem::Header(text) => problem(Problem::Index(text)),
+            other => problem(other),
+        })?;
+        let weight_map = index.weight_map.0;
+        if weight_map.is_empty() {
+            return Err(problem(Problem::Index("weight_map names no tensor".to_owned())));
+        }
+        let shards: BTreeSet<&String> = weight_map.values().collect();
+        let mut files = Vec::new();
+        for shard in shards {
+            if !is_plain_file_name(shard) {
+                return Err(problem(Problem::ShardName(shard.clone())));
+            }
+            let file = path.with_file_name(shard);
+            if !file.exists() {
+                return Err(problem(Problem::MissingShard { shard: shard.clone() }));
+            }
+            files.push(file);
+        }
+        Ok(Self { files, weight_map })
+    }
 }
 
 /// Exactly one normal path component, on any operating system.

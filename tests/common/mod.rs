@@ -6,6 +6,8 @@
 #[cfg(feature = "eval")]
 pub mod networks;
 
+pub mod zip;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -1,0 +1,330 @@
+//! Names and tensors in an unpickled checkpoint. Not here: where the bytes are taken from ([`super`]).
+
+use std::collections::HashSet;
+
+use super::super::pickle::{Id, Object, Pickle, Value};
+use super::super::strided::Strided;
+use super::super::zip::shown;
+use super::{Name, RESAVE};
+use crate::{Dtype, limits};
+
+/// What programs call the state dict in a checkpoint of a training.
+const WRAPPERS: [&str; 7] = ["state_dict", "model_state_dict", "model_state", "model", "module", "network", "params"];
+
+/// The bytes of a storage, and where in the file they begin.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Storage<'a> {
+    pub bytes: &'a [u8],
+    pub begin: usize,
+}
+
+/// A tensor: its values are in the storage.
+#[derive(Debug)]
+pub(super) struct Tensor<'a> {
+    pub dtype: Dtype,
+    pub storage: Storage<'a>,
+    pub strided: Strided,
+}
+
+/// The tensors of a checkpoint, named.
+#[derive(Debug)]
+pub(super) struct State<'a> {
+    pub tensors: Vec<(String, Tensor<'a>)>,
+    pub warnings: Vec<String>,
+}
+
+impl<'a> State<'a> {
+    /// Finds them in a pickle; `storage` gives the storage of a key.
+    pub fn read(pickle: &Pickle<'_, Name>, storage: impl Fn(&str) -> Option<Storage<'a>>) -> Result<Self, String> {
+        let mut warnings = Vec::new();
+        let root = unwrap(pickle, &mut warnings);
+        let mut walk = Walk {
+            pickle,
+            storage,
+            tensors: Vec::new(),
+            names: HashSet::new(),
+            name_bytes: 0,
+            visits: 1024 + 4 * pickle.values.len(),
+            skipped: (0, Vec::new()),
+        };
+        let mut name = String::new();
+        if is_tensor(pickle, root) {
+            name.push_str("tensor");
+        }
+        walk.visit(root, &mut name, 0)?;
+        if walk.tensors.is_empty() {
+            return Err(format!("it holds no tensors; {RESAVE}"));
+        }
+        let (count, examples) = walk.skipped;
+        if count > 0 {
+            let dots = if count > examples.len() { ", …" } else { "" };
+            warnings.push(format!("{count} values that are no tensors are left out: {}{dots}", examples.join(", ")));
+        }
+        Ok(Self { tensors: walk.tensors, warnings })
+    }
+}
+
+/// Keys and values of a dict.
+fn items<'p>(pickle: &'p Pickle<'_, Name>, id: Id) -> Option<&'p [(Id, Id)]> {
+    match pickle.get(id) {
+        Value::Dict(items) | Value::Object(Object { class: Name::Mapping, items, .. }) => Some(items),
+        _ => None,
+    }
+}
+
+fn is_tensor(pickle: &Pickle<'_, Name>, id: Id) -> bool {
+    use Name::{FromType, Parameter, Tensor, TensorV2, TensorV3, Unread};
+    let tensors = [Tensor, TensorV2, TensorV3, Parameter, FromType];
+    matches!(pickle.get(id), Value::Object(Object { class, .. }) if tensors.contains(class) || matches!(class, Unread(_)))
+}
+
+/// The dict that the tensors are in: the whole; or, where none of its values is a tensor, the one under a well-known
+/// name, if there is only one.
+fn unwrap(pickle: &Pickle<'_, Name>, warnings: &mut Vec<String>) -> Id {
+    let mut root = pickle.root;
+    for _ in 0..WRAPPERS.len() {
+        let Some(all) = items(pickle, root).filter(|items| !items.iter().any(|&(_, value)| is_tensor(pickle, value)))
+        else {
+            break;
+        };
+        let mut found = all.iter().filter_map(|&(key, value)| match pickle.get(key) {
+            &Value::Text(key) if WRAPPERS.contains(&key) && items(pickle, value).is_some_and(|v| !v.is_empty()) => {
+                Some((key, value))
+            }
+            _ => None,
+        });
+        let (Some((key, value)), None) = (found.next(), found.next()) else { break };
+        if all.len() > 1 {
+            let others = all.iter().filter(|&&(_, other)| other != value).take(4);
+            let others: Vec<String> = others.map(|&(key, _)| part(pickle, key).unwrap_or_default()).collect();
+            let dots = if all.len() > others.len() + 1 { ", …" } else { "" };
+            warnings.push(format!("the tensors under `{key}` are taken; left out: {}{dots}", others.join(", ")));
+        } else {
+            warnings.push(format!("the tensors are taken from under `{key}`"));
+        }
+        root = value;
+    }
+    root
+}
+
+/// What a key adds to a name, if it is text or a number.
+fn part(pickle: &Pickle<'_, Name>, key: Id) -> Option<String> {
+    match pickle.get(key) {
+        Value::Text(text) if text.len() <= limits::NAME_BYTES => Some((*text).to_owned()),
+        Value::Text(text) => Some(shown(text)),
+        Value::Int(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+struct Walk<'p, 'a, S> {
+    pickle: &'p Pickle<'p, Name>,
+    storage: S,
+    tensors: Vec<(String, Tensor<'a>)>,
+    names: HashSet<String>,
+    name_bytes: u64,
+    /// How many more values may be looked at: what a pickle refers to many times could be endless.
+    visits: usize,
+    /// How many values were no tensors, and the names of some.
+    skipped: (usize, Vec<String>),
+}
+
+impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
+    fn visit(&mut self, id: Id, name: &mut String, depth: usize) -> Result<(), String> {
+        self.visits =
+            self.visits.checked_sub(1).ok_or_else(|| format!("too much of it stands in several places; {RESAVE}"))?;
+        let pickle = self.pickle;
+        if is_tensor(pickle, id) {
+            let wrong = |what: String| format!("tensor `{}`: {what}", shown(name));
+            let tensor = self.tensor(id).map_err(wrong)?;
+            self.name_bytes += name.len() as u64;
+            if name.len() > limits::NAME_BYTES || self.name_bytes > limits::HEADER_BYTES {
+                return Err(wrong("names that are too long; save the weights alone".to_owned()));
+            }
+            if !self.names.insert(name.clone()) {
+                return Err(wrong("the name stands twice; readers differ in which they take".to_owned()));
+            }
+            self.tensors.push((name.clone(), tensor));
+            return Ok(());
+        }
+        if depth > limits::PICKLE_DEPTH {
+            return Err(format!(
+                "`{}`: more than {} dicts and lists inside each other; {RESAVE}",
+                shown(name),
+                limits::PICKLE_DEPTH
+            ));
+        }
+        if let Some(items) = items(pickle, id) {
+            for &(key, value) in items {
+                match part(pickle, key) {
+                    Some(part) => self.inside(value, &part, name, depth)?,
+                    None => self.skip(name),
+                }
+            }
+            return Ok(());
+        }
+        match pickle.get(id) {
+            Value::Tuple(elements) | Value::List(elements) => {
+                for (i, &element) in elements.iter().enumerate() {
+                    self.inside(element, &i.to_string(), name, depth)?;
+                }
+            }
+            _ => self.skip(name),
+        }
+        Ok(())
+    }
+
+    fn inside(&mut self, id: Id, part: &str, name: &mut String, depth: usize) -> Result<(), String> {
+        let length = name.len();
+        if length > limits::NAME_BYTES {
+            return Err(format!("tensor `{}`: names that are too long; save the weights alone", shown(name)));
+        }
+        if length > 0 {
+            name.push('.');
+        }
+        name.push_str(part);
+        self.visit(id, name, depth + 1)?;
+        name.truncate(length);
+        Ok(())
+    }
+
+    fn skip(&mut self, name: &str) {
+        self.skipped.0 += 1;
+        if self.skipped.1.len() < 4 {
+            self.skipped.1.push(format!("`{}`", shown(name)));
+        }
+    }
+
+    /// The tensor that a call of torch's functions would have made.
+    fn tensor(&self, id: Id) -> Result<Tensor<'a>, String> {
+        let pickle = self.pickle;
+        let malformed = || "is not what torch.save writes; save it again".to_owned();
+        let Value::Object(object) = pickle.get(id) else { return Err(malformed()) };
+        let (mut class, mut args, mut built) =
+            (object.class, pickle.tuple(object.args).ok_or_else(malformed)?, object.built);
+        // A parameter is made of a tensor, a class of its own of a function and its arguments.
+        for _ in 0..4 {
+            match (class, args) {
+                (Name::Parameter, &[data, ..]) => {
+                    let Value::Object(object) = pickle.get(data) else { return Err(malformed()) };
+                    (class, args) = (object.class, pickle.tuple(object.args).ok_or_else(malformed)?);
+                    built |= object.built;
+                }
+                (Name::FromType, &[function, of, inner, ..]) => {
+                    let (&Value::Global(function), Value::Global(Name::TensorClass)) =
+                        (pickle.get(function), pickle.get(of))
+                    else {
+                        return Err(format!("is of a class of its own, expected torch.Tensor; {RESAVE}"));
+                    };
+                    (class, args) = (function, pickle.tuple(inner).ok_or_else(malformed)?);
+                }
+                _ => break,
+            }
+        }
+        if built {
+            return Err(format!("has a state beside its values; {RESAVE}"));
+        }
+        let (dtype, metadata) = match (class, args) {
+            (Name::Tensor, [_, _, _, _]) | (Name::TensorV2, [_, _, _, _, _, _]) => (None, None),
+            (Name::TensorV2, &[_, _, _, _, _, _, metadata]) => (None, Some(metadata)),
+            (Name::TensorV3, &[_, _, _, _, _, _, dtype]) => (Some(dtype), None),
+            (Name::TensorV3, &[_, _, _, _, _, _, dtype, metadata]) => (Some(dtype), Some(metadata)),
+            (Name::Unread(what), _) => {
+                return Err(format!("is {what}, expected real numbers in C order; leave it out or convert it"));
+            }
+            _ => return Err(malformed()),
+        };
+        let marks = metadata.and_then(|metadata| items(pickle, metadata)).unwrap_or_default();
+        if marks.iter().any(|&(_, value)| matches!(pickle.get(value), Value::Bool(true))) {
+            return Err("is a conjugated or negated view; save it with .resolve_conj().resolve_neg()".to_owned());
+        }
+        let dtype = match dtype.map(|dtype| pickle.get(dtype)) {
+            None => None,
+            Some(Value::Global(Name::Type(dtype))) => Some(*dtype),
+            Some(Value::Global(Name::Unread(what))) => {
+                return Err(format!("is {what}, which cannot be ternary; leave it out"));
+            }
+            Some(_) => return Err(malformed()),
+        };
+        self.strided(dtype, args, malformed)
+    }
+
+    fn strided(&self, dtype: Option<Dtype>, args: &[Id], malformed: impl Fn() -> String) -> Result<Tensor<'a>, String> {
+        let &[storage, offset, shape, strides, ..] = args else { return Err(malformed()) };
+        let (of, storage) = self.storage(storage, &malformed)?;
+        let dtype = dtype.or(of).ok_or_else(&malformed)?;
+        let shape = self.numbers(shape, "shape")?;
+        let strides = self.numbers(strides, "strides")?;
+        let &Value::Int(offset) = self.pickle.get(offset) else { return Err(malformed()) };
+        if shape.len() != strides.len() {
+            return Err(format!("{} strides, expected {}, one per dimension", strides.len(), shape.len()));
+        }
+        let size = dtype.bitsize() / 8;
+        let offset = usize::try_from(offset).map_err(|_| format!("storage offset {offset}, expected 0 or more"))?;
+        let strided = Strided { size, offset, shape, strides };
+        let end = strided.end().and_then(|end| end.checked_mul(size));
+        if end.is_none_or(|end| end > storage.bytes.len()) {
+            return Err(format!(
+                "shape {:?} with strides {:?} at offset {offset} of {dtype} reaches past the {} bytes of its storage; was \
+                 the file damaged?",
+                strided.shape,
+                strided.strides,
+                storage.bytes.len()
+            ));
+        }
+        Ok(Tensor { dtype, storage, strided })
+    }
+
+    /// ('storage', its class, key, device, count), and what the class says of the type.
+    fn storage(&self, id: Id, malformed: &impl Fn() -> String) -> Result<(Option<Dtype>, Storage<'a>), String> {
+        let pickle = self.pickle;
+        let Value::Persistent(name) = pickle.get(id) else { return Err(malformed()) };
+        let Some(&[kind, class, key, _, count]) = pickle.tuple(*name) else { return Err(malformed()) };
+        let dtype = match pickle.get(class) {
+            Value::Global(Name::Storage(dtype)) => Some(*dtype),
+            Value::Global(Name::Untyped) => None,
+            Value::Global(Name::Unread(what)) => {
+                return Err(format!("is {what}, which cannot be ternary; leave it out"));
+            }
+            _ => return Err(malformed()),
+        };
+        let (Value::Text("storage"), &Value::Text(key), &Value::Int(count)) =
+            (pickle.get(kind), pickle.get(key), pickle.get(count))
+        else {
+            return Err(malformed());
+        };
+        if key.len() > limits::NAME_BYTES {
+            return Err(malformed());
+        }
+        let storage = (self.storage)(key)
+            .ok_or_else(|| format!("its storage, entry `data/{}`, is not in the file; was it damaged?", shown(key)))?;
+        let size = dtype.map_or(1, |dtype| dtype.bitsize() as u64 / 8);
+        let expected = u64::try_from(count).ok().and_then(|count| count.checked_mul(size));
+        let found = storage.bytes.len();
+        if expected != Some(found as u64) {
+            return Err(format!(
+                "its storage, entry `data/{}`, has {found} bytes, expected {count} values of {size}; was the file damaged?",
+                shown(key)
+            ));
+        }
+        Ok((dtype, storage))
+    }
+
+    /// A tuple of a few numbers.
+    fn numbers(&self, id: Id, what: &str) -> Result<Vec<usize>, String> {
+        let elements = match self.pickle.get(id) {
+            Value::Tuple(elements) | Value::List(elements) => elements,
+            _ => return Err(format!("its {what} are no numbers; save it again")),
+        };
+        if elements.len() > limits::RANK {
+            return Err(format!("{} {what}, expected at most {}; reshape it", elements.len(), limits::RANK));
+        }
+        let number = |&id: &Id| match self.pickle.get(id) {
+            &Value::Int(number) => {
+                usize::try_from(number).map_err(|_| format!("{number} in its {what}, expected 0 or more"))
+            }
+            _ => Err(format!("its {what} are no numbers; save it again")),
+        };
+        elements.iter().map(number).collect()
+    }
+}
