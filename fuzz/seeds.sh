@@ -10,7 +10,7 @@ find fixtures -maxdepth 1 -name '*.safetensors' -size -17k -exec cp {} fuzz/corp
 find fixtures -maxdepth 1 -name '*.twn' -size -17k -exec cp {} fuzz/corpus/kernel/ \;
 cp src/net/networks/*.toml fixtures/residual/small.toml fuzz/corpus/network/
 mkdir -p fuzz/corpus/onnx
-cp fixtures/foreign/*.onnx fuzz/corpus/onnx/
+cp fixtures/foreign/onnx/*.onnx fuzz/corpus/onnx/
 # Which of the two are gzipped, the length of the images' file (little endian), both files. First two images of 1 × 2.
 printf '\0\x14\0\0\0\x08\x03\0\0\0\x02\0\0\0\x01\0\0\0\x02\0\x40\x80\xff\0\0\x08\x01\0\0\0\x02\x07\x01' > fuzz/corpus/idx/small
 images=fixtures/mnist64/t10k-images-idx3-ubyte.gz

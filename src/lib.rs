@@ -6,15 +6,16 @@
 //!  mmap,       which      filter →      codes ↔   streams, checksums,   one result struct,
 //!  shards,     tensor,    Δ, α          bytes     publishes atomically  one exporter per
 //!  dtypes      axis,                                                    output format
-//!              method                             container::reader ──► verify, unpack, your exporter
-//!                                                                   └──► kernel ──► net ◄── data
+//!    ▲         method                             container::reader ──► verify, unpack, export
+//!  import                                                            └──► kernel ──► net ◄── data
 //!                                                                                     └──► train
 //! ```
 //!
 //! A module uses only what stands to its left; [`convert`] is the run that joins them. Of what
 //! stands to its right, [`select`] names what a treatment consists of (method, encoding,
 //! granularity) and does nothing with it. [`calibration`] has what is known of a layer's inputs, for
-//! `convert`; [`budget`] runs `convert` on every rung of every tensor and chooses. `tests/layering.rs` holds all this.
+//! `convert`; [`budget`] runs `convert` on every rung of every tensor and chooses. [`import`] and [`export`] are the
+//! formats of other programs. `tests/layering.rs` holds all this.
 //!
 //! ```no_run
 //! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};

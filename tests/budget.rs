@@ -269,17 +269,17 @@ fn a_size_is_kept_with_repairs() {
 fn a_sweep_hides_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let tensors: Vec<Made> =
-        (0..12).map(|i| Made::gaussian(&format!("l{i}.weight"), Dtype::F32, &[6, 40 + i as usize], 1 + i)).collect();
+        (0..12).map(|i| Made::gaussian(&format!("l{i}.weight"), Dtype::F32, &[32, 200 + i as usize], 1 + i)).collect();
     let input = common::checkpoint(directory.path(), "in.safetensors", &tensors);
-    let identity: Vec<f64> = (0..1600).map(|at| f64::from(u8::from(at % 41 == 0))).collect();
-    let known = [Made::new("l0.weight.xtx", Dtype::F32, &[40, 40], &identity)];
+    let identity: Vec<f64> = (0..40_000).map(|at| f64::from(u8::from(at % 201 == 0))).collect();
+    let known = [Made::new("l0.weight.xtx", Dtype::F32, &[200, 200], &identity)];
     let known = common::checkpoint(directory.path(), "stats.safetensors", &known);
     let [input, known] = [&input, &known].map(|path| path.to_str().unwrap());
     let (json, _) = common::expect(0, &["sweep", input, "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["errors"], "weights");
-    // 4 numbers of planes, a scale per filter or per 32, then 8 bits and dense.
-    assert_eq!(json["measured"].as_array().unwrap().len(), 12 * (4 * 2 + 2));
+    // 4 numbers of planes, a scale per filter, per 128 or per 32, then 8 bits and dense.
+    assert_eq!(json["measured"].as_array().unwrap().len(), 12 * (4 * 3 + 2));
     let curve = json["curve"].as_array().unwrap();
     assert!(curve.len() > 64, "{}", curve.len());
     let changed = |tensor: &str| curve.iter().filter(|point| point["tensor"] == tensor).count();

@@ -353,8 +353,11 @@ fn inspect_tells_what_packing_gives() {
     assert!(table.contains("t2 twn filter planes 2 calibrated") && table.contains(", outputs 0.0"), "{table}");
     let csv = String::from_utf8(common::run(&["inspect", &path("out.twn"), "--csv"]).stdout).unwrap();
     let line = csv.lines().nth(1).unwrap();
-    let last = format!("full,{},", report.tensors[0].relative_output_error.unwrap());
-    assert!(csv.contains("ratio,calibration,relative_output_error,repaired") && line.ends_with(&last), "{csv}");
+    let last = format!("full,{},,6.4", report.tensors[0].relative_output_error.unwrap());
+    assert!(
+        csv.contains("ratio,calibration,relative_output_error,repaired,bits_per_weight") && line.ends_with(&last),
+        "{csv}"
+    );
     for (arguments, expected) in [
         (vec!["inspect", &path("out.twn"), "--calibration", &stats], "packed already"),
         (vec![&path("in.safetensors"), "-n", "--damping", "0.1"], "--calibration"),

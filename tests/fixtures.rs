@@ -76,10 +76,6 @@ fn the_generator_makes_the_files_that_are_here() {
         for entry in directory.read_dir().unwrap() {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(generate::directory()).unwrap().to_str().unwrap().replace('\\', "/");
-            if name == "foreign" {
-                // Of other programs; each directory there says by which script.
-                continue;
-            }
             if path.is_dir() {
                 // Other programs' files have READMEs of their own.
                 if name != "foreign" {

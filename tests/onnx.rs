@@ -319,7 +319,7 @@ fn transpose<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/foreign").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
 fn golden(layout: &str) -> Vec<u8> {
@@ -574,7 +574,7 @@ fn pytorch_models_are_recognised() {
         ("linear-script.onnx", ["onnx::MatMul_21", "onnx::MatMul_22", "onnx::MatMul_23", "onnx::MatMul_24"]),
         ("linear-dynamo.onnx", ["val_0", "val_2", "val_3", "val_5"]),
     ] {
-        let options = Options { into: Some(fixture(file)), ..Options::default() };
+        let options = Options { into: Some(fixture(&format!("foreign/onnx/{file}"))), ..Options::default() };
         let lines = packed.plan("onnx", &options).unwrap().tensors;
         let becomes = |tensor: &str| lines.iter().find(|line| line.tensor == tensor).unwrap().becomes.clone().unwrap();
         assert!(becomes("blocks.num_batches_tracked").starts_with("nothing"));
@@ -593,7 +593,7 @@ fn pytorch_models_are_recognised() {
         let Tensor::Dense(bias) = bias else { panic!("{bias:?}") };
         assert_eq!(int2.tensors["blocks.1.0.bias"].2, bias.data);
         // The other way: the same files as checkpoints.
-        let checkpoint = import::open(fixture(file)).unwrap();
+        let checkpoint = import::open(fixture(&format!("foreign/onnx/{file}"))).unwrap();
         assert_eq!(checkpoint.by_name(names[0]).unwrap().shape, [8, 12]);
     }
 }

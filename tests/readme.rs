@@ -68,7 +68,7 @@ fn examples_print_what_the_readme_shows() {
             run += 1;
         }
     }
-    assert_eq!(run, 11, "commands in README.md");
+    assert_eq!(run, 12, "commands in README.md");
 }
 
 #[test]
@@ -76,11 +76,12 @@ fn options_and_exit_codes_are_those_of_the_program() {
     let (help, _) = common::expect(0, &["--help"]);
     for option in README.split('`').filter(|span| span.starts_with("--")) {
         let option = option.split_whitespace().next().unwrap();
-        let known =
-            ["", "inspect", "verify", "unpack", "eval", "fold", "train", "plot", "sweep"].iter().any(|command| {
+        let known = ["", "inspect", "verify", "unpack", "export", "eval", "fold", "train", "plot", "sweep"].iter().any(
+            |command| {
                 let arguments: Vec<&str> = [*command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
                 common::expect(0, &arguments).0.contains(option)
-            });
+            },
+        );
         assert!(known, "{option} is in README.md, but in no --help");
     }
     for line in help.lines().skip_while(|line| *line != "Exit codes:").skip(1).take_while(|line| !line.is_empty()) {

@@ -15,7 +15,7 @@ fn container() -> &'static Container {
     CONTAINER.get_or_init(|| {
         let directory = twn_pack_fuzz::directory();
         let [model, packed] = ["m.onnx", "m.twn"].map(|name| directory.path().join(name));
-        std::fs::write(&model, fixture!("foreign/linear-script.onnx")).unwrap();
+        std::fs::write(&model, fixture!("foreign/onnx/linear-script.onnx")).unwrap();
         let checkpoint = import::open(model).unwrap();
         let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
         convert::pack(&checkpoint, &plan, &packed, &convert::Options::default()).unwrap();

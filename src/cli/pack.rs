@@ -16,8 +16,8 @@ use super::{ColorWhen, Session, naming_input, print};
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
-    /// A .safetensors file, a directory of them, or a model.safetensors.index.json; or another program's file
-    /// (see docs/formats.md)
+    /// A .safetensors file, a directory of them, or a model.safetensors.index.json; or a checkpoint of PyTorch, NumPy,
+    /// ONNX, GGUF or Hugging Face BitNet
     #[arg(value_name = "MODEL", required = true)]
     model: Option<PathBuf>,
     /// The .twn file to write

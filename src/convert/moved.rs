@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::job::{Done, Places, Run};
-use super::tally::Tally;
+use super::tally::{Tally, count_of};
 use super::tensor::{Output, PlaneBytes, misfit, push_scale};
 use super::{PIECE, steps, weights_error};
 use crate::Result;
@@ -72,7 +72,8 @@ impl<'a> MovedWork<'a> {
         let (mut plane, mut codes) = (PlaneBytes::default(), vec![0; n]);
         for filter in filters {
             self.view.codes(filter, &mut codes).map_err(packed)?;
-            if let Some(code) = codes.iter().find(|&&code| code > 2) {
+            let code = codes.iter().fold(0, |most, &code| code.max(most));
+            if code > 2 {
                 return Err(packed(format!("filter {filter}: code {code}, should be 0, 1 or 2")));
             }
             let from = plane.codes.len();
@@ -90,7 +91,7 @@ impl<'a> MovedWork<'a> {
                 if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
                     return Err(misfit(filter, f64::from(scale), scale_dtype));
                 }
-                let count = codes.iter().filter(|&&code| code != 1).count() as f64;
+                let count = (codes.len() as u64 - count_of(codes, 1)) as f64;
                 let (scale, rest) = (f64::from(scale), f64::from(scale) - f64::from(stored));
                 let (error, norm) = (count * rest * rest, count * scale * scale);
                 if self.granularity == Granularity::Tensor && filter > 0 {

@@ -20,6 +20,13 @@ pub(super) struct Tally {
     output: [f64; 2],
 }
 
+/// How many of the codes are that one.
+pub(super) fn count_of(codes: &[u8], code: u8) -> u64 {
+    // As many as a byte counts, so that a vector holds many sums.
+    let part = |codes: &[u8]| codes.iter().fold(0u8, |n, &c| n + u8::from(c == code));
+    codes.chunks(255).map(|codes| u64::from(part(codes))).sum()
+}
+
 impl Tally {
     pub fn count(&mut self, weights: usize, above: Above) {
         self.positive += above.positive;
@@ -29,8 +36,7 @@ impl Tally {
 
     /// The codes t+1 of one plane.
     pub fn count_codes(&mut self, codes: &[u8]) {
-        let count = |code: u8| codes.iter().filter(|&&c| c == code).count() as u64;
-        let (zeros, positive) = (count(1), count(2));
+        let (zeros, positive) = (count_of(codes, 1), count_of(codes, 2));
         self.zeros += zeros;
         self.positive += positive;
         self.negative += codes.len() as u64 - zeros - positive;
