@@ -194,6 +194,9 @@ fn the_command_exports_and_says_what_it_did() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["bytes"], std::fs::metadata(output).unwrap().len());
     common::expect(2, &["export", input, "--to", "safetensors", "-o", output]);
+    // Its codes are no weights.
+    let (_, error) = common::expect(3, &["inspect", output]);
+    assert!(error.contains("packed weights, exported from a .twn file"), "{error}");
     common::expect(0, &["export", input, "--to", "safetensors", "-o", output, "--force", "-q"]);
     let (_, error) = common::expect(2, &["export", input, "--to", "nonsense", "-o", output]);
     assert!(error.contains("expected one of safetensors"), "{error}");

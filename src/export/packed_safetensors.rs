@@ -7,15 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::{Export, Exporter, Line, Options, Part};
-use crate::source::safetensors_header;
+use crate::source::{PACKED_KEY, safetensors_header};
 use crate::ternarize::ScaleDtype;
 use crate::{Container, Dtype, Error, Granularity, Result, Tensor};
 
 /// The format.
 pub(super) struct PackedSafetensors;
-
-/// The metadata's key.
-const KEY: &str = "twn-pack.packed";
 
 /// A tensor of the new file.
 struct Written<'a> {
@@ -98,7 +95,7 @@ impl Exporter for PackedSafetensors {
         // Wider types first keeps every tensor aligned.
         written.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
         let mut metadata: BTreeMap<String, String> = container.index().metadata.clone();
-        metadata.insert(KEY.to_owned(), Value::Object(described).to_string());
+        metadata.insert(PACKED_KEY.to_owned(), Value::Object(described).to_string());
         let header = written.iter().map(|written| (written.name.as_str(), written.dtype, &written.shape[..]));
         let header = Part::bytes(safetensors_header(header, &metadata));
         let parts = std::iter::once(header).chain(written.into_iter().map(|written| written.part)).collect();

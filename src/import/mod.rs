@@ -15,7 +15,7 @@ mod zip;
 use std::path::Path;
 
 use crate::error::CheckpointProblem;
-use crate::source::NpyHeader;
+use crate::source::{NpyHeader, PACKED_KEY};
 use crate::{Checkpoint, Error, MappedFile, Result};
 
 /// Opens a checkpoint, whatever it is: by its first bytes, and by its name where a format has no magic number.
@@ -28,7 +28,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         return Ok(checkpoint);
     }
     if path.is_dir() || path.extension().is_some_and(|extension| extension == "json") {
-        return bitnet::recognise(Checkpoint::open(path)?);
+        return plain(Checkpoint::open(path)?);
     }
     let file = MappedFile::open(path)?;
     if file.starts_with(&crate::gguf::MAGIC) {
@@ -47,7 +47,17 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     if let Some(message) = pytorch::refusal(&file) {
         return Err(foreign(path, "PyTorch", message));
     }
-    bitnet::recognise(Checkpoint::open(path)?)
+    plain(Checkpoint::open(path)?)
+}
+
+/// Safetensors: floats, or BitNet's weights; no export of ours, whose codes are no checkpoint.
+fn plain(checkpoint: Checkpoint) -> Result<Checkpoint> {
+    if checkpoint.metadata().contains_key(PACKED_KEY) {
+        let message =
+            "packed weights, exported from a .twn file: expected floats; give that file, or what it unpacks to";
+        return Err(foreign(checkpoint.path(), "safetensors checkpoint", message.to_owned()));
+    }
+    bitnet::recognise(checkpoint)
 }
 
 /// A file of `torch.save`, or arrays of numpy.

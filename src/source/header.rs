@@ -32,6 +32,9 @@ pub(crate) struct HeaderTensor {
     pub range: Range<usize>,
 }
 
+/// The metadata's key in safetensors files of packed weights, which are no checkpoints.
+pub const PACKED_KEY: &str = "twn-pack.packed";
+
 /// The header of a safetensors file: length, JSON and padding; the tensors' bytes follow it in this order. The same
 /// tensors and metadata always give the same header (the safetensors crate orders metadata at random).
 pub fn safetensors_header<'t>(

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use self::builder::{CheckpointBuilder, Taken};
 use self::header::Header;
-pub use self::header::safetensors_header;
+pub use self::header::{PACKED_KEY, safetensors_header};
 pub use self::npy::NpyHeader;
 pub use self::shards::ShardIndex;
 pub use self::ternary::{TernaryLayout, TernaryView};
