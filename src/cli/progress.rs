@@ -69,8 +69,14 @@ impl Display {
     pub fn advance(&self, done: u64, total: u64, what: Option<&str>) {
         match self {
             Self::Bar(bar) => {
+                // What was done before (a run that goes on) took no time of this one.
+                let first = bar.length().is_none();
                 bar.set_length(total);
                 bar.set_position(done);
+                if first {
+                    bar.tick();
+                    bar.reset_eta();
+                }
                 bar.set_message(printable(what.unwrap_or_default()));
             }
             Self::Json(last) => {

@@ -109,6 +109,12 @@ fn esa_goes_from_tanh_to_codes() {
     let expected = (ends[0] - ends[1]) / 2e-6 / tanh.row(0).mapv(|w| w * w).sum();
     assert!((found[0] - expected).abs() < 1e-9, "{found:?}, {expected}");
     assert_eq!(found[1], 0.0, "a filter of zeros");
+    assert_eq!(esa.learned().unwrap().0[1], s, "which has the others' scale");
+    let row = gradient.row(1);
+    assert!(row.iter().all(|g| (g - faster / s).abs() < 1e-12), "and learns: {row}");
+    let mut zeros = Array2::zeros((1, 4));
+    esa.start(zeros.view_mut());
+    assert_eq!(esa.learned().unwrap().0, [0.5], "1/√n where there are no others");
 }
 
 #[test]
