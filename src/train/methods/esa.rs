@@ -18,7 +18,7 @@
 //!   And it takes [`FASTER`] times as much.
 //! - The penalty is not added to the loss. θ goes down its slope by itself, behind the optimizer's step (as
 //!   weight decay does in AdamW, arXiv 1711.05101), so that the penalty neither fades as the learning rate
-//!   falls nor hangs on the optimizer: all weights have settled at the end.
+//!   falls nor hangs on the optimizer: after some hundreds of steps nearly all weights have settled.
 
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;

@@ -141,6 +141,23 @@ fn esa_goes_down_its_penalty_until_weights_settle() {
     }
 }
 
+/// Where weights start lies on the right side of the barrier for every a, and where it always was up to 1.
+#[test]
+fn esa_starts_beyond_its_barrier() {
+    for a in [0.05, 0.5, 1.0, 1.2, 1.28, 1.5, 1.8, 1.95, 1.999] {
+        let mut esa = made("esa", &Request { sparsity_alpha: a, ..Request::default() });
+        let mut w = array![[0.4, -0.01, 0.25, -0.4]];
+        esa.start(w.view_mut());
+        let start = w[[0, 0]].tanh();
+        let nearer = (start - (a / 2.0).sqrt()) / (1.0 - (a / 2.0).sqrt());
+        let expected = if a <= 1.0 { start == 0.8f64.atanh().tanh() } else { (0.31..0.32).contains(&nearer) };
+        assert!(expected, "a = {a}: {start}, {nearer}");
+        (0..2000).for_each(|_| esa.after_step(w.view_mut(), 1e9));
+        let codes = w.mapv(|theta: f64| theta.tanh().round());
+        assert_eq!([codes[[0, 0]], codes[[0, 1]], codes[[0, 3]]], [1.0, 0.0, -1.0], "a = {a}: {w}");
+    }
+}
+
 #[test]
 fn requests_that_make_no_sense() {
     let refused = |name: &str, request: Request| method::<f32>(name, &request).unwrap_err().to_string();
