@@ -402,6 +402,39 @@ fn a_run_goes_on_with_another_recipe_if_it_is_told_to() {
     assert!(std::fs::read_to_string(&plot).unwrap().contains("<circle"), "one epoch is a point");
 }
 
+/// The state knows of a new recipe at once, not only when an epoch of it is over.
+#[test]
+fn a_new_recipe_is_in_the_state_before_its_first_step() {
+    let world = World::new();
+    let fixed = ["--batch", "32", "--schedule", "constant", "-q"];
+    let run = |code, more: &[&str]| world.train(code, "run", &[&fixed[..], more].concat()).1;
+    run(0, &["--epochs", "2"]);
+    let broken = ["--epochs", "4", "--rate", "1e30", "-f", "--resume"];
+    for more in [&["--new-recipe"][..], &[]] {
+        let stderr = run(2, &[&broken[..], more].concat());
+        assert!(stderr.contains("the run's state is that after epoch 2"), "{stderr}");
+    }
+    run(0, &["--epochs", "4", "--rate", "0.01", "-f", "--resume", "--new-recipe"]);
+}
+
+#[test]
+fn esa_says_when_weights_were_rounded_before_they_had_settled() {
+    let world = World::new();
+    for (epochs, warns) in [("1", true), ("40", false)] {
+        let options = ["-m", "esa", "--epochs", epochs, "--batch", "16", "--rate", "0.002", "--progress", "never"];
+        let (_, stderr) = world.train(0, epochs, &options);
+        assert_eq!(stderr.contains("had settled when they were rounded"), warns, "{stderr}");
+    }
+}
+
+#[test]
+fn options_of_every_command_have_a_heading_of_their_own() {
+    for command in ["train", "eval", "verify"] {
+        let (help, _) = expect(0, &[command, "-h"]);
+        assert!(help.contains("Options of every command:\n  -j") && !help.contains("Repair without"), "{help}");
+    }
+}
+
 #[test]
 fn two_processes_do_not_train_in_one_directory() {
     let world = World::new();

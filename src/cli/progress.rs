@@ -45,7 +45,7 @@ impl Display {
         match global.progress {
             Mode::Json => Self::Json(Mutex::new(None)),
             Mode::Auto if !global.quiet && io::stderr().is_terminal() => {
-                let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+                let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
                 bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
                 Self::Bar(bar)
             }
@@ -76,6 +76,7 @@ impl Display {
                 if first {
                     bar.tick();
                     bar.reset_eta();
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
                 }
                 bar.set_message(printable(what.unwrap_or_default()));
             }
