@@ -14,9 +14,8 @@ pub use self::decision::{BUDGET, Decision, Int8, MOVED, Moved, Treatment};
 pub(crate) use self::decision::{became, became_int8};
 use self::natural_order::natural_order;
 pub use self::settings::{Keep, Override, Rules, Settings};
-#[cfg(feature = "eval")]
-pub(crate) use self::trained::trained_metadata;
 pub use self::trained::{TRAINED_KEY, trained};
+pub(crate) use self::trained::{found_again, stays_dense, trained_metadata};
 use crate::Result;
 use crate::source::Checkpoint;
 use crate::ternarize::AUTO;

@@ -1,8 +1,10 @@
 //! `.twn` → `.safetensors`: dequantized weights and untouched dense tensors, streamed. The crate's
 //! own writer wants all tensors in memory and orders metadata at random; this one does neither,
-//! and keeps its layout rules (tensors by alignment, then name; header padded to 8).
+//! and keeps its layout rules (tensors by alignment, then name; header padded to 8). Metadata are the
+//! checkpoint's, but for what says how its weights became ternary: see [`metadata`].
 //! Not here: reading codes ([`crate::container`]).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +15,7 @@ use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
 use crate::dtype::{Dtype, push};
 use crate::error::ContainerProblem;
+use crate::select::{Settings, TRAINED_KEY, found_again, stays_dense, trained_metadata};
 use crate::source::safetensors_header;
 use crate::{Error, Result, float8};
 
@@ -45,7 +48,7 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
         container.index().tensors.iter().map(|entry| (entry, target(entry, options))).collect();
     entries.sort_by(|(a, x), (b, y)| y.bitsize().cmp(&x.bitsize()).then_with(|| a.name.cmp(&b.name)));
     let tensors = entries.iter().map(|(entry, dtype)| (entry.name.as_str(), *dtype, &entry.shape[..]));
-    let header = safetensors_header(tensors, &container.index().metadata);
+    let header = safetensors_header(tensors, &metadata(container)?);
     file.write_at(&header, 0)?;
     let mut offset = header.len() as u64;
     for (entry, dtype) in entries {
@@ -63,6 +66,28 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
     }
     file.publish()?;
     Ok(offset)
+}
+
+/// The checkpoint's own. What it says of how tensors were trained was said of float weights; here are ternary ones,
+/// and it says how to find those again. What one plane does not hold stays as it is.
+fn metadata(container: &Container) -> Result<BTreeMap<String, String>> {
+    let mut metadata = container.index().metadata.clone();
+    let trained = metadata.get(TRAINED_KEY).and_then(|text| serde_json::from_str(text).ok());
+    let Some::<BTreeMap<String, Settings>>(mut settings) = trained else { return Ok(metadata) };
+    for entry in &container.index().tensors {
+        let its = match entry.body() {
+            Body::Ternary(ternary) if ternary.planes == 1 => Settings {
+                axis: Some(ternary.axis as usize).filter(|axis| *axis != 0),
+                ..found_again(ternary.encoding, ternary.granularity)
+            },
+            Body::Dense(_) if !settings.contains_key(&entry.name) => continue,
+            _ => stays_dense(),
+        };
+        settings.insert(entry.name.clone(), its);
+    }
+    metadata.remove(TRAINED_KEY);
+    metadata.extend(trained_metadata(&settings)?);
+    Ok(metadata)
 }
 
 fn target(entry: &TensorEntry, options: &Options<'_>) -> Dtype {

@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use common::expect;
 use serde_json::Value;
+use twn_pack::data::{DataSet, Split};
+use twn_pack::net::Description;
+use twn_pack::train::{self, Setup};
 
 /// A convolution with batch norm, a residual block, and a linear layer.
 const NETWORK: &str = r#"
@@ -115,6 +118,15 @@ fn every_method_learns_and_is_packed_as_it_was_trained() {
         let layers = if method == "none" { 0 } else { 3 };
         assert_eq!(results["packed_layers"], layers, "{method}");
         assert_eq!(metrics[8]["sparsity"].is_null(), method == "none");
+        // And on what is unpacked again: floats that are ternary already, however they were found.
+        if method != "none" {
+            let unpacked = format!("{method}-unpacked.safetensors");
+            expect(0, &["unpack", &world.path(&packed), "-o", &world.path(&unpacked), "-q"]);
+            assert_eq!(predictions, world.predictions(&unpacked, &[]), "{method}: unpacked");
+            let again = format!("{method}-again.twn");
+            expect(0, &[&world.path(&unpacked), "-o", &world.path(&again), "-q"]);
+            assert_eq!(predictions, world.predictions(&again, &[]), "{method}: unpacked and packed again");
+        }
         // What is packed is without error where the method's own weights were written.
         if ["tga", "esa", "binaryconnect"].contains(&method) {
             let (stdout, _) = expect(0, &["inspect", &world.path(&packed), "--json"]);
@@ -122,6 +134,155 @@ fn every_method_learns_and_is_packed_as_it_was_trained() {
             assert_eq!(report["totals"]["relative_squared_error"].as_f64(), Some(0.0), "{method}");
         }
     }
+}
+
+/// Of several planes no method finds the same codes in the sum again: it stays a float tensor.
+#[test]
+fn planes_that_were_unpacked_stay_what_they_are() {
+    let world = World::new();
+    world.train(0, "run", &["--method", "absmean", "--epochs", "2", "--batch", "16", "--rate", "0.05", "-q"]);
+    let (planes, unpacked) = (world.path("planes.twn"), world.path("unpacked.safetensors"));
+    expect(0, &[&world.path("run.safetensors"), "--set", "block.*", "planes=2", "-o", &planes, "-q"]);
+    expect(0, &["unpack", &planes, "-o", &unpacked, "-q"]);
+    assert_eq!(world.predictions("planes.twn", &["--float"]), world.predictions("unpacked.safetensors", &["--float"]));
+    let (stdout, _) = expect(0, &["inspect", &unpacked]);
+    assert_eq!(stdout.matches("t2 optimal").count(), 2, "{stdout}");
+}
+
+/// A run that stops in its first epoch has a state, too: after a loss that is no number it goes on as was advised.
+#[test]
+fn a_run_that_stops_in_its_first_epoch_goes_on() {
+    let world = World::new();
+    for (method, optimizer) in [("twn", "sgd"), ("tga", "adam"), ("esa", "sgd")] {
+        let fixed = ["--method", method, "--optimizer", optimizer, "--epochs", "2", "--batch", "32", "-q"];
+        let (whole, run) = (format!("{method}-whole"), format!("{method}-run"));
+        world.train(0, &whole, &[&fixed[..], &["--rate", "0.01"]].concat());
+        let (_, stderr) = world.train(2, &run, &[&fixed[..], &["--rate", "1e30"]].concat());
+        assert!(stderr.contains("the run's state is as it began"), "{stderr}");
+        world.train(0, &run, &[&fixed[..], &["--rate", "0.01", "--resume", "--new-recipe"]].concat());
+        let [whole, run] = [whole, run].map(|name| world.bytes(&format!("{name}.safetensors")));
+        assert!(whole == run, "{method}");
+    }
+}
+
+/// Cancelled before its first step, and again behind it, a run ends with the bytes of one that was not.
+#[test]
+fn a_run_that_is_cancelled_in_its_first_epoch_goes_on() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let world = World::new();
+    let fixed = ["--method", "twn", "--epochs", "2", "--batch", "24", "--rate", "0.01", "-q"];
+    world.train(0, "whole", &fixed);
+    let lines = world.metrics("whole");
+    let setup: Setup = serde_json::from_value(lines[0].clone()).unwrap();
+    let description = Description::open(&world.network).unwrap();
+    let [train, test] = [Split::Train, Split::Test].map(|split| DataSet::open(&world.data, split).unwrap());
+    let directory = world.path("cut.run");
+    let cancel = AtomicBool::new(true);
+    for resume in [false, true] {
+        let options = train::Options {
+            init: None,
+            directory: Path::new(&directory),
+            resume,
+            new_recipe: false,
+            progress: Some(&|_| cancel.store(true, Ordering::Relaxed)),
+            epoch: None,
+            cancel: Some(&cancel),
+        };
+        let outcome = train::train(&description, (&train, &test), &setup, &options);
+        assert!(matches!(outcome, Err(twn_pack::Error::Cancelled)));
+        cancel.store(false, Ordering::Relaxed);
+    }
+    world.train(0, "cut", &[&fixed[..], &["--resume"]].concat());
+    assert!(world.bytes("whole.safetensors") == world.bytes("cut.safetensors"));
+    // What is over is told again as it was.
+    let (stdout, _) = world.train(0, "cut", &[&fixed[..], &["--resume", "-f", "--json"]].concat());
+    let last: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(&last, world.metrics("cut").last().unwrap());
+}
+
+/// An image that cannot be read ends a run, but not what it has learned.
+#[test]
+fn a_broken_image_costs_no_step() {
+    let world = World::new();
+    let data = world.path("arrays");
+    std::fs::create_dir(&data).unwrap();
+    let labels: Vec<u8> = (0..64).map(|i| i % 10).collect();
+    let write = |broken: Option<usize>| {
+        let mut pixels: Vec<u8> =
+            (0..64 * 784).flat_map(|i| (((i * 7919) % 251) as f32 / 251.0).to_le_bytes()).collect();
+        if let Some(image) = broken {
+            pixels[image * 784 * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+        let view =
+            |dtype, shape: &[usize], bytes| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let images = view(safetensors::Dtype::F32, &[64, 1, 28, 28], &pixels);
+        let labels = view(safetensors::Dtype::U8, &[64], &labels);
+        let bytes = safetensors::serialize([("images", images), ("labels", labels)], None).unwrap();
+        for split in ["train", "test"] {
+            std::fs::write(Path::new(&data).join(format!("{split}.safetensors")), &bytes).unwrap();
+        }
+    };
+    let train = |code, name: &str, more: &[&str]| {
+        let output = world.path(&format!("{name}.safetensors"));
+        let fixed = ["train", "--net", &world.network, "--data", &data, "-o", &output, "--epochs", "1", "--batch", "4"];
+        expect(code, &[&fixed[..], &["-q"], more].concat()).1
+    };
+    write(None);
+    train(0, "whole", &[]);
+    write(Some(50));
+    let stderr = train(3, "run", &[]);
+    assert!(stderr.contains("image 50"), "{stderr}");
+    let state = world.bytes("run.run/state.safetensors");
+    let header = String::from_utf8_lossy(&state[8..4096.min(state.len())]).into_owned();
+    assert!(header.contains("batches") && !header.contains(r#"\"batches\":0"#), "{header}");
+    write(None);
+    train(0, "run", &["--resume"]);
+    assert!(world.bytes("whole.safetensors") == world.bytes("run.safetensors"));
+}
+
+/// Rules are those of packing, with training's methods; recipes bring theirs, and images are changed as was said.
+#[test]
+fn rules_recipes_and_augmentation_say_what_is_done() {
+    let world = World::new();
+    let rules = world.path("rules.toml");
+    let text = "method = \"bwn\"\nexclude = [\"conv1.*\"]\n[[override]]\nmatch = \"lm_head.*\"\nmethod = \"tga\"\n";
+    std::fs::write(&rules, text).unwrap();
+    let quick = ["--epochs", "1", "--batch", "32", "-q"];
+    let setup = |name: &str, more: &[&str]| {
+        world.train(0, name, &[&quick[..], more].concat());
+        world.metrics(name)[0].clone()
+    };
+    let found = setup("rules", &["--rules", &rules]);
+    let methods = found["methods"].as_object().unwrap();
+    assert_eq!(methods.keys().collect::<Vec<_>>(), ["block.conv.weight", "lm_head.weight"]);
+    assert_eq!([&methods["block.conv.weight"]["name"], &methods["lm_head.weight"]["name"]], ["bwn", "tga"]);
+    let found = setup("over", &["--rules", &rules, "--method", "optimal", "--augment", "pad:3"]);
+    assert_eq!(found["methods"]["block.conv.weight"]["name"], "optimal");
+    assert_eq!(found["recipe"]["augment"], serde_json::json!({ "pad": { "pixels": 3, "flip": false } }));
+    let found = setup("recipe", &["--recipe", "binaryconnect", "--augment", "crop,flip"]);
+    assert_eq!(found["methods"]["conv1.weight"]["name"], "binaryconnect");
+    assert_eq!(found["recipe"]["augment"], "imagenet");
+    assert_eq!(setup("other", &["--recipe", "tga-imagenet", "-m", "twn"])["methods"]["conv1.weight"]["name"], "twn");
+    for (text, expected) in
+        [("method = \"tgb\"", "line 1: unknown method `tgb`"), ("encoding = \"t5\"", "are for packing")]
+    {
+        std::fs::write(&rules, text).unwrap();
+        let (_, stderr) = world.train(2, "bad", &[&quick[..], &["--rules", &rules]].concat());
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    for augment in ["pad", "pad:0", "pad:x", "flip,flip", "pad:2,crop", "none,flip", ""] {
+        let (_, stderr) = world.train(2, "bad", &[&quick[..], &["--augment", augment]].concat());
+        assert!(stderr.contains("pad:N"), "{augment}: {stderr}");
+    }
+}
+
+#[test]
+fn what_a_checkpoint_has_for_no_layer_is_named() {
+    let world = World::new();
+    world.train(0, "float", &["--method", "none", "--epochs", "1", "-q"]);
+    std::fs::write(&world.network, NETWORK.replace(", bias = \"lm_head.bias\"", "")).unwrap();
+    let (_, stderr) = world.train(0, "tuned", &["--init", &world.path("float.safetensors"), "--epochs", "1"]);
+    assert!(stderr.contains("which are left out: lm_head.bias\n"), "{stderr}");
 }
 
 #[test]
@@ -226,7 +387,10 @@ fn a_run_goes_on_with_another_recipe_if_it_is_told_to() {
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, format!("{text}{}", &text[..20])).unwrap();
     let plot = world.path("plot.svg");
-    expect(0, &["plot", &world.path("run.run"), "-o", &plot]);
+    std::fs::create_dir(world.path("esa-0.2")).unwrap();
+    std::fs::copy(&path, world.path("esa-0.2/metrics.jsonl")).unwrap();
+    expect(0, &["plot", &world.path("run.run"), &world.path("esa-0.2"), "-o", &plot]);
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("esa-0.2\n"), "its whole name");
     assert!(std::fs::read_to_string(&plot).unwrap().contains("<polyline"));
     // Without metrics a run goes on, too; what is over is not known any more.
     std::fs::remove_file(&path).unwrap();
@@ -236,6 +400,39 @@ fn a_run_goes_on_with_another_recipe_if_it_is_told_to() {
     assert_eq!(epochs, [Value::Null, Value::Null, 5.into()]);
     expect(0, &["plot", &world.path("run.run"), "-o", &plot, "-f"]);
     assert!(std::fs::read_to_string(&plot).unwrap().contains("<circle"), "one epoch is a point");
+}
+
+/// The state knows of a new recipe at once, not only when an epoch of it is over.
+#[test]
+fn a_new_recipe_is_in_the_state_before_its_first_step() {
+    let world = World::new();
+    let fixed = ["--batch", "32", "--schedule", "constant", "-q"];
+    let run = |code, more: &[&str]| world.train(code, "run", &[&fixed[..], more].concat()).1;
+    run(0, &["--epochs", "2"]);
+    let broken = ["--epochs", "4", "--rate", "1e30", "-f", "--resume"];
+    for more in [&["--new-recipe"][..], &[]] {
+        let stderr = run(2, &[&broken[..], more].concat());
+        assert!(stderr.contains("the run's state is that after epoch 2"), "{stderr}");
+    }
+    run(0, &["--epochs", "4", "--rate", "0.01", "-f", "--resume", "--new-recipe"]);
+}
+
+#[test]
+fn esa_says_when_weights_were_rounded_before_they_had_settled() {
+    let world = World::new();
+    for (epochs, warns) in [("1", true), ("40", false)] {
+        let options = ["-m", "esa", "--epochs", epochs, "--batch", "16", "--rate", "0.002", "--progress", "never"];
+        let (_, stderr) = world.train(0, epochs, &options);
+        assert_eq!(stderr.contains("had settled when they were rounded"), warns, "{stderr}");
+    }
+}
+
+#[test]
+fn options_of_every_command_have_a_heading_of_their_own() {
+    for command in ["train", "eval", "verify"] {
+        let (help, _) = expect(0, &[command, "-h"]);
+        assert!(help.contains("Options of every command:\n  -j") && !help.contains("Repair without"), "{help}");
+    }
 }
 
 #[test]
@@ -364,7 +561,11 @@ fn what_makes_no_sense_is_refused() {
     let world = World::new();
     let damaged = world.path("damaged.toml");
     std::fs::write(&damaged, NETWORK.replace("block.conv", "conv1")).unwrap();
-    let cases: [(&[&str], &str); 17] = [
+    let spelt = format!("{}/./bad.safetensors", world.directory.path().display());
+    std::fs::create_dir(world.path("folder")).unwrap();
+    let cases: [(&[&str], &str); 19] = [
+        (&["--epochs", "1", "--run", &spelt], "different paths"),
+        (&["--epochs", "1", "--run", &world.path("folder"), "-f", "--rate", "1e30"], "conv2d `block.conv.weight`"),
         (&["--epochs", "1", "--penalty", "1", "2"], "--penalty is for esa"),
         (&["--epochs", "1", "--set", "*", "encoding=t5"], "are for packing"),
         (&["--epochs", "1", "--run", &world.path("bad.safetensors")], "different paths"),
@@ -397,6 +598,15 @@ fn what_makes_no_sense_is_refused() {
         ["train", "--net", &damaged, "--data", &world.data, "--epochs", "1", "-o", &world.path("bad.safetensors")];
     let (_, stderr) = expect(2, &arguments);
     assert!(stderr.contains("two layers have a tensor `conv1.weight`"), "{stderr}");
+    for (name, instead) in [("block.bn.num_batches_tracked", "lm_head.bias"), ("__metadata__", "conv1.weight")] {
+        std::fs::write(&damaged, NETWORK.replace(instead, name)).unwrap();
+        let (_, stderr) = expect(2, &arguments);
+        assert!(stderr.contains(&format!("a tensor `{name}` cannot be written")), "{stderr}");
+    }
+    let folder = world.path("folder");
+    let arguments = ["train", "--net", &world.network, "--data", &world.data, "--epochs", "1", "-f", "-o", &folder];
+    let (_, stderr) = expect(2, &arguments);
+    assert!(stderr.contains("is a directory"), "{stderr}");
     world.train(0, "twice", &["--epochs", "1", "-q"]);
     let (_, stderr) = world.train(2, "twice", &["--epochs", "1", "-q"]);
     assert!(stderr.contains("exists"), "{stderr}");

@@ -94,8 +94,10 @@ fn read(path: &Path, what: What) -> anyhow::Result<Curve> {
     }
     let named = if file.file_name().is_some_and(|name| name == METRICS) { file.parent() } else { Some(&*file) };
     let name =
-        named.and_then(Path::file_stem).map_or_else(|| path.display().to_string(), |s| s.to_string_lossy().into());
-    Ok((name, points))
+        named.and_then(Path::file_name).map_or_else(|| path.display().to_string(), |s| s.to_string_lossy().into());
+    // Other dots are the name's own, as in esa-0.2.
+    let short = [".run", ".jsonl"].iter().find_map(|end| name.strip_suffix(end)).filter(|short| !short.is_empty());
+    Ok((short.unwrap_or(&name).to_owned(), points))
 }
 
 fn draw(curves: &[Curve], title: &str, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {

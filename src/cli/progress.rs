@@ -45,7 +45,7 @@ impl Display {
         match global.progress {
             Mode::Json => Self::Json(Mutex::new(None)),
             Mode::Auto if !global.quiet && io::stderr().is_terminal() => {
-                let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+                let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
                 bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
                 Self::Bar(bar)
             }
@@ -69,8 +69,15 @@ impl Display {
     pub fn advance(&self, done: u64, total: u64, what: Option<&str>) {
         match self {
             Self::Bar(bar) => {
+                // What was done before (a run that goes on) took no time of this one.
+                let first = bar.length().is_none();
                 bar.set_length(total);
                 bar.set_position(done);
+                if first {
+                    bar.tick();
+                    bar.reset_eta();
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
+                }
                 bar.set_message(printable(what.unwrap_or_default()));
             }
             Self::Json(last) => {

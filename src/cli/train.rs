@@ -1,12 +1,12 @@
 //! `twn-pack train`: a network learns with ternary weights. Not here: the loop; that is the library's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use twn_pack::data::Split;
-use twn_pack::net::Description;
+use twn_pack::net::{Description, Source};
 use twn_pack::select::Keep;
 use twn_pack::train::{self, Augment, LayerMethod, Loss, Metrics, Recipe, Request, Rule, Schedule, Setup};
 use twn_pack::{Error, Plan, Result, Rules, Settings, convert, import, report};
@@ -67,9 +67,10 @@ pub(super) struct TrainArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What becomes ternary, and how")]
 struct MethodArgs {
-    /// none (full precision), twn, bwn, absmean, optimal, tga, esa or binaryconnect
-    #[arg(short, long, value_name = "NAME", default_value = "twn")]
-    method: String,
+    /// none (full precision), twn, bwn, absmean, optimal, tga, esa or binaryconnect [default: the recipe's, as tga
+    /// of tga-imagenet, else twn]
+    #[arg(short, long, value_name = "NAME")]
+    method: Option<String>,
     /// The factor f of twn, Δ = f·mean|w| [default: 0.7]
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     factor: Option<f64>,
@@ -81,6 +82,10 @@ struct MethodArgs {
     sparsity_alpha: Option<f64>,
     #[command(flatten)]
     which: WhichArgs,
+    /// Read rules from a TOML file, as for packing; options given here win over its own settings, --set over its
+    /// overrides
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -114,9 +119,10 @@ struct RecipeArgs {
     /// What is made small
     #[arg(long)]
     loss: Option<LossName>,
-    /// How training images are changed at random
-    #[arg(long, value_name = "HOW")]
-    augment: Option<AugmentName>,
+    /// How training images are changed at random: none, cifar, imagenet, or pad:N or crop, with or without
+    /// flip, as pad:4 or crop,flip
+    #[arg(long, value_name = "HOW", value_parser = Augment::parse)]
+    augment: Option<Augment>,
     /// How hard esa's penalty pulls weights to −1, 0 and 1, at the first step and at the last: in each step
     /// this, over the number of steps, down its slope, whatever the rate [default: 1 100]
     #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
@@ -134,15 +140,6 @@ enum LossName {
     CrossEntropy,
     Hinge,
     SquaredHinge,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum AugmentName {
-    None,
-    /// Four pixels around, cut to size, mirrored
-    Cifar,
-    /// A part of the image, resized and mirrored
-    Imagenet,
 }
 
 fn schedule(text: &str) -> std::result::Result<Schedule, String> {
@@ -191,12 +188,7 @@ impl RecipeArgs {
             Some(LossName::Hinge) => Loss::Hinge,
             Some(LossName::SquaredHinge) => Loss::SquaredHinge,
         };
-        recipe.augment = match self.augment {
-            None => recipe.augment,
-            Some(AugmentName::None) => Augment::None,
-            Some(AugmentName::Cifar) => Augment::Cifar,
-            Some(AugmentName::Imagenet) => Augment::Imagenet,
-        };
+        recipe.augment = self.augment.unwrap_or(recipe.augment);
         if let Some([from, to]) = self.penalty.as_deref() {
             recipe.penalty = [*from, *to];
         }
@@ -206,18 +198,32 @@ impl RecipeArgs {
 }
 
 impl MethodArgs {
-    fn rules(&self) -> Result<Rules> {
+    /// With the method that the recipe was made for, if nobody names one.
+    fn rules(&self, recipe: Option<&str>) -> Result<Rules> {
+        let known = |name: &str, factor| {
+            let request = Request { factor, ..Request::default() };
+            train::method::<f32>(name, &request).map(drop)
+        };
+        let path = self.rules.as_ref();
+        let mut rules = path.map_or_else(|| Ok(Rules::default()), |path| Rules::from_toml_file_with(path, &known))?;
         let granularity = self.granularity.as_ref().map(|text| format!("granularity={text}"));
         let settings = Settings::parse(&granularity.unwrap_or_default())?;
-        let settings = Settings { method: Some(self.method.clone()), factor: self.factor, ..settings };
-        let mut rules = Rules { settings, ..Rules::default() };
+        let asked = Settings { method: self.method.clone(), factor: self.factor, ..settings };
+        rules.settings = asked.or(&rules.settings);
+        let usual = recipe.and_then(Recipe::method).unwrap_or("twn");
+        rules.settings.method.get_or_insert_with(|| usual.to_owned());
         self.which.add_to(&mut rules)?;
         Ok(rules)
     }
 
     /// By the name of a layer's weights.
-    fn methods(&self, description: &Description, session: &Session) -> Result<BTreeMap<String, LayerMethod>> {
-        let rules = self.rules()?;
+    fn methods(
+        &self,
+        description: &Description,
+        recipe: Option<&str>,
+        session: &Session,
+    ) -> Result<BTreeMap<String, LayerMethod>> {
+        let rules = self.rules(recipe)?;
         let names = description.weight_names();
         let warn = |pattern| format!("pattern `{pattern}` matches no layer's weights");
         session.warn(&rules.unused_patterns(&names)?.into_iter().map(warn).collect::<Vec<_>>());
@@ -238,7 +244,7 @@ impl MethodArgs {
                 granularity: settings.granularity,
                 sparsity_alpha: self.sparsity_alpha.unwrap_or(Request::default().sparsity_alpha),
             };
-            if chosen != self.method && train::method::<f32>(&chosen, &request).is_err() {
+            if Some(&chosen) != rules.settings.method.as_ref() && train::method::<f32>(&chosen, &request).is_err() {
                 // --factor and --granularity are for --method; a layer with another one may have no use for them.
                 request.factor = request.factor.filter(|_| settings.factor != rules.settings.factor);
                 request.granularity =
@@ -264,7 +270,7 @@ fn uses_esa(methods: &BTreeMap<String, LayerMethod>) -> bool {
 pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let description = args.net.open()?;
     let recipe = args.recipe.recipe(args.init.is_none())?;
-    let methods = args.methods.methods(&description, session)?;
+    let methods = args.methods.methods(&description, args.recipe.recipe.as_deref(), session)?;
     if args.recipe.penalty.is_some() && !uses_esa(&methods) {
         return Err(Error::Request("--penalty is for esa, and no layer has that method".to_owned()).into());
     }
@@ -278,6 +284,7 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let [train, test] = [Split::Train, Split::Test].map(|split| args.data.open(split, description.input()));
     let (train, test) = (train?, test?);
     let init = args.init.as_deref().map(|path| open_source(path, session)).transpose()?;
+    session.warn(&init.as_ref().and_then(|init| left_over(init, &description)).into_iter().collect::<Vec<_>>());
     let setup = Setup {
         network: name_of(description.name()),
         layers: description.checksum(),
@@ -327,6 +334,13 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
         }
         outcome => outcome?,
     };
+    if let Some(settled) = outcome.metrics.settled.filter(|settled| *settled < SETTLED) {
+        session.warn(&[format!(
+            "{:.1} % of the weights of esa had settled when they were rounded, so that the last of them may have cost \
+             accuracy; more --epochs, or a larger second value of --penalty, lets them settle",
+            100.0 * settled
+        )]);
+    }
     outcome.network.save(&args.output, args.force, outcome.steps)?;
     if let Some(output) = &args.pack {
         pack(&args.output, output, args.force, session)?;
@@ -342,6 +356,29 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     print(format!("test accuracy {percent:.2} %, {peak} of memory at most\n"))
 }
 
+/// With fewer of the weights near their ternary values, the end of a run is another network than its last epoch's.
+const SETTLED: f64 = 0.99;
+
+/// What of a file is for no layer of the network: it is read for nothing, or a name is another one than was meant.
+fn left_over(init: &Source, description: &Description) -> Option<String> {
+    let known: BTreeSet<&str> = description.tensors().into_iter().map(|(name, _)| name).collect();
+    let names: Vec<&str> = match init {
+        Source::Checkpoint(checkpoint) => checkpoint.tensors().map(|tensor| tensor.name).collect(),
+        Source::Container(container) => container.tensors().map(|(name, _)| name).collect(),
+    };
+    let unknown = |name: &&&str| !known.contains(**name) && !name.ends_with("num_batches_tracked");
+    let left: Vec<&str> = names.iter().filter(unknown).copied().collect();
+    let more = left.len().saturating_sub(8);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let path = init.path().display();
+    (!left.is_empty()).then(|| {
+        format!(
+            "{path}: the network has no tensor of these names, which are left out: {}{more}",
+            left[..left.len().min(8)].join(", ")
+        )
+    })
+}
+
 /// The same wherever a description's file is seen from.
 fn name_of(network: &str) -> String {
     Path::new(network).file_name().map_or(network.into(), |name| name.to_string_lossy().into_owned())
@@ -350,10 +387,17 @@ fn name_of(network: &str) -> String {
 /// Before the long work, so that it is not in vain.
 fn check_outputs(args: &TrainArgs, directory: &Path) -> Result<()> {
     let outputs: Vec<&PathBuf> = [Some(&args.output), args.pack.as_ref()].into_iter().flatten().collect();
+    let places: Vec<PathBuf> = outputs.iter().map(|output| place(output)).collect();
     for (i, output) in outputs.iter().enumerate() {
-        if outputs[..i].contains(output) || output.as_path() == directory {
+        if places[..i].contains(&places[i]) || places[i] == place(directory) {
             let output = output.display();
             return Err(Error::Request(format!("{output}: expected different paths for -o, --pack and --run")));
+        }
+        if output.is_dir() {
+            let output = output.display();
+            return Err(Error::Request(format!(
+                "{output} is a directory; expected the name of a file for -o and --pack"
+            )));
         }
         if output.exists() && !args.force {
             return Err(Error::OutputExists { path: (*output).clone() });
@@ -364,6 +408,18 @@ fn check_outputs(args: &TrainArgs, directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// One file has one place, however it is spelt.
+fn place(path: &Path) -> PathBuf {
+    if let Ok(place) = path.canonicalize() {
+        return place;
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (parent.canonicalize(), path.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
+        _ => path.to_path_buf(),
+    }
 }
 
 /// The checkpoint, packed as it was trained.

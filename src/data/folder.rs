@@ -42,7 +42,7 @@ pub(super) fn open(directory: &Path, split: Split) -> Result<DataSet> {
         [val, test] if !has_classes(test) => val,
         [val, test] if !has_classes(val) => test,
         _ => {
-            let found = "test images in val/ and in test/ (for one of them, give it and --split whole)".to_owned();
+            let found = "test images in val/ and in test/ (for one of them, move the other away, or give it to eval with --split whole)".to_owned();
             return Err(Error::Data { path: directory.to_path_buf(), problem: DataProblem::Ambiguous { found } });
         }
     };

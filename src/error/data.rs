@@ -134,7 +134,7 @@ pub enum DataProblem {
     /// A folder of classes where the splits should be.
     #[error(
         "has classes directly in it, expected folders train and val or test with the classes in them; to take all of \
-         it, ask for the whole (--split whole)"
+         it, ask for the whole (--split whole, of eval and calibrate)"
     )]
     NoSplits,
     /// A folder without anything in it that is wanted.

@@ -16,8 +16,7 @@ use super::layers::{BatchNorm, Described, Layer, Residual, Written};
 use super::{Description, Source, Tensors};
 use crate::container::{Granularity, Tensor};
 use crate::error::NetworkProblem;
-use crate::pack::Encoding;
-use crate::select::{Keep, Settings, trained_metadata};
+use crate::select::{Settings, found_again, stays_dense, trained_metadata};
 use crate::source::write::{Raw, floats, write};
 use crate::{Error, Result};
 
@@ -180,8 +179,8 @@ impl Folding<'_> {
 
     /// Which settings find the same codes in what is written.
     fn settings_of(&self, name: &str) -> Result<Settings> {
-        let Source::Container(container) = self.source else { return Ok(dense()) };
-        let Some(Tensor::Ternary(tensor)) = container.by_name(name) else { return Ok(dense()) };
+        let Source::Container(container) = self.source else { return Ok(stays_dense()) };
+        let Some(Tensor::Ternary(tensor)) = container.by_name(name) else { return Ok(stays_dense()) };
         let error = |problem| {
             let path = container.path().to_path_buf();
             Err(Error::Network { path, tensor: name.to_owned(), problem })
@@ -192,15 +191,7 @@ impl Folding<'_> {
         if tensor.axis != 0 {
             return error(NetworkProblem::FilterAxis { found: tensor.axis });
         }
-        // Of what is ternary already, the optimum is what it is; and so are signs, of what has no zeros.
-        let method = if tensor.encoding == Encoding::B1 { "bwn" } else { "optimal" };
-        Ok(Settings {
-            method: Some(method.to_owned()),
-            granularity: Some(tensor.granularity),
-            encoding: Some(tensor.encoding),
-            keep: Some(Keep::Ternary),
-            ..Settings::default()
-        })
+        Ok(found_again(tensor.encoding, tensor.granularity))
     }
 
     fn free(&mut self, name: &str) -> Result<String> {
@@ -212,8 +203,4 @@ impl Folding<'_> {
              network's description"
         )))
     }
-}
-
-fn dense() -> Settings {
-    Settings { keep: Some(Keep::Dense), ..Settings::default() }
 }

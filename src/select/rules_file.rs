@@ -8,8 +8,6 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
 use super::{Override, Pattern, Rules, Settings};
-use crate::Error;
-use crate::ternarize;
 
 /// What is wrong, and where: bytes of the text.
 struct Wrong {
@@ -28,20 +26,23 @@ impl Wrong {
     }
 }
 
+/// What is wrong with a method and its factor.
+pub(super) type Check<'a> = &'a dyn Fn(&str, Option<f64>) -> crate::Result<()>;
+
 type Result<T> = std::result::Result<T, Wrong>;
 
 /// Settings, `include`, `exclude`, `keep-first-last`, and `[[override]]` tables.
 ///
 /// # Errors
 /// The line, and what is wrong there.
-pub(super) fn parse(text: &str) -> std::result::Result<Rules, String> {
-    rules(text).map_err(|Wrong { at, what }| {
+pub(super) fn parse(text: &str, check: Check<'_>) -> std::result::Result<Rules, String> {
+    rules(text, check).map_err(|Wrong { at, what }| {
         let line = 1 + text.bytes().take(at.start).filter(|&byte| byte == b'\n').count();
         format!("line {line}: {what}")
     })
 }
 
-fn rules(text: &str) -> Result<Rules> {
+fn rules(text: &str, check: Check<'_>) -> Result<Rules> {
     let table = DeTable::parse(text).map_err(|e| Wrong::toml(&e, 0..0))?;
     let (whole, mut table) = (table.span(), table.into_inner());
     let mut rules = Rules {
@@ -56,24 +57,24 @@ fn rules(text: &str) -> Result<Rules> {
             return Err(Wrong::at(at, "overrides are tables, each under [[override]]"));
         };
         for table in overrides {
-            rules.overrides.push(one_override(table)?);
+            rules.overrides.push(one_override(table, check)?);
         }
     }
     if let Some((key, _)) = table.get_key_value("keep") {
         return Err(Wrong::at(key.span(), "`keep` belongs into an [[override]]; see include and exclude"));
     }
-    rules.settings = settings(table, whole)?;
+    rules.settings = settings(table, whole, check)?;
     Ok(rules)
 }
 
-fn one_override(table: Spanned<DeValue<'_>>) -> Result<Override> {
+fn one_override(table: Spanned<DeValue<'_>>, check: Check<'_>) -> Result<Override> {
     let at = table.span();
     let DeValue::Table(mut table) = table.into_inner() else {
         return Err(Wrong::at(at, "overrides are tables, each under [[override]]"));
     };
     let pattern = take::<String>(&mut table, "match")?;
     let pattern = pattern.ok_or_else(|| Wrong::at(at.clone(), "an [[override]] needs `match = \"glob\"`"))?;
-    Ok(Override { pattern: checked(pattern)?, settings: settings(table, at)? })
+    Ok(Override { pattern: checked(pattern)?, settings: settings(table, at, check)? })
 }
 
 fn take<T: DeserializeOwned>(table: &mut DeTable<'_>, key: &str) -> Result<Option<Spanned<T>>> {
@@ -97,13 +98,13 @@ fn checked(pattern: Spanned<String>) -> Result<String> {
     Ok(text)
 }
 
-fn settings(table: DeTable<'_>, at: Range<usize>) -> Result<Settings> {
+fn settings(table: DeTable<'_>, at: Range<usize>, check: Check<'_>) -> Result<Settings> {
     let line_of = |key: &str| table.get(key).map(Spanned::span);
     let method_at = line_of("factor").or_else(|| line_of("method")).unwrap_or_else(|| at.clone());
     let table = Deserializer::from(Spanned::new(at.clone(), table));
     let settings = Settings::deserialize(table).map_err(|e| Wrong::toml(&e, at))?;
     if let Some(method) = &settings.method {
-        ternarize::method(method, settings.factor).map_err(|e: Error| Wrong::at(method_at, e))?;
+        check(method, settings.factor).map_err(|e| Wrong::at(method_at, e))?;
     }
     Ok(settings)
 }

@@ -171,9 +171,17 @@ impl Rules {
     /// # Errors
     /// A file that cannot be read, or says what is not understood; with the line.
     pub fn from_toml_file(path: &Path) -> Result<Self> {
+        Self::from_toml_file_with(path, &|method, factor| ternarize::method(method, factor).map(drop))
+    }
+
+    /// The same where other methods can be named: `check` says what is wrong with one and its factor.
+    ///
+    /// # Errors
+    /// Those of [`Rules::from_toml_file`].
+    pub fn from_toml_file_with(path: &Path, check: &dyn Fn(&str, Option<f64>) -> Result<()>) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io(path, "read the rules in"))?;
         let text = String::from_utf8(text).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
-        rules_file::parse(&text).map_err(|message| Error::Request(format!("{}: {message}", path.display())))
+        rules_file::parse(&text, check).map_err(|message| Error::Request(format!("{}: {message}", path.display())))
     }
 }
 

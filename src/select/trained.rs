@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-#[cfg(feature = "eval")]
-use super::Keep;
-use super::Settings;
+use super::{Keep, Settings};
+use crate::container::Granularity;
+use crate::pack::Encoding;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 
@@ -14,13 +14,30 @@ pub const TRAINED_KEY: &str = "twn-pack.trained";
 
 /// What a file of tensors with those settings says of them; nothing where none is ternary: then it is for
 /// the converter to say what becomes so.
-#[cfg(feature = "eval")]
 pub(crate) fn trained_metadata(settings: &BTreeMap<String, Settings>) -> Result<BTreeMap<String, String>> {
     if settings.values().all(|settings| settings.keep == Some(Keep::Dense)) {
         return Ok(BTreeMap::new());
     }
     let text = serde_json::to_string(settings).map_err(|e| Error::Request(e.to_string()))?;
     Ok(BTreeMap::from([(TRAINED_KEY.to_owned(), text)]))
+}
+
+/// By which settings the converter finds the codes of dequantized weights again. Of what is ternary already,
+/// the optimum is what it is; and so are signs, of what has no zeros.
+pub(crate) fn found_again(encoding: Encoding, granularity: Granularity) -> Settings {
+    let method = if encoding == Encoding::B1 { "bwn" } else { "optimal" };
+    Settings {
+        method: Some(method.to_owned()),
+        granularity: Some(granularity),
+        encoding: Some(encoding),
+        keep: Some(Keep::Ternary),
+        ..Settings::default()
+    }
+}
+
+/// What stays as floats.
+pub(crate) fn stays_dense() -> Settings {
+    Settings { keep: Some(Keep::Dense), ..Settings::default() }
 }
 
 /// The settings by tensor name; empty for a checkpoint that says nothing of them.

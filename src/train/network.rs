@@ -16,7 +16,7 @@ use super::random::{Purpose, generator, symmetric};
 use crate::Result;
 use crate::net::Description;
 use crate::net::layers::{Described, Layer};
-use crate::select::{Keep, Settings};
+use crate::select::{Keep, Settings, stays_dense};
 
 /// Gives each weight layer its method, by the tensor's name.
 pub type Choose<'a, R> = dyn FnMut(&str) -> Result<Option<Box<dyn Method<R>>>> + 'a;
@@ -169,7 +169,7 @@ impl<R: Real> Network<R> {
     /// Where something is not a finite number first, if anywhere: in what the last forward pass gave, or in
     /// a tensor that is learned or remembered, in the order of the layers.
     pub fn broken(&mut self) -> Option<String> {
-        let mut found = self.layers.first_broken().map(|layer| format!("what layer {layer} gives"));
+        let mut found = self.layers.first_broken().map(|layer| format!("what {layer} gives"));
         let finite = |values: &[R]| values.iter().all(|x| x.to_f64().is_finite());
         self.layers.visit(&mut |tensor| {
             let (name, good) = match &tensor {
@@ -188,10 +188,9 @@ impl<R: Real> Network<R> {
     pub(super) fn settings(&mut self) -> BTreeMap<String, Settings> {
         let mut settings = BTreeMap::new();
         self.visit_weights(&mut |weights| {
-            let dense = || Settings { keep: Some(Keep::Dense), ..Settings::default() };
             // Whatever it is called: names that stay dense by default were trained too.
             let ternary = |settings| Settings { keep: Some(Keep::Ternary), ..settings };
-            let its = weights.method.as_ref().map_or_else(dense, |method| ternary(method.settings()));
+            let its = weights.method.as_ref().map_or_else(stays_dense, |method| ternary(method.settings()));
             settings.insert(weights.name.clone(), its);
         });
         settings

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::loss::Loss;
 use super::optimizer::Rule;
 use super::schedule::Schedule;
-use crate::data::Augmentation;
+use crate::data::{Augmentation, Crop};
+use crate::limits::IMAGE_SIDE;
 use crate::{Error, Result};
 
 /// How to train.
@@ -45,6 +46,17 @@ pub enum Augment {
     Cifar,
     /// A part of the image, resized and mirrored.
     Imagenet,
+    /// So many pixels around, cut to size; and mirrored, or not.
+    Pad {
+        /// How many.
+        pixels: usize,
+        /// Whether every second image is mirrored.
+        flip: bool,
+    },
+    /// A part of the image, resized, never mirrored.
+    Crop,
+    /// Mirrored alone.
+    Flip,
 }
 
 impl Augment {
@@ -54,6 +66,48 @@ impl Augment {
             Self::None => None,
             Self::Cifar => Some(Augmentation::CIFAR),
             Self::Imagenet => Some(Augmentation::IMAGENET),
+            Self::Pad { pixels, flip } => Some(Augmentation { crop: Crop::Pad(pixels), flip }),
+            Self::Crop => Some(Augmentation { flip: false, ..Augmentation::IMAGENET }),
+            Self::Flip => Some(Augmentation { crop: Crop::None, flip: true }),
+        }
+    }
+
+    /// `none`, `cifar`, `imagenet`, or what these are made of, with commas between: `pad:N` or `crop`, and `flip`.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn parse(text: &str) -> Result<Self> {
+        let refused = || {
+            Error::Request(format!(
+                "augmentation `{text}`; expected none, cifar (pad:4,flip), imagenet (crop,flip), or one of pad:N and crop, \
+                 with or without flip, as pad:4"
+            ))
+        };
+        let (mut pad, mut crop, mut flip) = (None, false, false);
+        match text {
+            "none" => return Ok(Self::None),
+            "cifar" => return Ok(Self::Cifar),
+            "imagenet" => return Ok(Self::Imagenet),
+            _ => {}
+        }
+        for part in text.split(',') {
+            match part.split_once(':') {
+                None if part == "flip" && !flip => flip = true,
+                None if part == "crop" && !crop => crop = true,
+                Some(("pad", pixels)) if pad.is_none() => {
+                    let pixels = pixels.parse().ok().filter(|pixels| (1..=IMAGE_SIDE as usize).contains(pixels));
+                    pad = Some(pixels.ok_or_else(refused)?);
+                }
+                _ => return Err(refused()),
+            }
+        }
+        match (pad, crop, flip) {
+            (Some(4), false, true) => Ok(Self::Cifar),
+            (Some(pixels), false, flip) => Ok(Self::Pad { pixels, flip }),
+            (None, true, true) => Ok(Self::Imagenet),
+            (None, true, false) => Ok(Self::Crop),
+            (None, false, true) => Ok(Self::Flip),
+            _ => Err(refused()),
         }
     }
 }
@@ -129,6 +183,16 @@ impl Recipe {
                 return Err(Error::Request(format!("unknown recipe `{name}`; there are {names}")));
             }
         })
+    }
+
+    /// The method for which the recipe of that name was made, where it was made for one.
+    pub fn method(name: &str) -> Option<&'static str> {
+        match name {
+            "twn-mnist" | "twn-cifar10" | "twn-imagenet" => Some("twn"),
+            "tga-imagenet" => Some("tga"),
+            "binaryconnect" => Some("binaryconnect"),
+            _ => None,
+        }
     }
 
     /// With so many epochs; milestones keep their share of the run.

@@ -189,6 +189,13 @@ impl Directory<'_> {
         file.write_all(line.as_bytes()).map_err(Error::io(&path, "write"))
     }
 
+    /// The last epoch's line.
+    fn last(&self) -> Result<Option<Metrics>> {
+        let path = self.metrics();
+        let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        Ok(text.lines().rev().find_map(|line| serde_json::from_str(line).ok()))
+    }
+
     /// Drops the lines of epochs that are done again, since the state is older than they. Where the file is
     /// gone, it begins anew.
     fn cut(&self, epoch: u32, setup: &Setup) -> Result<()> {
@@ -221,6 +228,7 @@ pub fn train(
 ) -> Result<Outcome> {
     setup.recipe.check()?;
     description.check_distinct("training")?;
+    check_names(description)?;
     for (data, images) in [(train, setup.train_images), (test, setup.test_images)] {
         data.check_shape(description.input())?;
         if images == 0 || images > data.len() {
@@ -254,32 +262,38 @@ pub fn train(
         optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, found.steps());
         state::restore(&checkpoint, &mut network, &mut optimizer)?;
         directory.cut(found.epoch, &before)?;
+        position = found;
         if before != *setup {
             directory.append(setup)?;
+            state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
         }
-        position = found;
     } else {
         _lock = directory.lock()?;
         directory.create(setup)?;
         optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, 0);
+        optimizer.reserve(&mut network);
         position = Position { setup: setup.clone(), epoch: 0, batches: 0, sums: Sums::default() };
         state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
     }
 
-    let mut run = Run { train, test, setup, options, x: Maps::default(), labels: Vec::new() };
+    let saved = (position.epoch, position.batches);
+    let (x, labels) = (Maps::default(), Vec::new());
+    let mut run = Run { train, test, setup, options, x, labels, saved, diverged: false };
     let mut metrics = None;
     while position.epoch < recipe.epochs {
         let found = run.epoch(&mut network, &mut optimizer, &mut position);
         let found = match found.and_then(|()| run.metrics(&mut network, &position)) {
-            Err(Error::Cancelled) => {
+            // Cancelled, or an image that cannot be read: what was learned so far is not lost.
+            Err(error) if !run.diverged => {
                 state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
-                return Err(Error::Cancelled);
+                return Err(error);
             }
             found => found?,
         };
         (position.epoch, position.batches, position.sums) = (position.epoch + 1, 0, Sums::default());
         directory.append(&found)?;
         state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
+        run.saved = (position.epoch, position.batches);
         if let Some(epoch) = options.epoch {
             epoch(&found);
         }
@@ -288,9 +302,29 @@ pub fn train(
     let metrics = match metrics {
         Some(metrics) => metrics,
         // The run was over before.
-        None => Metrics { epoch: position.epoch, ..run.metrics(&mut network, &position)? },
+        None => match directory.last()?.filter(|metrics| metrics.epoch == position.epoch) {
+            Some(metrics) => metrics,
+            None => Metrics { epoch: position.epoch, ..run.metrics(&mut network, &position)? },
+        },
     };
     Ok(Outcome { network, metrics, steps: position.steps() })
+}
+
+/// Whether what is written can have these names: beside them stand the file's metadata, and what PyTorch counts.
+fn check_names(description: &Description) -> Result<()> {
+    let tensors = description.tensors();
+    let counted = |name: &str| {
+        let layer = name.strip_suffix("num_batches_tracked")?;
+        tensors.iter().find(|(other, _)| other.strip_suffix("running_var") == Some(layer))
+    };
+    match tensors.iter().find(|(name, _)| *name == "__metadata__" || counted(name).is_some()) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::Request(format!(
+            "{}: a tensor `{name}` cannot be written: that name is taken, by the file's metadata or by the batches that \
+             PyTorch counts; expected another one",
+            description.name()
+        ))),
+    }
 }
 
 /// What every epoch needs.
@@ -301,6 +335,10 @@ struct Run<'a> {
     options: &'a Options<'a>,
     x: Maps<f32>,
     labels: Vec<usize>,
+    /// Epochs, and batches of the next, behind which the state in the directory stands.
+    saved: (u32, usize),
+    /// Whether the network holds something that is not a finite number: no state to go on from.
+    diverged: bool,
 }
 
 impl Run<'_> {
@@ -325,7 +363,8 @@ impl Run<'_> {
             let step = network.learn(&self.x, &self.labels, recipe.loss);
             position.batches += 1;
             if !step.loss.is_finite() {
-                return Err(diverged(position, network.broken()));
+                let place = network.broken();
+                return Err(self.diverge(position, place));
             }
             let rate = recipe.schedule.rate(recipe.rate, done, recipe.epochs);
             network.step(optimizer, rate, recipe.penalty(done / epochs) / (epochs * batches));
@@ -342,7 +381,23 @@ impl Run<'_> {
             }
         }
         // The last step has no loss behind it that would tell.
-        network.broken().map_or(Ok(()), |place| Err(diverged(position, Some(place))))
+        network.broken().map_or(Ok(()), |place| Err(self.diverge(position, Some(place))))
+    }
+
+    fn diverge(&mut self, position: &Position, place: Option<String>) -> Error {
+        self.diverged = true;
+        let place = place.map_or("the loss".to_owned(), |place| format!("the loss, or {place},"));
+        let saved = match self.saved {
+            (0, 0) => "as it began".to_owned(),
+            (epoch, 0) => format!("that after epoch {epoch}"),
+            (epoch, batches) => format!("that after batch {batches} of epoch {}", epoch + 1),
+        };
+        Error::Request(format!(
+            "epoch {}, batch {}: {place} is not a finite number any more; the run's state is {saved}. Go on from it with a \
+             lower --rate (--resume --new-recipe), or look for values that are far from 0 to 1 in the images",
+            position.epoch + 1,
+            position.batches
+        ))
     }
 
     fn check(&self) -> Result<()> {
@@ -404,16 +459,6 @@ impl Sums {
         self.images += images;
         self.seconds += seconds;
     }
-}
-
-fn diverged(position: &Position, place: Option<String>) -> Error {
-    let place = place.map_or("the loss".to_owned(), |place| format!("the loss, or {place},"));
-    Error::Request(format!(
-        "epoch {}, batch {}: {place} is not a finite number any more; the run's state is that of the last whole epoch. Go \
-         on from it with a lower --rate (--resume --new-recipe), or look for values that are far from 0 to 1 in the images",
-        position.epoch + 1,
-        position.batches
-    ))
 }
 
 /// Which parts of two setups differ.

@@ -13,6 +13,10 @@ const PIECE: usize = 1 << 14;
 pub struct Relu;
 
 impl<R: Real> Layer<R> for Relu {
+    fn kind(&self) -> &'static str {
+        "relu"
+    }
+
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
         y.values.par_chunks_mut(PIECE).zip(x.values.par_chunks(PIECE)).for_each(|(y, x)| {
             y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x < R::zero() { R::zero() } else { x });
@@ -34,6 +38,10 @@ impl<R: Real> Layer<R> for Relu {
 pub struct Flatten;
 
 impl<R: Real> Layer<R> for Flatten {
+    fn kind(&self) -> &'static str {
+        "flatten"
+    }
+
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
         y.values.copy_from_slice(&x.values);
     }

@@ -39,6 +39,10 @@ impl<R: Real> BatchNorm<R> {
 }
 
 impl<R: Real> Layer<R> for BatchNorm<R> {
+    fn kind(&self) -> &'static str {
+        "batch_norm"
+    }
+
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, pass: Pass) {
         let (len, image) = (x.map_len(), x.image_len());
         let count = (x.images() * len) as f64;

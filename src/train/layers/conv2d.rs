@@ -41,6 +41,10 @@ impl<R: Real> Conv2d<R> {
 }
 
 impl<R: Real> Layer<R> for Conv2d<R> {
+    fn kind(&self) -> &'static str {
+        "conv2d"
+    }
+
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
         let w = self.weights.used();
         let walk = Walk::new(&self.geometry, x, y);

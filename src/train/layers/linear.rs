@@ -15,6 +15,10 @@ pub struct Linear<R: Real> {
 }
 
 impl<R: Real> Layer<R> for Linear<R> {
+    fn kind(&self) -> &'static str {
+        "linear"
+    }
+
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
         product(x.rows(), self.weights.used().t(), y.rows_mut());
         if let Some(bias) = &self.bias {

@@ -41,6 +41,12 @@ pub trait Layer<R: Real>: Send {
     /// After a forward pass with [`Pass::Train`] and the same `x` and `y`: writes all of `dx`, which has the
     /// shape of `x` already, unless nobody asks for it; and its parameters' gradients.
     fn backward(&mut self, x: &Maps<R>, y: &Maps<R>, dy: &Maps<R>, dx: Option<&mut Maps<R>>);
+    /// What it is called in the description of a network.
+    fn kind(&self) -> &'static str;
+    /// The first of the layers that it is made of that last gave something that is not a finite number.
+    fn first_broken(&mut self) -> Option<String> {
+        None
+    }
     /// Shows everything that is learned or remembered, always in the same order.
     fn visit(&mut self, _visit: &mut dyn FnMut(Tensor<'_, R>)) {}
 }
@@ -65,4 +71,14 @@ pub enum Tensor<'a, R: Real> {
         /// What it is.
         value: &'a mut [R],
     },
+}
+
+impl<R: Real> Tensor<'_, R> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Weights(weights) => &weights.name,
+            Self::Vector { name, .. } | Self::Statistics { name, .. } => name,
+        }
+    }
 }

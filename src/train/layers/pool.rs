@@ -37,6 +37,10 @@ fn sizes<R: Real>(x: &Maps<R>, y: &Maps<R>) -> ([usize; 2], [usize; 2]) {
 }
 
 impl<R: Real> Layer<R> for MaxPool {
+    fn kind(&self) -> &'static str {
+        "max_pool"
+    }
+
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
         let (input, output) = sizes(x, y);
         self.places.resize(y.values.len(), 0);
@@ -95,6 +99,10 @@ impl AvgPool {
 }
 
 impl<R: Real> Layer<R> for AvgPool {
+    fn kind(&self) -> &'static str {
+        if self.geometry.is_some() { "avg_pool" } else { "global_avg_pool" }
+    }
+
     fn forward(&mut self, x: &Maps<R>, y: &mut Maps<R>, _pass: Pass) {
         let (input, output) = sizes(x, y);
         let geometry = self.geometry(input);

@@ -37,6 +37,14 @@ impl<R: Real> Layer<R> for Residual<R> {
         dx.values.iter_mut().zip(&self.through.values).for_each(|(dx, &through)| *dx += through);
     }
 
+    fn kind(&self) -> &'static str {
+        "residual"
+    }
+
+    fn first_broken(&mut self) -> Option<String> {
+        self.body.first_broken().or_else(|| self.shortcut.first_broken())
+    }
+
     fn visit(&mut self, visit: &mut dyn FnMut(Tensor<'_, R>)) {
         self.body.visit(visit);
         self.shortcut.visit(visit);

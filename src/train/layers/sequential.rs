@@ -35,9 +35,20 @@ impl<R: Real> Sequential<R> {
         x
     }
 
-    /// The first layer, counted from 1, that last gave something that is not a finite number.
-    pub fn first_broken(&self) -> Option<usize> {
-        self.steps.iter().position(|step| step.y.values.iter().any(|y| !y.to_f64().is_finite())).map(|i| i + 1)
+    /// The first layer that last gave something that is not a finite number, innermost: its kind, and its first
+    /// tensor or else its place, counted from 1.
+    pub fn first_broken(&mut self) -> Option<String> {
+        let broken = |step: &Step<R>| step.y.values.iter().any(|y| !y.to_f64().is_finite());
+        let at = self.steps.iter().position(broken)?;
+        let layer = &mut self.steps[at].layer;
+        layer.first_broken().or_else(|| {
+            let mut first = None;
+            layer.visit(&mut |tensor| {
+                first.get_or_insert_with(|| tensor.name().to_owned());
+            });
+            let kind = layer.kind();
+            Some(first.map_or_else(|| format!("{kind}, layer {}", at + 1), |name| format!("{kind} `{name}`")))
+        })
     }
 
     /// After [`Sequential::forward`] with the same `x`: from the derivatives by what the last layer gave to

@@ -18,9 +18,9 @@
 //!   And it takes [`FASTER`] times as much.
 //! - The penalty is not added to the loss. θ goes down its slope by itself, behind the optimizer's step (as
 //!   weight decay does in AdamW, arXiv 1711.05101), so that the penalty neither fades as the learning rate
-//!   falls nor hangs on the optimizer: all weights have settled at the end.
+//!   falls nor hangs on the optimizer: after some hundreds of steps nearly all weights have settled.
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
 use super::Method;
@@ -30,7 +30,7 @@ use crate::train::layers::Pass;
 use crate::train::maps::{Real, sum};
 use crate::{Error, Isa, Result};
 
-/// Where w/s is cut off at the start: beyond, tanh hardly moves.
+/// Where w/s is cut off at the start, for a up to 1: beyond, tanh hardly moves.
 const STEEPEST: f64 = 0.8;
 /// By how much θ is faster than float weights: with 1 it is behind `twn` in every epoch (docs/accuracy.md).
 const FASTER: f64 = 4.0;
@@ -69,6 +69,16 @@ impl<R: Real> Esa<R> {
     }
 }
 
+/// Where w/s is cut off at the start. It has to lie beyond the barrier, or else all weights go to 0; for a over 1
+/// it has as much of the way from there to 1 behind it as [`STEEPEST`] has for a = 1.
+fn steepest(a: f64) -> f64 {
+    if a <= 1.0 {
+        return STEEPEST;
+    }
+    let share = (1.0 - STEEPEST) / (1.0 - 0.5f64.sqrt());
+    1.0 - share * (1.0 - (a / 2.0).sqrt())
+}
+
 /// −1, 0 or 1; ±½ go away from 0. (NaN gives 0; weights are looked at elsewhere.)
 fn round<R: Real>(w: R) -> R {
     let half = R::from_f64(0.5);
@@ -85,13 +95,20 @@ impl<R: Real> Method<R> for Esa<R> {
     fn start(&mut self, mut w: ArrayViewMut2<'_, R>) {
         self.scales.clear();
         self.least.clear();
-        for mut filter in w.rows_mut() {
+        let of_filter = |filter: ArrayView1<'_, R>| {
             let weights = R::unit(self.isa, filter.as_slice().unwrap_or_default());
-            let s = f64::from(ternarize::fit(&self.twn, &weights, ScaleDtype::F32).scale);
+            f64::from(ternarize::fit(&self.twn, &weights, ScaleDtype::F32).scale)
+        };
+        let scales: Vec<f64> = w.rows().into_iter().map(of_filter).collect();
+        // A filter of zeros learns, too: with the scale of the others, or that of random first weights.
+        let (sum, count) = scales.iter().filter(|s| **s > 0.0).fold((0.0, 0.0), |(sum, n), s| (sum + s, n + 1.0));
+        let usual = if count > 0.0 { sum / count } else { 1.0 / (w.ncols().max(1) as f64).sqrt() };
+        let steepest = steepest(self.sparsity_alpha);
+        for (mut filter, s) in w.rows_mut().into_iter().zip(scales) {
+            let s = if s > 0.0 { s } else { usual };
             self.scales.push(R::from_f64(s));
             self.least.push(R::from_f64(LEAST * s));
-            let theta = |w: R| if s > 0.0 { (w.to_f64() / s).clamp(-STEEPEST, STEEPEST).atanh() } else { 0.0 };
-            filter.iter_mut().for_each(|w| *w = R::from_f64(theta(*w)));
+            filter.iter_mut().for_each(|w| *w = R::from_f64((w.to_f64() / s).clamp(-steepest, steepest).atanh()));
         }
     }
 

@@ -109,6 +109,12 @@ fn esa_goes_from_tanh_to_codes() {
     let expected = (ends[0] - ends[1]) / 2e-6 / tanh.row(0).mapv(|w| w * w).sum();
     assert!((found[0] - expected).abs() < 1e-9, "{found:?}, {expected}");
     assert_eq!(found[1], 0.0, "a filter of zeros");
+    assert_eq!(esa.learned().unwrap().0[1], s, "which has the others' scale");
+    let row = gradient.row(1);
+    assert!(row.iter().all(|g| (g - faster / s).abs() < 1e-12), "and learns: {row}");
+    let mut zeros = Array2::zeros((1, 4));
+    esa.start(zeros.view_mut());
+    assert_eq!(esa.learned().unwrap().0, [0.5], "1/√n where there are no others");
 }
 
 #[test]
@@ -132,6 +138,23 @@ fn esa_goes_down_its_penalty_until_weights_settle() {
         let codes = w.mapv(|theta: f64| (20.0 * theta.tanh()).round() / 20.0);
         assert_eq!(codes, array![[0.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0]]);
         assert_eq!(esa.settled(w.view()), Some(7));
+    }
+}
+
+/// Where weights start lies on the right side of the barrier for every a, and where it always was up to 1.
+#[test]
+fn esa_starts_beyond_its_barrier() {
+    for a in [0.05, 0.5, 1.0, 1.2, 1.28, 1.5, 1.8, 1.95, 1.999] {
+        let mut esa = made("esa", &Request { sparsity_alpha: a, ..Request::default() });
+        let mut w = array![[0.4, -0.01, 0.25, -0.4]];
+        esa.start(w.view_mut());
+        let start = w[[0, 0]].tanh();
+        let nearer = (start - (a / 2.0).sqrt()) / (1.0 - (a / 2.0).sqrt());
+        let expected = if a <= 1.0 { start == 0.8f64.atanh().tanh() } else { (0.31..0.32).contains(&nearer) };
+        assert!(expected, "a = {a}: {start}, {nearer}");
+        (0..2000).for_each(|_| esa.after_step(w.view_mut(), 1e9));
+        let codes = w.mapv(|theta: f64| theta.tanh().round());
+        assert_eq!([codes[[0, 0]], codes[[0, 1]], codes[[0, 3]]], [1.0, 0.0, -1.0], "a = {a}: {w}");
     }
 }
 

@@ -11,7 +11,8 @@
 //! The straight-through derivatives are TWN's. Δ starts at 0.05·max|w|. The sum over a layer's n weights is
 //! divided by n: to Adam, with which the paper trains, that is nothing; under plain SGD Δ would move n times
 //! as far as a weight, and in a last layer without batch norm, where a larger α is always welcome, lose all
-//! of its weights in the first epoch.
+//! of its weights in the first epoch. The loss reaches Δ through α alone, and batch norm behind a layer takes
+//! α out again: there Δ hardly moves under SGD, and it takes Adam, which does not mind how small a derivative is.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
