@@ -1,7 +1,7 @@
 //! `.twn` → `.safetensors`: dequantized weights and untouched dense tensors, streamed. The crate's
 //! own writer wants all tensors in memory and orders metadata at random; this one does neither,
 //! and keeps its layout rules (tensors by alignment, then name; header padded to 8). Metadata are the
-//! checkpoint's, but for what says how its weights became ternary: see [`metadata`].
+//! checkpoint's, but for what says how its weights became ternary: see `metadata`.
 //! Not here: reading codes ([`crate::container`]).
 
 use std::collections::BTreeMap;

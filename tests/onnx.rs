@@ -453,7 +453,7 @@ fn products_are_replaced_where_they_can_be() {
     };
     // The bias is an input of the operation, where it is one per output; else it is added.
     for (bias, ops) in [(vec![n], vec!["MatMulNBits"]), (vec![1, n], vec!["MatMulNBits", "Add"])] {
-        let out = gemm(&by_output, &[n, k], &["x", "w", "b"], &[turned.clone()], &bias);
+        let out = gemm(&by_output, &[n, k], &["x", "w", "b"], std::slice::from_ref(&turned), &bias);
         assert_eq!(
             (out.ops(), out.opsets["com.microsoft"], out.opsets[""]),
             (ops.iter().map(|&op| op.into()).collect(), 1, 13)
@@ -511,7 +511,9 @@ fn products_are_replaced_where_they_can_be() {
     for (group, form) in [(16, "MatMulNBits"), (48, "MatMulNBits"), (40, "DequantizeLinear"), (8, "DequantizeLinear")] {
         let packed =
             Packed::new(&[Made::gaussian("w", Dtype::F32, &[n, 3 * k], 1)], &format!("granularity=group:{group}"));
-        let out = read(&packed.export("onnx-nbits", &packed.with(&product("Gemm", &[n, 3 * k], &[turned.clone()]))));
+        let out = read(
+            &packed.export("onnx-nbits", &packed.with(&product("Gemm", &[n, 3 * k], std::slice::from_ref(&turned)))),
+        );
         assert_eq!(out.ops()[0], form, "{group}");
         if form == "MatMulNBits" {
             assert_eq!(out.nbits(&out.nodes[0]), packed.values("w"), "{group}");
@@ -668,7 +670,7 @@ fn what_cannot_be_is_refused() {
     case(&model(20, &graph(&[node("Constant", &[], "w", &[constant])], &[])), "constant of a node");
     let branch =
         bytes(5, [bytes(1, "then_branch"), bytes(6, graph(&[op("Squeeze")], &[weights("w", &[4, 4])]))].concat());
-    case(&model(20, &graph(&[node("If", &["x"], "y", &[branch.clone()])], &[])), "nested graph");
+    case(&model(20, &graph(&[node("If", &["x"], "y", std::slice::from_ref(&branch))], &[])), "nested graph");
     // Opsets.
     case(&model(6, &plain(&[])), "its opset is 6, should be at least 7");
     for (name, works) in [
@@ -926,10 +928,10 @@ fn no_bytes_are_too_bad() {
         }
         let options = packed.with(file);
         let exported = packed.plan("onnx-nbits", &options);
-        if let Ok(export) = &exported {
-            if export.check().is_ok() {
-                packed.export("onnx-nbits", &options);
-            }
+        if let Ok(export) = &exported
+            && export.check().is_ok()
+        {
+            packed.export("onnx-nbits", &options);
         }
         imported.is_ok() && exported.is_ok_and(|export| export.check().is_ok())
     };

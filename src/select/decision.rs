@@ -16,7 +16,7 @@ pub struct Treatment {
     pub granularity: Granularity,
     /// The filter axis: one filter per index along it.
     pub axis: usize,
-    /// How many planes: 1 to [`PACKED_PLANES`].
+    /// How many planes: 1 to [`PACKED_PLANES`](crate::limits::PACKED_PLANES).
     pub planes: usize,
     /// How codes are packed.
     pub encoding: Encoding,
