@@ -67,7 +67,8 @@ pub fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
         [crc32fast::hash(data), size, size].iter().for_each(|x| fixed.extend(x.to_le_bytes()));
         fixed.extend([name.len() as u8, 0, 0, 0]);
         file.extend([b"PK\x03\x04", &fixed[..], name.as_bytes(), data].concat());
-        directory.extend([b"PK\x01\x02\x0a\x00", &fixed[..], &[0; 10], &offset.to_le_bytes(), name.as_bytes()].concat());
+        directory
+            .extend([b"PK\x01\x02\x0a\x00", &fixed[..], &[0; 10], &offset.to_le_bytes(), name.as_bytes()].concat());
     }
     let count = entries.len() as u8;
     let sizes = [(directory.len() as u32).to_le_bytes(), (file.len() as u32).to_le_bytes()].concat();
