@@ -6,11 +6,11 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Made, Random, safetensors};
+use common::{Made, Random, pack, safetensors};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use twn_pack::export::{self, Options, WriteOptions};
-use twn_pack::{Checkpoint, Container, Dtype, Fault, Plan, Rules, Settings, Tensor, convert, import, select, verify};
+use twn_pack::{Checkpoint, Container, Dtype, Fault, Plan, Rules, Tensor, convert, import, verify};
 
 fn golden(key: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/trits256.json");
@@ -36,20 +36,6 @@ fn trits(n: usize, seed: u64) -> Vec<f64> {
 
 fn ternary(name: &str, shape: &[usize], trits: &[f64], alpha: f64) -> Made {
     Made::new(name, Dtype::F32, shape, &trits.iter().map(|t| t * alpha).collect::<Vec<_>>())
-}
-
-/// Packs each tensor by its settings; without any it stays dense.
-fn pack(directory: &Path, tensors: &[(Made, &str)]) -> Container {
-    let made: Vec<Made> = tensors.iter().map(|(made, _)| made.clone()).collect();
-    let checkpoint = Checkpoint::open(common::checkpoint(directory, "in.safetensors", &made)).unwrap();
-    let overrides = tensors.iter().map(|(made, settings)| select::Override {
-        pattern: made.name.clone(),
-        settings: Settings::parse(if settings.is_empty() { "keep=dense" } else { settings }).unwrap(),
-    });
-    // Also what stays dense by its name.
-    let include = tensors.iter().filter(|(_, settings)| !settings.is_empty()).map(|(made, _)| made.name.clone());
-    let rules = Rules { overrides: overrides.collect(), include: include.collect(), ..Rules::default() };
-    pack_checkpoint(&checkpoint, &rules, &directory.join("in.twn"))
 }
 
 fn pack_checkpoint(checkpoint: &Checkpoint, rules: &Rules, output: &Path) -> Container {

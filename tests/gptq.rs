@@ -5,26 +5,11 @@ mod common;
 
 use std::path::Path;
 
-use common::Made;
+use common::{Made, pack};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use twn_pack::export::{self, Options, WriteOptions};
-use twn_pack::{Checkpoint, Container, Dtype, Fault, Plan, Rules, Settings, Tensor, TernaryTensor, convert, select};
-
-/// Packs each tensor by its settings; without any it stays dense.
-fn pack(directory: &Path, tensors: &[(Made, &str)]) -> Container {
-    let made: Vec<Made> = tensors.iter().map(|(made, _)| made.clone()).collect();
-    let checkpoint = Checkpoint::open(common::checkpoint(directory, "in.safetensors", &made)).unwrap();
-    let overrides = tensors.iter().map(|(made, settings)| select::Override {
-        pattern: made.name.clone(),
-        settings: Settings::parse(if settings.is_empty() { "keep=dense" } else { settings }).unwrap(),
-    });
-    let include = tensors.iter().filter(|(_, settings)| !settings.is_empty()).map(|(made, _)| made.name.clone());
-    let rules = Rules { overrides: overrides.collect(), include: include.collect(), ..Rules::default() };
-    let (plan, output) = (Plan::new(&checkpoint, &rules).unwrap(), directory.join("in.twn"));
-    convert::pack(&checkpoint, &plan, &output, &convert::Options { overwrite: true, ..Default::default() }).unwrap();
-    Container::open(output).unwrap()
-}
+use twn_pack::{Container, Dtype, Fault, Tensor, TernaryTensor};
 
 /// The exported file and its `quantize_config.json`.
 fn write(container: &Container, options: &Options, directory: &Path) -> (Vec<u8>, Value) {

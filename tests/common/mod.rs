@@ -11,7 +11,7 @@ pub mod zip;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use twn_pack::{Dtype, Settings, Treatment};
+use twn_pack::{Checkpoint, Container, Dtype, Plan, Rules, Settings, Treatment, convert, select};
 
 /// Deterministic random numbers (splitmix64).
 pub struct Random(pub u64);
@@ -168,6 +168,34 @@ pub fn filters<T: Copy>(values: &[T], shape: &[usize], axis: usize) -> Vec<Vec<T
 /// Settings from `key=value,key=value`.
 pub fn treatment(settings: &str) -> Treatment {
     Settings::parse(settings).unwrap().treatment().unwrap()
+}
+
+/// Packs each tensor by its settings, whatever it is called; without any it stays dense.
+pub fn pack(directory: &Path, tensors: &[(Made, &str)]) -> Container {
+    let made: Vec<Made> = tensors.iter().map(|(made, _)| made.clone()).collect();
+    let checkpoint = Checkpoint::open(checkpoint(directory, "in.safetensors", &made)).unwrap();
+    let overrides = tensors.iter().map(|(made, settings)| select::Override {
+        pattern: made.name.clone(),
+        settings: Settings::parse(if settings.is_empty() { "keep=dense" } else { settings }).unwrap(),
+    });
+    let include = tensors.iter().filter(|(_, settings)| !settings.is_empty()).map(|(made, _)| made.name.clone());
+    let rules = Rules { overrides: overrides.collect(), include: include.collect(), ..Rules::default() };
+    let (plan, output) = (Plan::new(&checkpoint, &rules).unwrap(), directory.join("in.twn"));
+    let options = convert::Options { overwrite: true, ..convert::Options::default() };
+    convert::pack(&checkpoint, &plan, &output, &options).unwrap();
+    Container::open(output).unwrap()
+}
+
+/// Calls `check` with every byte of a file changed in four ways, one after another.
+pub fn every_damage(whole: &[u8], mut check: impl FnMut(&[u8])) {
+    let mut damaged = whole.to_vec();
+    for at in 0..whole.len() {
+        for change in [0x01, 0x80, 0xff, whole[at]] {
+            damaged[at] = whole[at] ^ change;
+            check(&damaged);
+        }
+        damaged[at] = whole[at];
+    }
 }
 
 /// The binary under test.
