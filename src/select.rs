@@ -70,9 +70,14 @@ impl Plan {
                 let decision = Decision::Moved(moved(tensor, &settings, &exclude)?);
                 let (name, reason) =
                     (tensor.name.to_owned(), format!("ternary in the checkpoint, {:?}", ternary.shape));
-                let method = settings.method.as_deref().filter(|&method| method != AUTO);
-                overruled = overruled.or(method.map(|method| format!(
-                    "`{name}` and others are ternary in the checkpoint: their codes are moved, `{method}` does not touch them"
+                let asked = match &settings {
+                    Settings { method: Some(method), .. } if method != AUTO => Some(method.as_str()),
+                    Settings { granularity: Some(_), .. } => Some("granularity"),
+                    Settings { axis: Some(axis), .. } if *axis != 0 => Some("axis"),
+                    _ => None,
+                };
+                overruled = overruled.or(asked.map(|asked| format!(
+                    "`{name}` and others are ternary in the checkpoint: their codes are moved, `{asked}` does not touch them"
                 )));
                 plan.tensors.push(Planned { name, decision, reason, fixed: true });
                 continue;

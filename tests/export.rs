@@ -161,6 +161,11 @@ fn an_export_appears_whole_or_not_at_all() {
     // Now it is there.
     assert!(write(&export, false).unwrap_err().to_string().contains("exists already"));
     write(&export, true).unwrap();
+    // What lies beside it cannot have its name.
+    let named = directory.path().join("beside.json");
+    let options = WriteOptions { overwrite: true, ..WriteOptions::default() };
+    let error = export::write(&container, &export, &named, &options).unwrap_err().to_string();
+    assert!(error.contains("`beside.json` is written beside the output"), "{error}");
     // What fails leaves the old one.
     let bad = Export { parts: vec![Part::rows("w", 1, 1, |_, _| Err("no such code".to_owned()))], ..Export::default() };
     assert!(write(&bad, true).unwrap_err().to_string().contains("tensor `w`: no such code"));

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use twn_pack::convert::{self, NATIVE, NOT_NATIVE};
-use twn_pack::select::{Decision, MOVED};
+use twn_pack::select::{Decision, MOVED, Override};
 use twn_pack::source::{CheckpointBuilder, TernaryLayout};
 use twn_pack::{
     Checkpoint, Container, Dtype, Encoding, Granularity, MappedFile, Plan, Rules, ScaleDtype, Settings, Tensor, verify,
@@ -175,6 +175,11 @@ fn what_cannot_be_moved_is_refused() {
         let error = Plan::new(&checkpoint, &Rules { exclude, ..rules(settings) }).unwrap_err().to_string();
         assert!(error.contains("`w` is ternary in the checkpoint"), "{error}");
     }
+    let kept = Override { pattern: "w".to_owned(), settings: Settings::parse("keep=int8").unwrap() };
+    let error = Plan::new(&checkpoint, &Rules { overrides: vec![kept], ..Rules::default() }).unwrap_err().to_string();
+    assert!(error.contains("no floats that could be dense or int8"), "{error}");
+    let warned = Plan::new(&checkpoint, &rules("granularity=group:4")).unwrap();
+    assert!(warned.warnings[0].contains("`granularity` does not touch them"), "{:?}", warned.warnings);
     let warned = Plan::new(&checkpoint, &rules("method=optimal")).unwrap();
     assert!(warned.warnings[0].contains("`optimal` does not touch them"), "{:?}", warned.warnings);
     assert!(matches!(warned.tensors[0].decision, Decision::Moved(moved) if moved.scale_dtype == ScaleDtype::F32));
@@ -227,6 +232,10 @@ fn auto_packs_what_is_ternary_already_and_nothing_else() {
     assert_eq!(run(Dtype::F32, &[1, 100_000], &values, ""), packed("t2 auto filter"));
     values[99_999] = 0.1_f32.next_up();
     assert_eq!(run(Dtype::F32, &[1, 100_000], &values, ""), dense);
+    // Scales that their type does not have.
+    assert_eq!(run(Dtype::F32, &[2, 4], &native, ",scale-dtype=f16"), dense);
+    assert_eq!(run(Dtype::F32, &[1, 2], &[0.5, -0.5], ",scale-dtype=f16"), packed("t2 auto filter"));
+    assert_eq!(run(Dtype::F32, &[1, 2], &[1e6, -1e6], ",scale-dtype=f16"), dense);
     let error = Settings::parse("method=auto,planes=2").unwrap().treatment().unwrap_err().to_string();
     assert!(error.contains("one plane"), "{error}");
 }

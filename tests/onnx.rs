@@ -953,3 +953,15 @@ fn no_bytes_are_too_bad() {
         assert!(!attempt(&[varint(7 * 8 + 2), varint(length), vec![0; 10]].concat()));
     }
 }
+
+#[test]
+fn what_onnxruntime_gets_wrong_is_said() {
+    for (outputs, format, warned) in [(6, "onnx", true), (8, "onnx", false), (6, "onnx-nbits", false)] {
+        let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &[50, outputs], 2)], "axis=1");
+        let nodes = [node("MatMul", &["x", "w"], "y", &[])];
+        let options = packed.with(&model(13, &graph(&nodes, &[weights("w", &[50, outputs])])));
+        let export = export::format(format).unwrap().export(&packed.container, &options).unwrap();
+        let found = export.warnings.iter().any(|warning| warning.contains("`w`: the file is right, but onnxruntime"));
+        assert_eq!(found, warned, "{outputs}, {format}: {:?}", export.warnings);
+    }
+}

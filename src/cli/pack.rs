@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use twn_pack::budget::Target;
+use twn_pack::select::{Decision, Planned};
 use twn_pack::{Checkpoint, Error, Plan, Report, Result, convert};
 
 use super::budget::BudgetArgs;
@@ -96,7 +97,15 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         None if !args.dry_run => {
             return Err(Error::Request("give an output with -o".to_owned()).into());
         }
-        _ => Report::of_plan(&checkpoint, &plan),
+        _ => {
+            let unknown = |t: &Planned| matches!(&t.decision, Decision::Ternary(how) if how.method.lossless());
+            if plan.tensors.iter().any(unknown) {
+                let warning = "--dry-run reads no weights: which tensors `auto` finds ternary is not known, sizes are \
+                               as if all were (`twn-pack inspect` with the same options looks)";
+                session.warn(&[warning.to_owned()]);
+            }
+            Report::of_plan(&checkpoint, &plan)
+        }
     };
     CalibrationArgs::warn_of_missing(&report.uncalibrated(), session);
     if !args.dry_run {

@@ -55,7 +55,7 @@ const BATCH: u64 = 64 << 20;
 pub const NATIVE: &str = "ternary already";
 
 /// The reason of tensors that the method `auto` kept dense.
-pub const NOT_NATIVE: &str = "not ternary as it is";
+pub const NOT_NATIVE: &str = "not ternary as it is, with scales of that type";
 
 /// The reason of tensors that [`Options::keep_non_finite_dense`] kept dense.
 pub const NON_FINITE: &str = "holds NaN or infinity";
@@ -313,7 +313,7 @@ fn in_order<P: Sync, T: Send>(pieces: &[P], job: impl Fn(&P) -> Result<T> + Sync
 /// Another type, no such axis, an empty tensor, or weights that cannot become ternary.
 pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Result<TernaryTensor<'static>> {
     let view = filter_view(tensor, treatment)?;
-    if treatment.method.lossless() && !native::is_ternary(view, treatment.granularity, isa) {
+    if treatment.method.lossless() && !native::is_ternary(view, treatment.granularity, treatment.scale_dtype, isa) {
         return Err(Error::Request(format!("tensor `{}` is {NOT_NATIVE}; take another method than auto", tensor.name)));
     }
     let problem = |problem| weights_error(tensor.name, problem);

@@ -1,5 +1,5 @@
-//! Floats that are ternary already: whether all weights that share a scale are −a, 0 or +a. Not here: what is made
-//! of them.
+//! Floats that are ternary already: whether all weights that share a scale are −a, 0 or +a, and the type of the scales
+//! has a. Not here: what is made of them.
 
 use std::ops::Range;
 
@@ -9,25 +9,26 @@ use super::steps;
 use crate::container::Granularity;
 use crate::source::FilterView;
 use crate::source::weights::Element;
+use crate::ternarize::ScaleDtype;
 use crate::vector::Isa;
 use crate::vector::block::BLOCK;
 
 /// Whether the weights can be packed without loss. Stops at the first unit that cannot.
-pub(super) fn is_ternary(view: FilterView<'_>, granularity: Granularity, isa: Isa) -> bool {
+pub(super) fn is_ternary(view: FilterView<'_>, granularity: Granularity, scales: ScaleDtype, isa: Isa) -> bool {
     if view.is_f64() {
-        is_ternary_in::<f64>(view, granularity, isa)
+        is_ternary_in::<f64>(view, granularity, scales, isa)
     } else {
-        is_ternary_in::<f32>(view, granularity, isa)
+        is_ternary_in::<f32>(view, granularity, scales, isa)
     }
 }
 
-fn is_ternary_in<W: Element>(view: FilterView<'_>, granularity: Granularity, isa: Isa) -> bool {
+fn is_ternary_in<W: Element>(view: FilterView<'_>, granularity: Granularity, scales: ScaleDtype, isa: Isa) -> bool {
     let n = view.filter_len();
     // No magnitude yet, or the one that all have so far.
     let magnitude = |range: Range<usize>| -> Result<f64, NotTernary> {
         let mut scratch = Vec::new();
         steps(range, BLOCK)
-            .try_fold(0.0, |known, block| join(known, one_magnitude(view.read::<W>(block, isa, &mut scratch))?))
+            .try_fold(0.0, |known, block| join(known, one_magnitude(view.read::<W>(block, isa, &mut scratch), scales)?))
     };
     let filters = (0..view.filters()).into_par_iter();
     let found = match granularity {
@@ -44,11 +45,15 @@ fn is_ternary_in<W: Element>(view: FilterView<'_>, granularity: Granularity, isa
 
 struct NotTernary;
 
-/// The magnitude of all weights that are not zero; 0 where there are none.
-fn one_magnitude<W: Element>(weights: &[W]) -> Result<f64, NotTernary> {
+/// The magnitude of all weights that are not zero, one that scales have; 0 where there are none.
+fn one_magnitude<W: Element>(weights: &[W], scales: ScaleDtype) -> Result<f64, NotTernary> {
     let Some(first) = weights.iter().map(|w| w.to_f64().abs()).find(|&w| w != 0.0) else { return Ok(0.0) };
     let same = |w: &W| w.to_f64() == 0.0 || w.to_f64().abs() == first;
-    if first.is_finite() && weights.iter().all(same) { Ok(first) } else { Err(NotTernary) }
+    if f64::from(scales.round(first)) == first && first.is_finite() && weights.iter().all(same) {
+        Ok(first)
+    } else {
+        Err(NotTernary)
+    }
 }
 
 fn join(a: f64, b: f64) -> Result<f64, NotTernary> {

@@ -76,7 +76,11 @@ impl<'a> Work<'a> {
         } else if let (Decision::Ternary(treatment), Some(view)) = (&planned.decision, view)
             && treatment.method.lossless()
         {
-            reason = if native::is_ternary(view, treatment.granularity, isa) { NATIVE } else { NOT_NATIVE };
+            reason = if native::is_ternary(view, treatment.granularity, treatment.scale_dtype, isa) {
+                NATIVE
+            } else {
+                NOT_NATIVE
+            };
         }
         let left = [NON_FINITE, NOT_NATIVE].contains(&reason);
         let mut places = |planes: u64, plane: (u64, u64)| -> Result<Places> {

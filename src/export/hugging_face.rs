@@ -62,10 +62,15 @@ pub(super) const INT8: &str = "has 8 bits a weight, the format 2; pack it again 
 pub(super) fn f16_rounding(scales: impl Iterator<Item = f32>) -> Result<f64, String> {
     scales.enumerate().try_fold(0.0_f64, |largest, (index, scale)| {
         let rounded = f16::from_f32(scale).to_f64();
-        if !rounded.is_finite() || rounded < 0.0 || (rounded == 0.0) != (scale == 0.0) {
-            return Err(format!("scale {index} is {scale:e}, which F16 cannot hold; leave it dense"));
+        let off = if scale == 0.0 { rounded } else { (rounded / f64::from(scale) - 1.0).abs() };
+        // Below the smallest numbers of F16 a scale changes by up to all of it.
+        if !rounded.is_finite() || rounded < 0.0 || off > 0.25 {
+            return Err(format!(
+                "scale {index} is {scale:e}, which F16 cannot hold; leave it dense when packing (--exclude), or give \
+                 --refused-as-dense"
+            ));
         }
-        Ok(if scale == 0.0 { largest } else { largest.max((rounded / f64::from(scale) - 1.0).abs()) })
+        Ok(largest.max(off))
     })
 }
 

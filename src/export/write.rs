@@ -34,6 +34,11 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
     export.check()?;
     refuse_inputs(container, export, output)?;
     let beside: Vec<_> = export.beside.iter().map(|(name, bytes)| (output.with_file_name(name), bytes)).collect();
+    if let Some((name, _)) =
+        export.beside.iter().find(|(name, _)| output.file_name().is_some_and(|own| own == name.as_str()))
+    {
+        return Err(Error::Request(format!("`{name}` is written beside the output; give the output another name")));
+    }
     if let Some((taken, _)) = beside.iter().find(|(path, _)| path.exists() && !options.overwrite) {
         return Err(Error::OutputExists { path: taken.clone() });
     }

@@ -148,9 +148,9 @@ struct Blocks {
 impl Blocks {
     fn new(block: Block, shape: &[usize], described: &Described) -> Result<Self, String> {
         let weights = block.weights();
-        // The product of all of them was checked.
-        let filter_len: usize = shape.iter().skip(1).product();
-        if shape.len() < 2 || filter_len == 0 || !filter_len.is_multiple_of(weights) {
+        // Beside a 0 the product of all says nothing of the others.
+        let filter_len = shape.iter().skip(1).try_fold(1usize, |n, &d| n.checked_mul(d)).unwrap_or(0);
+        if shape.len() < 2 || shape[0] == 0 || filter_len == 0 || !filter_len.is_multiple_of(weights) {
             return Err(format!(
                 "ternary of shape {shape:?}, expected filters along the first dimension with a multiple of {weights} \
                  weights each; turn it into floats with llama-quantize --allow-requantize IN.gguf OUT.gguf F16"
@@ -218,5 +218,19 @@ impl TernaryLayout for Blocks {
     fn scale(&self, data: &[u8], filter: usize, unit: usize) -> f32 {
         let block = self.filter(data, filter).nth(unit * self.per_unit);
         block.map_or(f32::NAN, |block| self.block.scale(block).to_f32().abs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The product of all is 0, that of the others is more than there are numbers.
+    #[test]
+    fn no_filters_of_too_many_weights_are_refused() {
+        for shape in [[0, 1 << 56, 256], [0, 1 << 62, 1 << 62], [0, 1, 256], [1, 0, 256]] {
+            assert!(Blocks::new(Block::Tq2_0, &shape, &Described::default()).is_err(), "{shape:?}");
+        }
+        assert!(Blocks::new(Block::Tq2_0, &[1, 1, 256], &Described::default()).is_ok());
     }
 }

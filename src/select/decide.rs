@@ -74,7 +74,7 @@ fn exception(name: &str) -> Option<&'static str> {
     const HEADS: [&str; 3] = ["lm_head", "embed_out", "output_projection"];
     for segment in segments(name) {
         let segment = segment.as_str();
-        if segment.contains("embed") || EMBEDDINGS.contains(&segment) {
+        if segment.contains("embed") || segment.contains("embd") || EMBEDDINGS.contains(&segment) {
             return Some("embedding, by name");
         }
         if segment.contains("norm") || NORMS.contains(&segment) {
@@ -103,6 +103,12 @@ pub(super) fn moved(tensor: TensorView<'_>, settings: &Settings, exclude: &[Patt
             "tensor `{name}` is ternary in the checkpoint and has no floats that could stay dense; leave out --exclude \
              `{}`, and unpack it afterwards",
             pattern.text
+        )));
+    }
+    if matches!(settings.keep, Some(Keep::Dense | Keep::Int8)) {
+        return Err(Error::Request(format!(
+            "tensor `{name}` is ternary in the checkpoint and has no floats that could be dense or int8; leave out that \
+             setting for it"
         )));
     }
     let encoding = settings.encoding.unwrap_or(Encoding::T2);

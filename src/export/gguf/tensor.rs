@@ -187,6 +187,9 @@ fn ternary_blocks<'a>(
     })
 }
 
+/// A scale that changes by more is no scale of f16: it lies below its smallest numbers.
+const COARSEST: f64 = 0.25;
+
 /// The largest relative change of a scale of that plane in f16.
 fn rounding(tensor: &TernaryTensor<'_>, plane: usize) -> Result<f64, String> {
     let count = tensor.scales_per_plane();
@@ -196,7 +199,8 @@ fn rounding(tensor: &TernaryTensor<'_>, plane: usize) -> Result<f64, String> {
         if !scale.is_finite() || scale.is_sign_negative() {
             return Err(format!("scale {index} is {scale}, should be finite and not negative; pack it again"));
         }
-        if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
+        let off = if scale == 0.0 { 0.0 } else { (f64::from(stored) / f64::from(scale) - 1.0).abs() };
+        if !stored.is_finite() || off > COARSEST {
             return Err(format!(
                 "scale {index} is {scale:e}, f16 goes from {:.1e} to {}; rescale the weights, or give \
                  --refused-as-dense",
@@ -204,9 +208,7 @@ fn rounding(tensor: &TernaryTensor<'_>, plane: usize) -> Result<f64, String> {
                 f16::MAX
             ));
         }
-        if scale != 0.0 {
-            largest = largest.max((f64::from(stored) / f64::from(scale) - 1.0).abs());
-        }
+        largest = largest.max(off);
     }
     Ok(largest)
 }

@@ -23,6 +23,9 @@ pub(super) struct Onnx;
 /// The same, and `MatMulNBits` for products.
 pub(super) struct OnnxNbits;
 
+/// What is said of weights that onnxruntime fuses with their product, and then reads wrongly.
+const MISCOMPUTED: &str = " (see the warning)";
+
 impl Exporter for Onnx {
     fn name(&self) -> &'static str {
         "onnx"
@@ -72,7 +75,15 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     let rewrite = planner.rewrite;
     let raised = rewrite.opset.max(model.opset());
     opset::check(&model, raised).map_err(bad)?;
-    let (parts, warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
+    let (parts, mut warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
+    let miscomputed = |line: &&Line| line.becomes.as_ref().is_ok_and(|becomes| becomes.ends_with(MISCOMPUTED));
+    warnings.extend(tensors.iter().filter(miscomputed).map(|line| {
+        format!(
+            "tensor `{}`: the file is right, but onnxruntime (1.31) computes products with such weights wrongly where it \
+             optimizes graphs (outputs no multiple of 4); export to onnx-nbits, or switch its optimizations off",
+            line.tensor
+        )
+    }));
     Ok(Export { tensors, parts, warnings, ..Export::default() })
 }
 
@@ -236,6 +247,12 @@ impl<'m, 'a> Planner<'m, 'a> {
                 dims.len()
             ));
         }
+        // onnxruntime (1.31) makes its own MatMulNBits of these where it optimizes, with wrong results.
+        let fused = group.is_none_or(|size| size.is_power_of_two() && size >= 16);
+        let products = self.names.products(target.name());
+        let by_columns = products.is_some_and(|(products, _)| products.iter().any(|product| product.output_axis == 1));
+        let miscomputed = planes == 1 && fused && by_columns && dims.get(1).is_some_and(|columns| columns % 4 != 0);
+        let note = if miscomputed { MISCOMPUTED } else { "" };
         let code_dims = if flat { vec![filters as u64, tensor.filter_len as u64] } else { dims.clone() };
         let units = per_plane / filters.max(1);
         let scale_dims = match (tensor.granularity, group) {
@@ -282,7 +299,7 @@ impl<'m, 'a> Planner<'m, 'a> {
             (_, None) => format!("scales [{filters}] along axis {axis}"),
             (_, Some(size)) => format!("scales {scale_dims:?} for blocks of {size}"),
         };
-        Ok(format!("INT2 {code_dims:?} and {scales}{}", of_planes(planes)))
+        Ok(format!("INT2 {code_dims:?} and {scales}{}{note}", of_planes(planes)))
     }
 
     /// `MatMulNBits`, if the weight is used for products alone and its scales are those of blocks; else nothing.
