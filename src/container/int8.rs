@@ -76,6 +76,24 @@ impl<'a> Int8Tensor<'a> {
         self.dequantize_range(filter, 0..self.filter_len, values)
     }
 
+    /// The same for the weights `range` of one filter.
+    ///
+    /// # Errors
+    /// A code that is not valid.
+    ///
+    /// # Panics
+    /// When there is no such filter or range, or `values` has another length.
+    pub fn dequantize_range(&self, filter: usize, range: Range<usize>, values: &mut [f32]) -> Result<(), String> {
+        assert!(range.end <= self.filter_len && values.len() == range.len(), "values of a range of a filter");
+        let codes = &self.codes()[filter * self.filter_len..][range.clone()];
+        if let Some(message) = bad_code(codes, range.start) {
+            return Err(format!("filter {filter}: {message}"));
+        }
+        let alpha = scale_at(self.scales, self.scale_dtype, filter);
+        values.iter_mut().zip(codes).for_each(|(value, &code)| *value = alpha * f32::from(code));
+        Ok(())
+    }
+
     /// The dequantized tensor in its own shape.
     ///
     /// # Errors
@@ -109,14 +127,7 @@ impl Quantized for Int8Tensor<'_> {
     }
 
     fn dequantize_range(&self, filter: usize, range: Range<usize>, values: &mut [f32]) -> Result<(), String> {
-        assert!(range.end <= self.filter_len && values.len() == range.len(), "values of a range of a filter");
-        let codes = &self.codes()[filter * self.filter_len..][range.clone()];
-        if let Some(message) = bad_code(codes, range.start) {
-            return Err(format!("filter {filter}: {message}"));
-        }
-        let alpha = scale_at(self.scales, self.scale_dtype, filter);
-        values.iter_mut().zip(codes).for_each(|(value, &code)| *value = alpha * f32::from(code));
-        Ok(())
+        self.dequantize_range(filter, range, values)
     }
 
     fn bad_codes(&self, name: &str) -> Option<ContainerProblem> {

@@ -117,8 +117,36 @@ impl<'a> TernaryTensor<'a> {
     /// # Panics
     /// When there is no such plane or filter, or `codes` has another length.
     pub fn codes(&self, plane: usize, filter: usize, codes: &mut [u8]) -> Result<(), String> {
-        assert_eq!(codes.len(), self.filter_len, "codes length");
-        self.encoding.unpack(self.packed_filter(plane, filter), codes)
+        self.codes_range(plane, filter, 0..self.filter_len, codes)
+    }
+
+    /// The same for the weights `range` of one filter, in memory proportional to their number.
+    ///
+    /// # Errors
+    /// What is wrong with the packed bytes.
+    ///
+    /// # Panics
+    /// When there is no such plane, filter or range, or `codes` has another length.
+    pub fn codes_range(
+        &self,
+        plane: usize,
+        filter: usize,
+        range: Range<usize>,
+        codes: &mut [u8],
+    ) -> Result<(), String> {
+        assert!(range.end <= self.filter_len && codes.len() == range.len(), "codes of a range of a filter");
+        // Whole bytes of every encoding around the range.
+        let per_byte = self.encoding.weights_per_byte();
+        let (first, last) = (range.start / per_byte, range.end.div_ceil(per_byte));
+        let around = first * per_byte..(last * per_byte).min(self.filter_len);
+        let packed = &self.packed_filter(plane, filter)[first..last];
+        if around == range {
+            return self.encoding.unpack(packed, codes);
+        }
+        let mut whole = vec![0; around.len()];
+        self.encoding.unpack(packed, &mut whole)?;
+        codes.copy_from_slice(&whole[range.start - around.start..][..range.len()]);
+        Ok(())
     }
 
     /// Scales per plane.
@@ -217,21 +245,17 @@ impl<'a> TernaryTensor<'a> {
     /// When there is no such filter or range, or `values` has another length.
     pub fn dequantize_range(&self, filter: usize, range: Range<usize>, values: &mut [f32]) -> Result<(), String> {
         assert!(range.end <= self.filter_len && values.len() == range.len(), "values of a range of a filter");
-        // Whole bytes of every encoding around the range.
-        let per_byte = self.encoding.weights_per_byte();
-        let (first, last) = (range.start / per_byte, range.end.div_ceil(per_byte));
-        let from = first * per_byte;
-        let mut codes = vec![0; (last * per_byte).min(self.filter_len) - from];
+        let mut codes = vec![0; range.len()];
         let run = self.scale_run().max(1);
         for plane in 0..self.planes {
-            self.encoding.unpack(&self.packed_filter(plane, filter)[first..last], &mut codes)?;
+            self.codes_range(plane, filter, range.clone(), &mut codes)?;
             let mut j = range.start;
             while j < range.end {
                 let end = ((j / run + 1) * run).min(range.end);
                 let alpha = self.scale(plane, filter, j);
                 let table = [-alpha, 0.0, alpha];
-                let values = &mut values[j - range.start..end - range.start];
-                for (value, &code) in values.iter_mut().zip(&codes[j - from..end - from]) {
+                let here = j - range.start..end - range.start;
+                for (value, &code) in values[here.clone()].iter_mut().zip(&codes[here]) {
                     let term = table[usize::from(code)];
                     *value = if plane == 0 { term } else { *value + term };
                 }

@@ -129,7 +129,7 @@ fn add<'a>(checkpoint: &mut Checkpoint<'a>, layer: &str, ternary: &TernaryTensor
         let mut codes = vec![0; BLOCK * inputs];
         for first in (0..outputs).step_by(BLOCK) {
             for (output, codes) in (first..outputs).zip(codes.chunks_exact_mut(inputs)) {
-                unpack(&tensor, output, from, codes)?;
+                tensor.codes_range(0, output, from..from + inputs, codes)?;
             }
             for (row, bytes) in bytes.chunks_exact_mut(outputs * 4).enumerate() {
                 let words = bytes[first * 4..].chunks_exact_mut(4);
@@ -165,22 +165,6 @@ fn add<'a>(checkpoint: &mut Checkpoint<'a>, layer: &str, ternary: &TernaryTensor
     checkpoint.add(name("scales"), Dtype::F16, &[groups, outputs], scales);
     checkpoint.add(name("qzeros"), Dtype::I32, &[groups, outputs / WORD], qzeros);
     checkpoint.add(name("g_idx"), Dtype::I32, &[inputs], g_idx);
-}
-
-/// The codes t+1 of a filter from weight `from` on.
-fn unpack(ternary: &TernaryTensor<'_>, filter: usize, from: usize, codes: &mut [u8]) -> Result<(), String> {
-    // Whole bytes around them.
-    let per_byte = ternary.encoding.weights_per_byte();
-    let (first, last) = (from / per_byte, (from + codes.len()).div_ceil(per_byte));
-    let start = first * per_byte;
-    let packed = &ternary.packed_filter(0, filter)[first..last];
-    if start == from && (last * per_byte).min(ternary.filter_len) == from + codes.len() {
-        return ternary.encoding.unpack(packed, codes);
-    }
-    let mut whole = vec![0; (last * per_byte).min(ternary.filter_len) - start];
-    ternary.encoding.unpack(packed, &mut whole)?;
-    codes.copy_from_slice(&whole[from - start..][..codes.len()]);
-    Ok(())
 }
 
 /// What readers are to be told: `modules_in_block_to_quantize` is for transformers with optimum, `dynamic` (what to

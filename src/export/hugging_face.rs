@@ -1,16 +1,16 @@
 //! What exporters of Hugging Face checkpoints share: names of linear layers, the model's `config.json`, tensors that
 //! go out as floats, and the safetensors file with its parts. Not here: how any format lays out codes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
 use half::{bf16, f16};
 use serde_json::{Map, Value};
 
+use super::safetensors_file::{self, Written};
 use super::{Export, Line, Part};
 use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
-use crate::source::safetensors_header;
 use crate::{Container, Dtype, Error, MappedFile, Result, Tensor};
 
 /// A `config.json` is a few kilobytes; this is plenty.
@@ -23,16 +23,6 @@ pub(super) struct Checkpoint<'a> {
     written: Vec<Written<'a>>,
     /// The linear layers whose weights are floats, or may be: of rank 2.
     pub dense: Vec<String>,
-}
-
-/// A tensor of the new file.
-struct Written<'a> {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<u64>,
-    part: Part<'a>,
-    /// The line that it belongs to.
-    line: usize,
 }
 
 /// The layer whose weight has that name.
@@ -140,22 +130,10 @@ impl<'a> Checkpoint<'a> {
 
     /// The whole file.
     pub fn finish(mut self, container: &Container) -> Export<'a> {
-        let mut names = BTreeMap::new();
-        for written in &self.written {
-            if let Some(other) = names.insert(written.name.as_str(), written.line) {
-                let reason = format!("two tensors would be called `{}`; rename one and pack again", written.name);
-                self.lines[other].becomes = Err(reason.clone());
-                self.lines[written.line].becomes = Err(reason);
-            }
-        }
-        // Wider types first keeps every tensor aligned.
-        self.written.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
         let mut metadata = container.index().metadata.clone();
         // Without it, some versions of transformers refuse the file.
         metadata.insert("format".to_owned(), "pt".to_owned());
-        let tensors = self.written.iter().map(|written| (written.name.as_str(), written.dtype, &written.shape[..]));
-        let header = Part::bytes(safetensors_header(tensors, &metadata));
-        let parts = std::iter::once(header).chain(self.written.into_iter().map(|written| written.part)).collect();
+        let parts = safetensors_file::parts(&mut self.lines, self.written, &metadata);
         Export { tensors: self.lines, parts, ..Export::default() }
     }
 }
@@ -226,12 +204,7 @@ impl<'a> Floats<'a> {
     fn values(&self, filter: usize, range: Range<usize>, values: &mut [f32]) -> Result<(), String> {
         match &self.tensor {
             Tensor::Ternary(ternary) => ternary.dequantize_range(filter, range, values),
-            Tensor::Int8(int8) => {
-                let scale = int8.scales().nth(filter).unwrap_or_default();
-                let codes = &int8.codes()[filter * int8.filter_len..][range];
-                values.iter_mut().zip(codes).for_each(|(value, &code)| *value = scale * f32::from(code));
-                Ok(())
-            }
+            Tensor::Int8(int8) => int8.dequantize_range(filter, range, values),
             Tensor::Dense(_) => Err("is dense".to_owned()),
         }
     }

@@ -10,6 +10,7 @@ mod gptq;
 mod hugging_face;
 mod onnx;
 mod packed_safetensors;
+mod safetensors_file;
 mod write;
 
 use std::borrow::Cow;

@@ -2,25 +2,18 @@
 //! tensors, and the metadata say how they lie (`docs/packed-safetensors.md`). Nothing is lost: every encoding,
 //! granularity and number of planes goes, int8 as well. Not here: floats ([`crate::unpack`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::safetensors_file::{self, Written};
 use super::{Export, Exporter, Line, Options, Part};
-use crate::source::{PACKED_KEY, safetensors_header};
+use crate::source::PACKED_KEY;
 use crate::ternarize::ScaleDtype;
 use crate::{Container, Dtype, Error, Granularity, Result, Tensor};
 
 /// The format.
 pub(super) struct PackedSafetensors;
-
-/// A tensor of the new file.
-struct Written<'a> {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<u64>,
-    part: Part<'a>,
-}
 
 impl Exporter for PackedSafetensors {
     fn name(&self) -> &'static str {
@@ -39,17 +32,14 @@ impl Exporter for PackedSafetensors {
         }
         let (mut tensors, mut written, mut described) = (Vec::new(), Vec::new(), Map::new());
         for (entry, (name, tensor)) in container.index().tensors.iter().zip(container.tensors()) {
-            let before = written.len();
+            let (before, line) = (written.len(), tensors.len());
+            let mut add = |suffix: &str, dtype, shape, bytes: &'a [u8]| {
+                written.push(Written { name: format!("{name}{suffix}"), dtype, shape, part: Part::bytes(bytes), line });
+            };
             let sections: Vec<&[u8]> = entry.sections().map(|(_, section)| container.section(section)).collect();
             let becomes = match tensor {
                 Tensor::Dense(dense) => {
-                    let part = Part::bytes(dense.data);
-                    written.push(Written {
-                        name: name.to_owned(),
-                        dtype: entry.dtype,
-                        shape: entry.shape.clone(),
-                        part,
-                    });
+                    add("", entry.dtype, entry.shape.clone(), dense.data);
                     format!("{} {:?}", entry.dtype, entry.shape)
                 }
                 Tensor::Ternary(ternary) => {
@@ -69,9 +59,8 @@ impl Exporter for PackedSafetensors {
                     });
                     described.insert(name.to_owned(), what);
                     let becomes = format!("{} {codes:?} and scales {scales:?}", ternary.encoding.name());
-                    let dtype = scale_type(ternary.scale_dtype);
-                    written.push(codes_of(name, Dtype::U8, codes.to_vec(), sections[0]));
-                    written.push(scales_of(name, dtype, scales, sections[1]));
+                    add(".codes", Dtype::U8, codes.to_vec(), sections[0]);
+                    add(".scales", scale_type(ternary.scale_dtype), scales, sections[1]);
                     becomes
                 }
                 Tensor::Int8(int8) => {
@@ -83,49 +72,24 @@ impl Exporter for PackedSafetensors {
                     });
                     described.insert(name.to_owned(), what);
                     let becomes = format!("int8 {codes:?} and scales {scales:?}");
-                    written.push(codes_of(name, Dtype::I8, codes, sections[0]));
-                    written.push(scales_of(name, scale_type(int8.scale_dtype), scales, sections[1]));
+                    add(".codes", Dtype::I8, codes, sections[0]);
+                    add(".scales", scale_type(int8.scale_dtype), scales, sections[1]);
                     becomes
                 }
             };
             let bytes = written[before..].iter().map(|written| written.part.len()).sum();
             tensors.push(Line { tensor: name.to_owned(), becomes: Ok(becomes), bytes, rounding: 0.0 });
         }
-        refuse_equal_names(&written, &mut tensors);
-        // Wider types first keeps every tensor aligned.
-        written.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
         let mut metadata: BTreeMap<String, String> = container.index().metadata.clone();
         metadata.insert(PACKED_KEY.to_owned(), Value::Object(described).to_string());
-        let header = written.iter().map(|written| (written.name.as_str(), written.dtype, &written.shape[..]));
-        let header = Part::bytes(safetensors_header(header, &metadata));
-        let parts = std::iter::once(header).chain(written.into_iter().map(|written| written.part)).collect();
+        let parts = safetensors_file::parts(&mut tensors, written, &metadata);
         Ok(Export { tensors, parts, ..Export::default() })
     }
-}
-
-fn codes_of<'a>(name: &str, dtype: Dtype, shape: Vec<u64>, bytes: &'a [u8]) -> Written<'a> {
-    Written { name: format!("{name}.codes"), dtype, shape, part: Part::bytes(bytes) }
-}
-
-fn scales_of<'a>(name: &str, dtype: Dtype, shape: Vec<u64>, bytes: &'a [u8]) -> Written<'a> {
-    Written { name: format!("{name}.scales"), dtype, shape, part: Part::bytes(bytes) }
 }
 
 fn scale_type(dtype: ScaleDtype) -> Dtype {
     match dtype {
         ScaleDtype::F32 => Dtype::F32,
         ScaleDtype::F16 => Dtype::F16,
-    }
-}
-
-/// `a` and its `a.codes` may meet a tensor that is called so already.
-fn refuse_equal_names(written: &[Written<'_>], tensors: &mut [Line]) {
-    let (mut names, mut twice) = (BTreeSet::new(), BTreeSet::new());
-    twice.extend(written.iter().map(|written| written.name.as_str()).filter(|name| !names.insert(*name)));
-    for line in tensors {
-        let own = [line.tensor.clone(), format!("{}.codes", line.tensor), format!("{}.scales", line.tensor)];
-        if let Some(name) = own.iter().find(|name| twice.contains(name.as_str())) {
-            line.becomes = Err(format!("two tensors would be called `{name}`; rename one and pack again"));
-        }
     }
 }

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde_json::{Map, Value};
 
-use crate::error::CheckpointProblem;
 use crate::source::{CheckpointBuilder, TensorView, TernaryLayout};
 use crate::{Checkpoint, Dtype, Error, MappedFile, Result};
 
@@ -317,6 +316,5 @@ fn alphas<'p>(
 }
 
 fn foreign(path: &Path, message: String) -> Error {
-    let problem = CheckpointProblem::Foreign { format: FORMAT, message };
-    Error::Checkpoint { path: path.to_path_buf(), problem }
+    super::foreign(path, FORMAT, message)
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::error::CheckpointProblem;
 use crate::gguf::{Block, Described, FORMAT, Header, Kind, METADATA_KEY, TENSORS_KEY, Tensor, Value};
 use crate::source::{CheckpointBuilder, TernaryLayout};
 use crate::{Checkpoint, Dtype, Error, Granularity, MappedFile, Result};
@@ -17,8 +16,7 @@ const OF_THE_FILE: [&str; 5] =
     ["general.alignment", "general.file_type", "general.quantization_version", METADATA_KEY, TENSORS_KEY];
 
 /// Opens a file, or all of them where it is one of several.
-pub(super) fn open(path: &Path) -> Result<Checkpoint> {
-    let file = MappedFile::open(path)?;
+pub(super) fn open(path: &Path, file: MappedFile) -> Result<Checkpoint> {
     let count = Header::parse(&file).map_err(foreign(path))?.count("split.count").unwrap_or(1);
     let mut builder = CheckpointBuilder::new(path);
     if count <= 1 {
@@ -32,10 +30,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
 }
 
 fn foreign(path: &Path) -> impl Fn(String) -> Error {
-    move |message| Error::Checkpoint {
-        path: path.to_path_buf(),
-        problem: CheckpointProblem::Foreign { format: FORMAT, message },
-    }
+    move |message| super::foreign(path, FORMAT, message)
 }
 
 /// The path of number `number` of several files, one of which is `path`.

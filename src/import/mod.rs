@@ -32,7 +32,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     }
     let file = MappedFile::open(path)?;
     if file.starts_with(&crate::gguf::MAGIC) {
-        return gguf::open(path);
+        return gguf::open(path, file);
     }
     if zip::is_zip(&file) {
         return open_zip(path, file);
@@ -42,7 +42,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     }
     // Protobuf has no magic number.
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
-        return onnx::open(path);
+        return onnx::open(path, &file);
     }
     if let Some(message) = pytorch::refusal(&file) {
         return Err(foreign(path, "PyTorch", message));

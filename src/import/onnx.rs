@@ -5,7 +5,6 @@
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use crate::error::CheckpointProblem as Problem;
 use crate::onnx::{Data, Externals, FORMAT, Initializer, Model, dtype, type_name};
 use crate::source::CheckpointBuilder;
 use crate::{Checkpoint, Error, MappedFile, Result};
@@ -14,11 +13,9 @@ use crate::{Checkpoint, Error, MappedFile, Result};
 ///
 /// # Errors
 /// A file that cannot be read, is no ONNX model, or whose data are not where it says.
-pub(super) fn open(path: &Path) -> Result<Checkpoint> {
-    let foreign =
-        |message| Error::Checkpoint { path: path.to_path_buf(), problem: Problem::Foreign { format: FORMAT, message } };
-    let file = MappedFile::open(path)?;
-    let model = Model::parse(&file).map_err(foreign)?;
+pub(super) fn open(path: &Path, file: &MappedFile) -> Result<Checkpoint> {
+    let foreign = |message| super::foreign(path, FORMAT, message);
+    let model = Model::parse(file).map_err(foreign)?;
     let mut builder = CheckpointBuilder::new(path);
     let here = builder.file(file.clone());
     let (mut externals, mut numbers) = (Externals::of(path), Vec::<(std::path::PathBuf, usize)>::new());
@@ -45,7 +42,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
         }
     }
     if !decoded.is_empty() {
-        let (spilled, ends) = spill(&file, decoded.iter().map(|(initializer, ..)| *initializer), path, foreign)?;
+        let (spilled, ends) = spill(file, decoded.iter().map(|(initializer, ..)| *initializer), path, foreign)?;
         let number = builder.file(spilled);
         let mut start = 0;
         for ((initializer, dtype, shape), end) in decoded.into_iter().zip(ends) {

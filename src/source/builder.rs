@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::header::check_limits;
 use super::{Checkpoint, Dtype, Entry, MappedFile, TensorView, Ternary, TernaryLayout};
 use crate::dtype::{byte_length, is_float, needs};
 use crate::error::CheckpointProblem as Problem;
-use crate::{Error, Result, limits};
+use crate::{Error, Result};
 
 /// Puts a [`Checkpoint`] together.
 #[derive(Debug)]
@@ -82,7 +83,8 @@ impl CheckpointBuilder {
             let (tensor, expected) = (name.to_owned(), needs(dtype, &shape64));
             return Err(self.problem(Problem::Size { tensor, shape: shape64, dtype, expected, found }));
         }
-        self.push(name, dtype, shape, file, range, None);
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, ternary: None });
         Ok(())
     }
 
@@ -109,17 +111,10 @@ impl CheckpointBuilder {
             let message = format!("{dtype} of shape {shape:?} cannot be ternary; export the model again");
             return Err(self.problem(Problem::Dtype { tensor: name.to_owned(), message }));
         }
-        let ternary = Ternary { dtype, shape: shape.to_vec(), layout };
-        self.push(name, Dtype::U8, &[found as usize], file, range, Some(Arc::new(ternary)));
+        let ternary = Some(Arc::new(Ternary { dtype, shape: shape.to_vec(), layout }));
+        let (name, dtype, shape) = (name.to_owned(), Dtype::U8, vec![found as usize]);
+        self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, ternary });
         Ok(())
-    }
-
-    /// Takes a tensor out; what [`CheckpointBuilder::tensor`] was given for it, or nothing where there is none of
-    /// that name.
-    pub fn remove(&mut self, name: &str) -> Option<(Dtype, Vec<usize>, usize, Range<usize>)> {
-        let at = self.checkpoint.tensors.iter().position(|tensor| tensor.name == name)?;
-        let Entry { dtype, shape, file, range, .. } = self.checkpoint.tensors.remove(at);
-        Some((dtype, shape, file, range))
     }
 
     /// Takes out every tensor that is wanted, in one pass over them, in their order.
@@ -154,35 +149,13 @@ impl CheckpointBuilder {
 
     /// The number of bytes, if everything about them but their meaning is as it should be.
     fn check(&self, name: &str, shape: &[usize], file: usize, range: &Range<usize>) -> Result<u64> {
-        let limit = |what, found: usize, limit: usize| {
-            let tensor = name.chars().take(64).collect();
-            Err(self.problem(Problem::Limit { tensor, what, found: found as u64, limit: limit as u64 }))
-        };
-        if name.len() > limits::NAME_BYTES {
-            return limit("name length", name.len(), limits::NAME_BYTES);
-        }
-        if shape.len() > limits::RANK {
-            return limit("rank", shape.len(), limits::RANK);
-        }
+        check_limits(name, shape.len()).map_err(|problem| self.problem(problem))?;
         let available = self.checkpoint.files[file].len();
         if range.start > range.end || range.end > available {
             let (begin, end, available) = (range.start as u64, range.end as u64, available as u64);
             return Err(self.problem(Problem::OutOfBounds { tensor: name.to_owned(), begin, end, available }));
         }
         Ok(range.len() as u64)
-    }
-
-    fn push(
-        &mut self,
-        name: &str,
-        dtype: Dtype,
-        shape: &[usize],
-        file: usize,
-        range: Range<usize>,
-        ternary: Option<Arc<Ternary>>,
-    ) {
-        let shape = shape.to_vec();
-        self.checkpoint.tensors.push(Entry { name: name.to_owned(), dtype, shape, file, range, ternary });
     }
 
     fn problem(&self, problem: Problem) -> Error {

@@ -118,8 +118,8 @@ fn tile(tensors: Vec<(String, RawTensor)>, available: u64) -> Result<Vec<(String
     Ok(checked)
 }
 
-/// Checks one tensor: limits, type, bounds, and that its shape fits its bytes.
-fn check(name: &str, raw: &RawTensor, available: u64) -> Result<Dtype, Problem> {
+/// Checks name and rank against this crate's limits.
+pub(super) fn check_limits(name: &str, rank: usize) -> Result<(), Problem> {
     let limit = |what, found: usize, limit: usize| Problem::Limit {
         tensor: name.chars().take(64).collect(),
         what,
@@ -129,9 +129,15 @@ fn check(name: &str, raw: &RawTensor, available: u64) -> Result<Dtype, Problem> 
     if name.len() > limits::NAME_BYTES {
         return Err(limit("name length", name.len(), limits::NAME_BYTES));
     }
-    if raw.shape.len() > limits::RANK {
-        return Err(limit("rank", raw.shape.len(), limits::RANK));
+    if rank > limits::RANK {
+        return Err(limit("rank", rank, limits::RANK));
     }
+    Ok(())
+}
+
+/// Checks one tensor: limits, type, bounds, and that its shape fits its bytes.
+fn check(name: &str, raw: &RawTensor, available: u64) -> Result<Dtype, Problem> {
+    check_limits(name, raw.shape.len())?;
     let dtype: Dtype = serde_json::from_value(raw.dtype.clone().into())
         .map_err(|e| Problem::Dtype { tensor: name.to_owned(), message: e.to_string() })?;
     let (begin, end) = raw.data_offsets;

@@ -15,16 +15,9 @@ pub(super) fn of_ternary<'a>(name: &str, tensor: &TernaryTensor<'a>, rows: Rows)
 }
 
 pub(super) fn of_int8<'a>(name: &str, tensor: &Int8Tensor<'a>, rows: Rows) -> Made<'a> {
-    let scales: Vec<f32> = tensor.scales().collect();
-    let (codes, n) = (tensor.codes(), tensor.filter_len);
-    make(name, &tensor.shape, tensor.axis, rows, move |filter, weights, values| {
-        let codes = &codes[filter * n..][weights];
-        if codes.contains(&i8::MIN) {
-            return Err(format!("filter {filter}: a code is -128, should be -127 to 127"));
-        }
-        values.iter_mut().zip(codes).for_each(|(value, &code)| *value = scales[filter] * f32::from(code));
-        Ok(())
-    })
+    let (dims, axis) = (tensor.shape.clone(), tensor.axis);
+    let tensor = tensor.clone();
+    make(name, &dims, axis, rows, move |filter, weights, values| tensor.dequantize_range(filter, weights, values))
 }
 
 /// A tensor in its own shape and order; `values` gives a range of the weights of a filter.

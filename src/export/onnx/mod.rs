@@ -23,9 +23,6 @@ pub(super) struct Onnx;
 /// The same, and `MatMulNBits` for products.
 pub(super) struct OnnxNbits;
 
-/// What is said of weights that onnxruntime fuses with their product, and then reads wrongly.
-const MISCOMPUTED: &str = " (see the warning)";
-
 impl Exporter for Onnx {
     fn name(&self) -> &'static str {
         "onnx"
@@ -63,7 +60,8 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     let file = MappedFile::open(path)?;
     let model = Model::parse(&file).map_err(bad)?;
     let names = Names::new(&model).map_err(bad)?;
-    let mut planner = Planner { model: &model, names: &names, options, nbits, rewrite: Rewrite::default() };
+    let mut planner =
+        Planner { model: &model, names: &names, options, nbits, rewrite: Rewrite::default(), warnings: Vec::new() };
     let mut taken: BTreeSet<usize> = BTreeSet::new();
     let mut tensors = Vec::new();
     for (name, tensor) in container.tensors() {
@@ -72,18 +70,11 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
         let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
         tensors.push(Line { tensor: name.to_owned(), becomes, bytes: planner.rewrite.bytes - before, rounding });
     }
-    let rewrite = planner.rewrite;
+    let Planner { rewrite, warnings: of_tensors, .. } = planner;
     let raised = rewrite.opset.max(model.opset());
     opset::check(&model, raised).map_err(bad)?;
     let (parts, mut warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
-    let miscomputed = |line: &&Line| line.becomes.as_ref().is_ok_and(|becomes| becomes.ends_with(MISCOMPUTED));
-    warnings.extend(tensors.iter().filter(miscomputed).map(|line| {
-        format!(
-            "tensor `{}`: the file is right, but onnxruntime (1.31) computes products with such weights wrongly where it \
-             optimizes graphs (outputs no multiple of 4); export to onnx-nbits, or switch its optimizations off",
-            line.tensor
-        )
-    }));
+    warnings.extend(of_tensors);
     Ok(Export { tensors, parts, warnings, ..Export::default() })
 }
 
@@ -93,6 +84,7 @@ struct Planner<'m, 'a> {
     options: &'m Options,
     nbits: bool,
     rewrite: Rewrite<'a>,
+    warnings: Vec<String>,
 }
 
 /// An initializer and how the tensor lies in it.
@@ -252,7 +244,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         let products = self.names.products(target.name());
         let by_columns = products.is_some_and(|(products, _)| products.iter().any(|product| product.output_axis == 1));
         let miscomputed = planes == 1 && fused && by_columns && dims.get(1).is_some_and(|columns| columns % 4 != 0);
-        let note = if miscomputed { MISCOMPUTED } else { "" };
+        let note = if miscomputed { " (see the warning)" } else { "" };
         let code_dims = if flat { vec![filters as u64, tensor.filter_len as u64] } else { dims.clone() };
         let units = per_plane / filters.max(1);
         let scale_dims = match (tensor.granularity, group) {
@@ -294,6 +286,12 @@ impl<'m, 'a> Planner<'m, 'a> {
             new.node("Reshape", "", &[&whole, &shape], target.name(), |message| message);
         }
         self.rewrite.replace(self.model, self.names, target.number, new, 25)?;
+        if miscomputed {
+            self.warnings.push(format!(
+                "tensor `{name}`: the file is right, but onnxruntime (1.31) computes products with such weights wrongly \
+                 where it optimizes graphs (outputs no multiple of 4); export to onnx-nbits, or switch its optimizations off"
+            ));
+        }
         let scales = match (tensor.granularity, group) {
             (Granularity::Tensor, _) => "a scale".to_owned(),
             (_, None) => format!("scales [{filters}] along axis {axis}"),
@@ -404,7 +402,7 @@ impl<'m, 'a> Planner<'m, 'a> {
 
     /// The values that `unpack` gives, in the initializer's type.
     fn floats(&mut self, name: &str, tensor: &Tensor<'a>, target: Target<'m>) -> Planned {
-        let part = match tensor.clone() {
+        let (part, rounding) = match tensor.clone() {
             Tensor::Ternary(ternary) => {
                 let rounding = values::rounding(target.dtype, ternary.scales())?;
                 let read = move |filter, range, out: &mut [f32]| ternary.dequantize_range(filter, range, out);
@@ -412,17 +410,11 @@ impl<'m, 'a> Planner<'m, 'a> {
             }
             Tensor::Int8(int8) => {
                 let rounding = values::rounding(target.dtype, int8.scales())?;
-                let scales: Vec<f32> = int8.scales().collect();
-                let read = move |filter: usize, range: std::ops::Range<usize>, out: &mut [f32]| {
-                    let codes = &int8.codes()[filter * int8.filter_len..][range];
-                    out.iter_mut().zip(codes).for_each(|(out, &code)| *out = scales[filter] * f32::from(code));
-                    Ok(())
-                };
+                let read = move |filter, range, out: &mut [f32]| int8.dequantize_range(filter, range, out);
                 (values::floats(name, target.dtype, target.layout, read), rounding)
             }
             Tensor::Dense(_) => return Err(String::new()),
         };
-        let (part, rounding) = part;
         self.rewrite.replace_data(self.model, target.number, part)?;
         let dims = &target.initializer.dims;
         Ok((format!("{} {dims:?}, as floats", type_name(target.initializer.data_type)), rounding))

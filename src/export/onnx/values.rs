@@ -96,23 +96,6 @@ impl Code {
     }
 }
 
-/// The codes t+1 of a range of a filter.
-fn codes(
-    tensor: &TernaryTensor<'_>,
-    plane: usize,
-    filter: usize,
-    range: Range<usize>,
-    out: &mut [u8],
-) -> Result<(), String> {
-    let per_byte = tensor.encoding.weights_per_byte();
-    let (first, last) = (range.start / per_byte, range.end.div_ceil(per_byte));
-    let from = first * per_byte;
-    let mut codes = vec![0; (last * per_byte).min(tensor.filter_len) - from];
-    tensor.encoding.unpack(&tensor.packed_filter(plane, filter)[first..last], &mut codes)?;
-    out.copy_from_slice(&codes[range.start - from..range.end - from]);
-    Ok(())
-}
-
 /// Whether the bytes of `t2` are those of the new tensor, but for the numbers that stand for codes.
 fn only_recoded(tensor: &TernaryTensor<'_>, layout: Layout) -> bool {
     tensor.encoding.weights_per_byte() == 4 && layout.is_by_filter() && tensor.filter_len.is_multiple_of(4)
@@ -140,7 +123,7 @@ pub(super) fn int2<'a>(name: &str, tensor: &TernaryTensor<'a>, plane: usize, lay
         }
         let range = bytes.start * 4..(bytes.end * 4).min(layout.weights);
         let mut trits = vec![0; range.len()];
-        layout.gather(range, &mut trits, |filter, range, out| codes(&tensor, plane, filter, range, out))?;
+        layout.gather(range, &mut trits, |filter, range, out| tensor.codes_range(plane, filter, range, out))?;
         Code::TwosComplement.pack(&trits, out);
         Ok(())
     })
@@ -162,7 +145,7 @@ pub(super) fn nbits<'a>(
         }
         let mut trits = vec![0; rows.len() * width];
         let range = rows.start * width..rows.end * width;
-        layout.gather(range, &mut trits, |filter, range, out| codes(&tensor, plane, filter, range, out))?;
+        layout.gather(range, &mut trits, |filter, range, out| tensor.codes_range(plane, filter, range, out))?;
         // Four zeros.
         out.fill(0xaa);
         for (row, out) in trits.chunks_exact_mut(width).zip(out.chunks_exact_mut(row_bytes)) {
