@@ -136,7 +136,9 @@ fn read(file: &Path, threads: usize) -> f64 {
 }
 
 fn pack(input: &Path, output: &Path, threads: usize, more: &[&str]) -> f64 {
-    let mut args = vec![path(input), "-o", path(output), "--force"];
+    // To replace a file costs what it takes the system to let go of the old one.
+    let _ = std::fs::remove_file(output);
+    let mut args = vec![path(input), "-o", path(output)];
     args.extend(more);
     run(&args, threads)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
+use crate::write_behind::{WriteBehind, write_all_at};
 use crate::{Error, Result};
 
 /// How unfinished files end: `.NAME.RANDOM.twn-partial` beside the output. They are removed on
@@ -18,6 +19,8 @@ pub const PARTIAL_SUFFIX: &str = ".twn-partial";
 /// An output that is not published yet. Dropping it removes it, unless it is kept to be resumed.
 #[derive(Debug)]
 pub struct AtomicFile {
+    /// Not for files that are kept: what is said to be in those is in them.
+    behind: Option<WriteBehind>,
     temporary: NamedTempFile,
     path: PathBuf,
     overwrite: bool,
@@ -63,7 +66,9 @@ impl AtomicFile {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let temporary =
             builder.tempfile_in(directory(path)).map_err(Error::io(path, "create a temporary file beside"))?;
-        Ok(Self { temporary, path: path.to_path_buf(), overwrite, kept: false })
+        let behind = WriteBehind::new(temporary.as_file(), temporary.path());
+        let behind = Some(behind.map_err(Error::io(path, "write"))?);
+        Ok(Self { behind, temporary, path: path.to_path_buf(), overwrite, kept: false })
     }
 
     /// The same with what is there of it, under a name without a random part: `.NAME.twn-partial`. Until it is
@@ -78,7 +83,7 @@ impl AtomicFile {
             Ok(temporary)
         };
         let temporary = open().map_err(Error::io(&partial, "open the partial output"))?;
-        Ok(Self { temporary, path: path.to_path_buf(), overwrite, kept: true })
+        Ok(Self { behind: None, temporary, path: path.to_path_buf(), overwrite, kept: true })
     }
 
     /// Whether it may hold what an earlier run wrote.
@@ -88,6 +93,7 @@ impl AtomicFile {
 
     /// Cuts it off, or fills it up with zeros.
     pub(crate) fn set_len(&self, length: u64) -> Result<()> {
+        self.flush()?;
         self.temporary.as_file().set_len(length).map_err(Error::io(&self.path, "write"))
     }
 
@@ -119,16 +125,34 @@ impl AtomicFile {
         self.temporary.path()
     }
 
-    /// Writes at that offset; any thread may, in any order.
+    /// Writes at that offset, now or at some time before [`AtomicFile::publish`] is done; any thread may, in any order,
+    /// but what is written to the same place twice has to be written in order.
     ///
     /// # Errors
-    /// A disk that is full, or broken.
+    /// A disk that is full, or broken: of this write or of one before.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        write_all_at(self.temporary.as_file(), bytes, offset).map_err(Error::io(&self.path, "write"))
+        match &self.behind {
+            Some(behind) => behind.write_at(bytes, offset),
+            None => write_all_at(self.temporary.as_file(), bytes, offset),
+        }
+        .map_err(Error::io(&self.path, "write"))
+    }
+
+    /// Says that nobody writes these bytes, which are to be zeros; behind all that was left so before.
+    pub(crate) fn leave(&self, range: std::ops::Range<u64>) {
+        if let Some(behind) = &self.behind {
+            behind.leave(range);
+        }
+    }
+
+    /// Waits until everything is in the file, for whoever reads it there.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.behind.as_ref().map_or(Ok(()), WriteBehind::flush).map_err(Error::io(&self.path, "write"))
     }
 
     /// Waits until everything written is on disk.
     pub(crate) fn sync(&self) -> Result<()> {
+        self.flush()?;
         self.temporary.as_file().sync_all().map_err(Error::io(&self.path, "sync to disk"))
     }
 
@@ -138,7 +162,8 @@ impl AtomicFile {
     /// A disk that is full, or a name that was taken meanwhile.
     pub fn publish(self) -> Result<()> {
         self.sync()?;
-        let Self { mut temporary, path, overwrite, .. } = self;
+        let Self { behind, mut temporary, path, overwrite, .. } = self;
+        drop(behind);
         temporary.disable_cleanup(false);
         if overwrite {
             temporary.persist(&path).map_err(|e| Error::io(&path, "rename the finished file to")(e.error))?;
@@ -174,11 +199,6 @@ fn directory(path: &Path) -> &Path {
 }
 
 #[cfg(unix)]
-fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(unix)]
 fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::read_at(file, bytes, offset)
 }
@@ -186,14 +206,4 @@ fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
 #[cfg(windows)]
 fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
-        bytes = &bytes[n..];
-        offset += n as u64;
-    }
-    Ok(())
 }

@@ -70,6 +70,7 @@ pub mod train;
 pub mod unpack;
 mod vector;
 pub mod verify;
+mod write_behind;
 
 pub use atomic_file::{AtomicFile, PARTIAL_SUFFIX, write_atomically};
 #[cfg(feature = "calibration")]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(target_arch = "x86_64")]
 use crate::vector::Avx512;
+use crate::vector::block::{Above, AboveOf, Weight, codes_of};
 use crate::vector::{Isa, Task};
 
 /// How codes are packed into bytes. A filter always starts on a byte.
@@ -197,6 +198,42 @@ fn groups<const N: usize>(codes: &[u8], packed: &mut [u8], fill: u8, pack: impl 
     }
 }
 
+/// Codes of a filter, or of a part of one that begins on a byte, by a threshold, as `t2`; what [`Select`](crate::vector::block::Select)
+/// and [`Pack`] do one after the other.
+pub(crate) struct SelectT2<'a, W> {
+    pub weights: &'a [W],
+    pub delta: f64,
+    /// As long as [`Encoding::bytes`] says.
+    pub packed: &'a mut [u8],
+}
+
+impl<W: Weight> Task for SelectT2<'_, W> {
+    type Output = Above;
+
+    #[inline(always)]
+    fn portable(self) -> Above {
+        // A multiple of the weights per byte.
+        let mut codes = [0; 1024];
+        for (weights, packed) in self.weights.chunks(codes.len()).zip(self.packed.chunks_mut(codes.len() / 4)) {
+            let codes = &mut codes[..weights.len()];
+            codes_of(weights, self.delta, codes);
+            Pack { encoding: Encoding::T2, codes, packed }.portable();
+        }
+        AboveOf { weights: self.weights, delta: self.delta }.portable()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) -> Above {
+        // The low bits of all codes, which zero ones have, and the high bits, which positive ones have.
+        const PLACES: [u64; 2] = [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa];
+        match W::as_f32(self.weights) {
+            Some(weights) => proof.select_packed(weights, f32::floor_from(self.delta), PLACES, self.packed),
+            None => self.portable(),
+        }
+    }
+}
+
 /// How many codes of each kind there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -296,5 +333,34 @@ impl Task for Census<'_> {
         };
         let rest = Census { packed: rest, ..self }.portable();
         Counted { valid: rest.valid && !invalid, zeros: rest.zeros + zeros, positive: rest.positive + positive }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every length around those that the vector forms go by, in both types, against codes one by one.
+    #[test]
+    fn codes_packed_at_once_are_those_packed_afterwards() {
+        fn check<W: Weight>(weights: &[W], isa: Isa) {
+            let delta = 0.3;
+            let (mut codes, n) = (vec![0; weights.len()], weights.len());
+            codes_of(weights, delta, &mut codes);
+            let mut expected = vec![0; Encoding::T2.bytes(n)];
+            Encoding::T2.pack(Isa::PORTABLE, &codes, &mut expected);
+            let mut packed = vec![0xff; expected.len()];
+            let above = isa.run(SelectT2 { weights, delta, packed: &mut packed });
+            assert_eq!(packed, expected, "{n} weights, {}", isa.name());
+            assert_eq!(above, AboveOf { weights, delta }.portable(), "{n} weights, {}", isa.name());
+        }
+        let weights: Vec<f64> = (0..2100).map(|i| f64::from((i * 7919) % 2003) / 1001.0 - 1.0).collect();
+        let singles: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+        for isa in Isa::all() {
+            for n in (0..300).chain([1023, 1024, 1025, 2047, 2049, 2100]) {
+                check(&weights[..n], isa);
+                check(&singles[..n], isa);
+            }
+        }
     }
 }

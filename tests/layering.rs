@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 30] = [
+const MODULES: [(&str, &[&str]); 31] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -18,7 +18,8 @@ const MODULES: [(&str, &[&str]); 30] = [
     ("mapped", &[]),
     ("strict_json", &[]),
     ("vector", &[]),
-    ("atomic_file", &[]),
+    ("write_behind", &[]),
+    ("atomic_file", &["write_behind"]),
     ("source", &["atomic_file"]),
     ("ternarize", &[]),
     ("int8", &["ternarize"]),

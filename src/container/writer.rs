@@ -36,7 +36,9 @@ impl ContainerWriter {
     /// # Errors
     /// An output that exists, or a directory that cannot be written to.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
-        Ok(Self { file: AtomicFile::create(path, overwrite)?, end: LENGTH as u64 })
+        let file = AtomicFile::create(path, overwrite)?;
+        file.leave(0..LENGTH as u64);
+        Ok(Self { file, end: LENGTH as u64 })
     }
 
     /// The same with what an interrupted run left of it, which stays beside `path` until the file is finished.
@@ -68,6 +70,7 @@ impl ContainerWriter {
         self.end = offset.checked_add(length).and_then(align).ok_or_else(|| {
             Error::Request(format!("a section of {length} bytes at {offset} is too long for any file"))
         })?;
+        self.file.leave(offset + length..self.end);
         Ok(Section { crc32: 0, length, offset })
     }
 
@@ -101,6 +104,7 @@ impl ContainerWriter {
     pub(crate) fn draft(&self, index: &Index) -> Result<Container> {
         let prefix = self.write_index(index)?;
         self.file.write_at(&prefix.to_bytes(), 0)?;
+        self.file.flush()?;
         Container::open_called(self.file.temporary(), self.file.path())
     }
 

@@ -11,6 +11,7 @@ use super::unit::{AsUnit, LongRange};
 use super::window::{Held, filters_held};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
+use crate::pack::{Encoding, SelectT2};
 use crate::select::Treatment;
 use crate::source::FilterView;
 use crate::source::weights::Element;
@@ -185,10 +186,16 @@ impl<'a> TernaryWork<'a> {
         // Where each filter lies in one run, decode it just before it is used; else a whole piece,
         // whose filters are neighbours in the file.
         let (mut scratch, mut row_scratch) = (Vec::new(), Vec::new());
-        // [planes][weights]
-        let mut codes = vec![vec![0; range.len().min(n)]; self.treatment.planes];
         let whole =
             if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), isa, &mut scratch)) };
+        if whole.is_none() {
+            self.view.touch(range.clone());
+        }
+        // [planes][weights], where they are not packed at once.
+        let (at_once, longest) = (self.packs_at_once(), range.len().min(n));
+        let mut codes = vec![vec![0; if at_once { 0 } else { longest }]; self.treatment.planes];
+        let bytes = range.len().div_ceil(longest) * encoding.bytes(longest);
+        output.planes.iter_mut().for_each(|plane| plane.codes.reserve_exact(bytes));
         let mut at = range.start;
         while at < range.end {
             let row = at..((at / n + 1) * n).min(range.end);
@@ -196,18 +203,32 @@ impl<'a> TernaryWork<'a> {
                 Some(all) => &all[row.start - range.start..row.end - range.start],
                 None => self.view.read::<W>(row.clone(), isa, &mut row_scratch),
             };
+            for plane in &mut output.planes {
+                plane.codes.resize(plane.codes.len() + encoding.bytes(row.len()), 0);
+            }
             self.row(weights, row.start, isa, &mut codes, &mut output)?;
-            for (codes, PlaneBytes { codes: packed, .. }) in codes.iter().zip(&mut output.planes) {
-                let packed_from = packed.len();
-                packed.resize(packed_from + encoding.bytes(row.len()), 0);
-                encoding.pack(isa, &codes[..row.len()], &mut packed[packed_from..]);
+            if !at_once {
+                for (codes, PlaneBytes { codes: packed, .. }) in codes.iter().zip(&mut output.planes) {
+                    let packed_from = packed.len() - encoding.bytes(row.len());
+                    encoding.pack(isa, &codes[..row.len()], &mut packed[packed_from..]);
+                }
             }
             at = row.end;
         }
         Ok(output)
     }
 
-    /// Codes for the weights `start..` of one filter; fits every unit that was not fitted before.
+    /// Whether codes are packed as soon as they are known: `t2` where every unit begins with a byte.
+    fn packs_at_once(&self) -> bool {
+        let Treatment { encoding, planes, .. } = self.treatment;
+        let unit = self.unit_len();
+        *encoding == Encoding::T2
+            && *planes == 1
+            && (unit >= self.view.filter_len() || unit.is_multiple_of(encoding.weights_per_byte()))
+    }
+
+    /// Codes for the weights `start..` of one filter, into the last bytes of the output or into `codes`; fits every
+    /// unit that was not fitted before.
     fn row<W: AsUnit>(
         &self,
         weights: &[W],
@@ -218,36 +239,50 @@ impl<'a> TernaryWork<'a> {
     ) -> Result<(), WeightsProblem> {
         let n = self.view.filter_len();
         let unit_len = self.unit_len();
+        let Treatment { encoding, scale_dtype, planes, .. } = self.treatment;
+        let (at_once, several) = (self.packs_at_once(), *planes > 1);
+        let packed_from = output.planes[0].codes.len() - encoding.bytes(weights.len());
         let (filter, mut j) = (start / n, start % n);
         let mut at = 0;
         while at < weights.len() {
-            let prefit = self.needs_prefit();
             let (unit, rest) = match self.treatment.granularity {
                 Granularity::Tensor => (0, n - j),
                 _ => (filter * n.div_ceil(unit_len) + j / unit_len, (unit_len - j % unit_len).min(n - j)),
             };
             let end = (at + rest).min(weights.len());
             let weights = &weights[at..end];
-            let mut codes: Vec<&mut [u8]> = codes.iter_mut().map(|plane| &mut plane[at..end]).collect();
-            if prefit {
-                match &self.fits[unit] {
-                    Fitted::One(fit) => {
-                        output.tally.count(weights.len(), encode(isa, weights, fit.threshold, codes[0]));
-                    }
-                    Fitted::Several(fit) => fit.levels.encode(isa, weights, &mut codes),
+            let known = self.needs_prefit().then(|| &self.fits[unit]);
+            let mut fresh = None;
+            if several {
+                let mut codes: Vec<&mut [u8]> = codes.iter_mut().map(|plane| &mut plane[at..end]).collect();
+                if known.is_none() {
+                    fresh = Some(self.fit_unit(weights, start + at, isa)?);
                 }
+                if let Some(Fitted::Several(fit)) = known.or(fresh.as_ref()) {
+                    fit.levels.encode(isa, weights, &mut codes);
+                }
+                codes.iter().for_each(|codes| output.tally.count_codes(codes));
             } else {
-                let fit = self.fit_here(weights, start + at, isa, &mut codes)?;
+                let codes = if at_once {
+                    let bytes = encoding.bytes(at)..encoding.bytes(end);
+                    Codes::T2(&mut output.planes[0].codes[packed_from..][bytes])
+                } else {
+                    Codes::Bytes(&mut codes[0][at..end])
+                };
+                let above = if let Some(Fitted::One(fit)) = known {
+                    encode(isa, weights, fit.threshold, codes)
+                } else {
+                    let fit = self.fit_here(weights, start + at, isa, codes)?;
+                    fresh = Some(Fitted::One(fit));
+                    fit.above
+                };
+                output.tally.count(weights.len(), above);
+            }
+            if let Some(fit) = fresh {
                 for (plane, &scale) in output.planes.iter_mut().zip(fit.scales()) {
-                    push_scale(&mut plane.scales, self.treatment.scale_dtype, scale);
-                }
-                if let Fitted::One(fit) = &fit {
-                    output.tally.count(weights.len(), fit.above);
+                    push_scale(&mut plane.scales, *scale_dtype, scale);
                 }
                 output.tally.add_fit(&fit);
-            }
-            if self.treatment.planes > 1 {
-                codes.iter().for_each(|codes| output.tally.count_codes(codes));
             }
             j += end - at;
             at = end;
@@ -265,30 +300,25 @@ impl<'a> TernaryWork<'a> {
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), start)
     }
 
-    /// Fits a unit that is in memory and writes its codes.
+    /// Fits a unit that is in memory, of one plane, and writes its codes.
     fn fit_here<W: AsUnit>(
         &self,
         weights: &[W],
         start: usize,
         isa: Isa,
-        codes: &mut [&mut [u8]],
-    ) -> Result<Fitted, WeightsProblem> {
-        if self.treatment.planes > 1 {
-            let fit = self.fit_unit(weights, start, isa)?;
-            if let Fitted::Several(fit) = &fit {
-                fit.levels.encode(isa, weights, codes);
-            }
-            return Ok(fit);
-        }
+        codes: Codes<'_>,
+    ) -> Result<Fit, WeightsProblem> {
         let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
             return Err(non_finite(&self.view, self.first, start..start + weights.len(), isa));
         }
         let Treatment { method, scale_dtype, .. } = self.treatment;
         let threshold = method.threshold(&unit);
-        let above = encode(isa, weights, threshold, codes[0]);
+        let above = encode(isa, weights, threshold, codes);
         let above = if threshold == Threshold::Sign { Above { sum: unit.moments().sum, ..above } } else { above };
-        self.checked(Fitted::One(Fit::new(&**method, &unit, threshold, above, *scale_dtype)), start)
+        let fit = Fit::new(&**method, &unit, threshold, above, *scale_dtype);
+        self.checked(Fitted::One(fit), start)?;
+        Ok(fit)
     }
 
     fn checked(&self, fit: Fitted, start: usize) -> Result<Fitted, WeightsProblem> {
@@ -359,19 +389,37 @@ pub(super) fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
     }
 }
 
+/// Where the codes of some weights go: one byte each, or packed.
+enum Codes<'c> {
+    Bytes(&'c mut [u8]),
+    T2(&'c mut [u8]),
+}
+
 /// Writes the codes of weights that share a threshold, and says what lies above (for signs, without
 /// its sum). Blocks are added as everywhere.
-fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: &mut [u8]) -> Above {
-    let blocks = weights.chunks(BLOCK).zip(codes.chunks_mut(BLOCK));
-    blocks.fold(Above::default(), |above, (weights, codes)| {
-        above.then(match threshold {
-            Threshold::Delta(delta) => isa.run(Select { weights, delta, codes }),
-            Threshold::Sign => {
-                let positive = isa.run(SignsOf { weights, codes });
-                Above { count: weights.len() as u64, positive, sum: 0.0 }
-            }
-        })
-    })
+fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: Codes<'_>) -> Above {
+    match (threshold, codes) {
+        (Threshold::Delta(delta), Codes::Bytes(codes)) => {
+            let blocks = weights.chunks(BLOCK).zip(codes.chunks_mut(BLOCK));
+            blocks
+                .fold(Above::default(), |above, (weights, codes)| above.then(isa.run(Select { weights, delta, codes })))
+        }
+        (Threshold::Delta(delta), Codes::T2(packed)) => {
+            let blocks = weights.chunks(BLOCK).zip(packed.chunks_mut(Encoding::T2.bytes(BLOCK)));
+            blocks.fold(Above::default(), |above, (weights, packed)| {
+                above.then(isa.run(SelectT2 { weights, delta, packed }))
+            })
+        }
+        (Threshold::Sign, Codes::Bytes(codes)) => {
+            Above { count: weights.len() as u64, positive: isa.run(SignsOf { weights, codes }), sum: 0.0 }
+        }
+        (Threshold::Sign, Codes::T2(packed)) => {
+            let mut codes = vec![0; weights.len()];
+            let above = encode(isa, weights, threshold, Codes::Bytes(&mut codes));
+            Encoding::T2.pack(isa, &codes, packed);
+            above
+        }
+    }
 }
 
 fn gcd(a: usize, b: usize) -> usize {

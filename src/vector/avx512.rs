@@ -86,6 +86,18 @@ fn total(sum: Sum) -> f64 {
     tree(lanes)
 }
 
+/// Asks for `lines` lines of 64 bytes from there on. Both passes over a filter do so for one half each of what lies
+/// behind it, the next filter of most tensors, so that memory is never idle; there is no fault where nothing lies.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn prefetch(from: *const f32, lines: usize) {
+    (0..lines).for_each(|line| _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * 16).cast()));
+}
+
+/// Where the second half of as many weights as these, behind them, begins.
+fn behind_half(weights: &[f32]) -> *const f32 {
+    weights.as_ptr_range().end.wrapping_add(weights.len() / 2)
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 pub(super) fn moments(weights: &[f32]) -> Moments {
     let zero = [_mm512_setzero_pd(); 2];
@@ -97,9 +109,14 @@ pub(super) fn moments(weights: &[f32]) -> Moments {
         sum = [_mm512_add_pd(sum[0], x[0]), _mm512_add_pd(sum[1], x[1])];
         squares = [_mm512_fmadd_pd(x[0], x[0], squares[0]), _mm512_fmadd_pd(x[1], x[1], squares[1])];
     };
-    let (chunks, rest) = weights.as_chunks();
-    chunks.iter().for_each(|chunk| step(load(chunk)));
-    step(load_rest(rest));
+    let (pairs, rest) = weights.as_chunks::<{ 2 * LANES }>();
+    let mut next = weights.as_ptr_range().end;
+    for pair in pairs {
+        prefetch(next, 1);
+        next = next.wrapping_add(LANES);
+        pair.as_chunks().0.iter().for_each(|chunk| step(load(chunk)));
+    }
+    rest.chunks(LANES).for_each(|rest| step(load_rest(rest)));
     let max = f32::from_bits(_mm512_reduce_max_epu32(max));
     Moments { sum: total(sum), sum_of_squares: total(squares), max: f64::from(max) }
 }
@@ -144,6 +161,52 @@ pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
     unsafe { _mm_mask_storeu_epi8(code_rest.as_mut_ptr().cast(), lanes_of(code_rest.len()), last) };
     let (zeros, positive) = count_codes(codes);
     Above { count: weights.len() as u64 - zeros, positive, sum: total_scaled(sum) }
+}
+
+/// [`above`], and codes of two bits on the way: in each word of 32 weights, the zero ones are what `places[0]`
+/// deposits, the positive ones what `places[1]` does. What fills up the last byte counts as zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn select_packed(weights: &[f32], delta: f32, places: [u64; 2], packed: &mut [u8]) -> Above {
+    let (bound, minus) = (_mm512_set1_ps(delta), _mm512_set1_ps(-delta));
+    let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
+    // Which of 16 weights are over the bound, and which under it with the other sign.
+    let mut step = |w: __m512| {
+        let over = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
+        let under = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
+        sum = add_scaled(over | under, sum, w);
+        (u64::from(over), u64::from(under))
+    };
+    let mut pack = |over: u64, under: u64| {
+        let zero = !(over | under);
+        count += u64::from(zero.count_zeros());
+        positive += u64::from(over.count_ones());
+        let word = |shift| _pdep_u64(zero >> shift, places[0]) | _pdep_u64(over >> shift, places[1]);
+        [word(0).to_le_bytes(), word(32).to_le_bytes()]
+    };
+    let (chunks, rest) = weights.as_chunks::<64>();
+    // The last byte may be one for fewer than four weights.
+    let (packed, packed_rest) = packed.split_at_mut(chunks.len() * 16);
+    let mut next = behind_half(weights);
+    for (chunk, packed) in chunks.iter().zip(packed.as_chunks_mut::<16>().0) {
+        prefetch(next, 2);
+        next = next.wrapping_add(32);
+        let (mut over, mut under) = (0, 0);
+        for (i, chunk) in chunk.as_chunks().0.iter().enumerate() {
+            let (o, u) = step(load(chunk));
+            over |= o << (i * LANES);
+            under |= u << (i * LANES);
+        }
+        packed.copy_from_slice(pack(over, under).as_flattened());
+    }
+    let (mut over, mut under) = (0, 0);
+    for (i, rest) in rest.chunks(LANES).enumerate() {
+        let (o, u) = step(load_rest(rest));
+        over |= o << (i * LANES);
+        under |= u << (i * LANES);
+    }
+    let last = pack(over, under);
+    packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
+    Above { count, positive, sum: total_scaled(sum) }
 }
 
 /// How many codes are 1, and how many 2.

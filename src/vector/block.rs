@@ -241,11 +241,7 @@ impl<W: Weight> Task for Select<'_, W> {
 
     #[inline(always)]
     fn portable(self) -> Above {
-        let delta = W::floor_from(self.delta);
-        let minus = delta.negative();
-        for (code, &w) in self.codes.iter_mut().zip(self.weights) {
-            *code = 1 + u8::from(w > delta) - u8::from(w < minus);
-        }
+        codes_of(self.weights, self.delta, self.codes);
         AboveOf { weights: self.weights, delta: self.delta }.portable()
     }
 
@@ -256,6 +252,16 @@ impl<W: Weight> Task for Select<'_, W> {
             Some(weights) => proof.select(weights, f32::floor_from(self.delta), self.codes),
             None => self.portable(),
         }
+    }
+}
+
+/// The codes alone.
+#[inline(always)]
+pub(crate) fn codes_of<W: Weight>(weights: &[W], delta: f64, codes: &mut [u8]) {
+    let delta = W::floor_from(delta);
+    let minus = delta.negative();
+    for (code, &w) in codes.iter_mut().zip(weights) {
+        *code = 1 + u8::from(w > delta) - u8::from(w < minus);
     }
 }
 

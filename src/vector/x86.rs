@@ -162,6 +162,13 @@ impl Avx512 {
         unsafe { avx512::select(weights, delta, codes) }
     }
 
+    /// `places`: where in a word of 32 codes of two bits the zero and the positive ones leave their mark.
+    #[inline]
+    pub(crate) fn select_packed(self, weights: &[f32], delta: f32, places: [u64; 2], packed: &mut [u8]) -> Above {
+        // SAFETY: as in `moments`.
+        unsafe { avx512::select_packed(weights, delta, places, packed) }
+    }
+
     #[inline]
     pub(super) fn partition(self, weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> Parts {
         // SAFETY: as in `moments`.
