@@ -198,28 +198,30 @@ fn groups<const N: usize>(codes: &[u8], packed: &mut [u8], fill: u8, pack: impl 
     }
 }
 
-/// Codes of a filter, or of a part of one that begins on a byte, by a threshold, as `t2`; what [`Select`](crate::vector::block::Select)
-/// and [`Pack`] do one after the other.
-pub(crate) struct SelectT2<'a, W> {
+/// Codes of a filter, or of a part of one that begins on a byte, by a threshold, packed as `t2` or `t5`; what
+/// [`Select`](crate::vector::block::Select) and [`Pack`] do one after the other.
+pub(crate) struct SelectPacked<'a, W> {
     pub weights: &'a [W],
     pub delta: f64,
+    pub encoding: Encoding,
     /// As long as [`Encoding::bytes`] says.
     pub packed: &'a mut [u8],
 }
 
-impl<W: Weight> Task for SelectT2<'_, W> {
+impl<W: Weight> Task for SelectPacked<'_, W> {
     type Output = Above;
 
     #[inline(always)]
     fn portable(self) -> Above {
-        // A multiple of the weights per byte.
-        let mut codes = [0; 1024];
-        for (weights, packed) in self.weights.chunks(codes.len()).zip(self.packed.chunks_mut(codes.len() / 4)) {
+        let Self { weights, delta, encoding, packed } = self;
+        // Whole bytes of either encoding.
+        let mut codes = [0; 1280];
+        for (weights, packed) in weights.chunks(codes.len()).zip(packed.chunks_mut(encoding.bytes(codes.len()))) {
             let codes = &mut codes[..weights.len()];
-            codes_of(weights, self.delta, codes);
-            Pack { encoding: Encoding::T2, codes, packed }.portable();
+            codes_of(weights, delta, codes);
+            Pack { encoding, codes, packed }.portable();
         }
-        AboveOf { weights: self.weights, delta: self.delta }.portable()
+        AboveOf { weights, delta }.portable()
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -227,12 +229,34 @@ impl<W: Weight> Task for SelectT2<'_, W> {
     fn avx512(self, proof: Avx512) -> Above {
         // The low bits of all codes, which zero ones have, and the high bits, which positive ones have.
         const PLACES: [u64; 2] = [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa];
-        match W::as_f32(self.weights) {
-            Some(weights) => proof.select_packed(weights, f32::floor_from(self.delta), PLACES, self.packed),
-            None => self.portable(),
+        match (self.encoding, W::as_f32(self.weights)) {
+            (Encoding::T2, Some(weights)) => {
+                proof.select_packed(weights, f32::floor_from(self.delta), PLACES, self.packed)
+            }
+            (Encoding::T5, Some(weights)) => {
+                let (delta, zeros) = (f32::floor_from(self.delta), POWER_SUMS[31]);
+                proof.select_by_fives(weights, delta, &POWER_SUMS, zeros, self.packed)
+            }
+            _ => self.portable(),
         }
     }
 }
+
+/// Σ 3^i over the bits of a number of five.
+#[cfg(target_arch = "x86_64")]
+static POWER_SUMS: [u8; 32] = {
+    let mut sums = [0; 32];
+    let mut bits = 0;
+    while bits < 32 {
+        let mut i = 0;
+        while i < 5 {
+            sums[bits] += (bits >> i & 1) as u8 * POW3[i];
+            i += 1;
+        }
+        bits += 1;
+    }
+    sums
+};
 
 /// How many codes of each kind there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -343,23 +367,23 @@ mod tests {
     /// Every length around those that the vector forms go by, in both types, against codes one by one.
     #[test]
     fn codes_packed_at_once_are_those_packed_afterwards() {
-        fn check<W: Weight>(weights: &[W], isa: Isa) {
+        fn check<W: Weight>(weights: &[W], encoding: Encoding, isa: Isa) {
             let delta = 0.3;
             let (mut codes, n) = (vec![0; weights.len()], weights.len());
             codes_of(weights, delta, &mut codes);
-            let mut expected = vec![0; Encoding::T2.bytes(n)];
-            Encoding::T2.pack(Isa::PORTABLE, &codes, &mut expected);
+            let mut expected = vec![0; encoding.bytes(n)];
+            encoding.pack(Isa::PORTABLE, &codes, &mut expected);
             let mut packed = vec![0xff; expected.len()];
-            let above = isa.run(SelectT2 { weights, delta, packed: &mut packed });
-            assert_eq!(packed, expected, "{n} weights, {}", isa.name());
+            let above = isa.run(SelectPacked { weights, delta, encoding, packed: &mut packed });
+            assert_eq!(packed, expected, "{n} weights, {encoding:?}, {}", isa.name());
             assert_eq!(above, AboveOf { weights, delta }.portable(), "{n} weights, {}", isa.name());
         }
-        let weights: Vec<f64> = (0..2100).map(|i| f64::from((i * 7919) % 2003) / 1001.0 - 1.0).collect();
+        let weights: Vec<f64> = (0..2600).map(|i| f64::from((i * 7919) % 2003) / 1001.0 - 1.0).collect();
         let singles: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
-        for isa in Isa::all() {
-            for n in (0..300).chain([1023, 1024, 1025, 2047, 2049, 2100]) {
-                check(&weights[..n], isa);
-                check(&singles[..n], isa);
+        for (isa, encoding) in Isa::all().into_iter().flat_map(|isa| [(isa, Encoding::T2), (isa, Encoding::T5)]) {
+            for n in (0..350).chain([639, 640, 641, 1279, 1280, 1281, 2559, 2561, 2600]) {
+                check(&weights[..n], encoding, isa);
+                check(&singles[..n], encoding, isa);
             }
         }
     }

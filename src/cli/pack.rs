@@ -1,5 +1,6 @@
 //! `twn-pack MODEL -o OUT.twn`: the main job.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -66,6 +67,8 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         return Err(Error::Request("give a checkpoint to pack; see --help".to_owned()).into());
     };
     let (checkpoint, plan) = args.rules.open(model, session)?;
+    // When the process ends, the system lets go of a mapping faster than we would.
+    let checkpoint = ManuallyDrop::new(checkpoint);
     let calibration = args.calibration.open(&checkpoint, session)?;
     let target = args.budget.target()?;
     if target.is_some() {

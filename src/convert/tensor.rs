@@ -11,7 +11,7 @@ use super::unit::{AsUnit, LongRange};
 use super::window::{Held, filters_held};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
-use crate::pack::{Encoding, SelectT2};
+use crate::pack::{Encoding, SelectPacked};
 use crate::select::Treatment;
 use crate::source::FilterView;
 use crate::source::weights::Element;
@@ -218,11 +218,11 @@ impl<'a> TernaryWork<'a> {
         Ok(output)
     }
 
-    /// Whether codes are packed as soon as they are known: `t2` where every unit begins with a byte.
+    /// Whether codes are packed as soon as they are known: where every unit begins with a byte.
     fn packs_at_once(&self) -> bool {
         let Treatment { encoding, planes, .. } = self.treatment;
         let unit = self.unit_len();
-        *encoding == Encoding::T2
+        *encoding != Encoding::B1
             && *planes == 1
             && (unit >= self.view.filter_len() || unit.is_multiple_of(encoding.weights_per_byte()))
     }
@@ -265,7 +265,7 @@ impl<'a> TernaryWork<'a> {
             } else {
                 let codes = if at_once {
                     let bytes = encoding.bytes(at)..encoding.bytes(end);
-                    Codes::T2(&mut output.planes[0].codes[packed_from..][bytes])
+                    Codes::Packed(*encoding, &mut output.planes[0].codes[packed_from..][bytes])
                 } else {
                     Codes::Bytes(&mut codes[0][at..end])
                 };
@@ -392,7 +392,7 @@ pub(super) fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
 /// Where the codes of some weights go: one byte each, or packed.
 enum Codes<'c> {
     Bytes(&'c mut [u8]),
-    T2(&'c mut [u8]),
+    Packed(Encoding, &'c mut [u8]),
 }
 
 /// Writes the codes of weights that share a threshold, and says what lies above (for signs, without
@@ -404,19 +404,19 @@ fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: Code
             blocks
                 .fold(Above::default(), |above, (weights, codes)| above.then(isa.run(Select { weights, delta, codes })))
         }
-        (Threshold::Delta(delta), Codes::T2(packed)) => {
-            let blocks = weights.chunks(BLOCK).zip(packed.chunks_mut(Encoding::T2.bytes(BLOCK)));
+        (Threshold::Delta(delta), Codes::Packed(encoding, packed)) => {
+            let blocks = weights.chunks(BLOCK).zip(packed.chunks_mut(encoding.bytes(BLOCK)));
             blocks.fold(Above::default(), |above, (weights, packed)| {
-                above.then(isa.run(SelectT2 { weights, delta, packed }))
+                above.then(isa.run(SelectPacked { weights, delta, encoding, packed }))
             })
         }
         (Threshold::Sign, Codes::Bytes(codes)) => {
             Above { count: weights.len() as u64, positive: isa.run(SignsOf { weights, codes }), sum: 0.0 }
         }
-        (Threshold::Sign, Codes::T2(packed)) => {
+        (Threshold::Sign, Codes::Packed(encoding, packed)) => {
             let mut codes = vec![0; weights.len()];
             let above = encode(isa, weights, threshold, Codes::Bytes(&mut codes));
-            Encoding::T2.pack(isa, &codes, packed);
+            encoding.pack(isa, &codes, packed);
             above
         }
     }

@@ -209,6 +209,60 @@ pub(super) fn select_packed(weights: &[f32], delta: f32, places: [u64; 2], packe
     Above { count, positive, sum: total_scaled(sum) }
 }
 
+/// The same with codes of five to a byte: `sums[bits]` is what five weights that are positive where a bit is set add to
+/// `zeros`, the byte of five zero codes; negative ones take it away.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn select_by_fives(weights: &[f32], delta: f32, sums: &[u8; 32], zeros: u8, packed: &mut [u8]) -> Above {
+    // Whole registers of weights, bytes of bits, and a register of codes.
+    const CHUNK: usize = 320;
+    let (bound, minus) = (_mm512_set1_ps(delta), _mm512_set1_ps(-delta));
+    // SAFETY: the array has the 32 bytes that both loads read.
+    let halves = unsafe { [_mm_loadu_si128(sums.as_ptr().cast()), _mm_loadu_si128(sums[16..].as_ptr().cast())] };
+    let [low, high] = halves.map(|half| _mm512_broadcast_i32x4(half));
+    let sums_of = |bits: &[u64; 8]| {
+        // SAFETY: the array has the 64 bytes that are read.
+        let bits = unsafe { _mm512_loadu_si512(bits.as_ptr().cast()) };
+        let upper = _mm512_test_epi8_mask(bits, _mm512_set1_epi8(16));
+        let bits = _mm512_and_si512(bits, _mm512_set1_epi8(15));
+        _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(low, bits), upper, high, bits)
+    };
+    let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
+    let mut next = behind_half(weights);
+    for (weights, packed) in weights.chunks(CHUNK).zip(packed.chunks_mut(64)) {
+        // Over the bound, under it; the words that are read from them end behind their last bits.
+        let (mut over, mut under) = ([0u8; CHUNK / 8 + 3], [0u8; CHUNK / 8 + 3]);
+        prefetch(next, weights.len() / 32);
+        next = next.wrapping_add(weights.len() / 2);
+        let (chunks, rest) = weights.as_chunks::<LANES>();
+        let mut step = |i: usize, w: __m512| {
+            let o = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
+            let u = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
+            sum = add_scaled(o | u, sum, w);
+            count += u64::from((o | u).count_ones());
+            positive += u64::from(o.count_ones());
+            over[2 * i..2 * i + 2].copy_from_slice(&o.to_le_bytes());
+            under[2 * i..2 * i + 2].copy_from_slice(&u.to_le_bytes());
+        };
+        chunks.iter().enumerate().for_each(|(i, chunk)| step(i, load(chunk)));
+        if !rest.is_empty() {
+            step(chunks.len(), load_rest(rest));
+        }
+        // Five bits to each byte.
+        let spread = |bits: &[u8; CHUNK / 8 + 3]| -> [u64; 8] {
+            std::array::from_fn(|i| match bits[5 * i..].first_chunk() {
+                Some(word) => _pdep_u64(u64::from_le_bytes(*word), 0x1f1f_1f1f_1f1f_1f1f),
+                None => unreachable!("eight bytes from each of the first 36"),
+            })
+        };
+        let (plus, minus) = (sums_of(&spread(&over)), sums_of(&spread(&under)));
+        let codes = _mm512_sub_epi8(_mm512_add_epi8(_mm512_set1_epi8(zeros as i8), plus), minus);
+        let wanted = if packed.len() < 64 { (1 << packed.len()) - 1 } else { u64::MAX };
+        // SAFETY: only the bytes in the mask are written, and those lie inside `packed`.
+        unsafe { _mm512_mask_storeu_epi8(packed.as_mut_ptr().cast(), wanted, codes) };
+    }
+    Above { count, positive, sum: total_scaled(sum) }
+}
+
 /// How many codes are 1, and how many 2.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn count_codes(codes: &[u8]) -> (u64, u64) {

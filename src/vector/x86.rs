@@ -169,6 +169,20 @@ impl Avx512 {
         unsafe { avx512::select_packed(weights, delta, places, packed) }
     }
 
+    /// `sums`: what five positive weights, those whose bits are set, add to the byte `zeros`.
+    #[inline]
+    pub(crate) fn select_by_fives(
+        self,
+        weights: &[f32],
+        delta: f32,
+        sums: &[u8; 32],
+        zeros: u8,
+        packed: &mut [u8],
+    ) -> Above {
+        // SAFETY: as in `moments`.
+        unsafe { avx512::select_by_fives(weights, delta, sums, zeros, packed) }
+    }
+
     #[inline]
     pub(super) fn partition(self, weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> Parts {
         // SAFETY: as in `moments`.
