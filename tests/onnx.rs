@@ -485,7 +485,9 @@ fn products_are_replaced_where_they_can_be() {
         (&by_input, &["x", "x", "w"], vec![]),
     ] {
         let out = gemm(packed, &[k, n], inputs, &attributes, &[n]);
-        assert_eq!(out.ops(), ["DequantizeLinear", "Gemm"], "{inputs:?}");
+        // A product of two weights has its codes by output.
+        let ops = if inputs[0] == "w" { "DequantizeLinear,Transpose,Gemm" } else { "DequantizeLinear,Gemm" };
+        assert_eq!(out.ops().join(","), ops, "{inputs:?}");
         assert_eq!(out.weight("w"), packed.values("w"));
     }
     // Through a transposition, which is gone then; not if somebody else needs it.
@@ -956,6 +958,118 @@ fn no_bytes_are_too_bad() {
     // Lengths that lie.
     for length in [u64::MAX, 1 << 62, 1 << 31] {
         assert!(!attempt(&[varint(7 * 8 + 2), varint(length), vec![0; 10]].concat()));
+    }
+}
+
+/// onnxruntime (1.31) has no product of two INT2 decoders.
+#[test]
+fn codes_of_a_product_of_two_weights_lie_by_output() {
+    let made = |name: &str, shape: &[usize]| Made::gaussian(name, Dtype::F32, shape, 2);
+    let packed = Packed::new(&[made("wa", &[32, 64]), made("wb", &[64, 16])], "");
+    let nodes = [node("MatMul", &["wa", "wb"], "p", &[]), node("Add", &["x", "p"], "y", &[])];
+    let into = model(25, &graph(&nodes, &[weights("wa", &[32, 64]), weights("wb", &[64, 16])]));
+    let out = read(&packed.export("onnx", &packed.with(&into)));
+    assert_eq!(out.ops(), ["DequantizeLinear", "DequantizeLinear", "Transpose", "MatMul", "Add"]);
+    for name in ["wa", "wb"] {
+        assert_eq!(out.weight(name), packed.values(name), "{name}");
+    }
+}
+
+/// What the exporter writes as codes is read as codes, in every form that it has.
+#[test]
+fn int2_is_read_back_without_loss() {
+    let conv = node("Conv", &["x", "w"], "y", &[]);
+    let product = node("MatMul", &["x", "w"], "y", &[]);
+    let half = |shape: &[usize]| raw("w", FLOAT16, shape, &vec![0; 2 * shape.iter().product::<usize>()]);
+    for (shape, settings, node, initializer) in [
+        (vec![6, 40], "", &conv, None),
+        (vec![6, 37], "", &conv, None),
+        (vec![6, 40], "granularity=tensor", &conv, None),
+        (vec![6, 40], "axis=1", &conv, None),
+        (vec![8, 50], "granularity=group:16", &conv, None),
+        (vec![50, 8], "axis=1,granularity=group:16", &conv, None),
+        (vec![6, 4, 3, 3], "", &conv, None),
+        (vec![6, 4, 3, 3], "axis=1", &conv, None),
+        (vec![6, 4, 3, 3], "granularity=group:12", &conv, None),
+        (vec![6, 4, 3, 3], "granularity=tensor,axis=2", &conv, None),
+        // Turned.
+        (vec![40, 6], "axis=1", &product, None),
+        (vec![40, 6], "axis=0", &product, None),
+        (vec![40, 6], "axis=1,granularity=group:8", &product, None),
+        (vec![40, 6], "granularity=tensor,axis=1", &product, None),
+        (vec![6, 40], "encoding=t5", &conv, None),
+        (vec![6, 40], "scale-dtype=f16", &conv, Some(half(&[6, 40]))),
+    ] {
+        let case = format!("{shape:?} {settings}");
+        let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &shape, 5)], settings);
+        let initializer = initializer.unwrap_or_else(|| weights("w", &shape));
+        let exported =
+            packed.export("onnx", &packed.with(&model(25, &graph(std::slice::from_ref(node), &[initializer]))));
+        let checkpoint = import(&packed.directory, &exported).unwrap();
+        assert_eq!((checkpoint.len(), checkpoint.warnings().len()), (1, 0), "{case}: {:?}", checkpoint.warnings());
+        let back = packed.directory.path().join("back.twn");
+        let options = convert::Options { overwrite: true, ..convert::Options::default() };
+        convert::pack(&checkpoint, &Plan::new(&checkpoint, &Rules::default()).unwrap(), &back, &options).unwrap();
+        let back = Container::open(&back).unwrap();
+        let (Some(Tensor::Ternary(old)), Some(Tensor::Ternary(new))) =
+            (packed.container.by_name("w"), back.by_name("w"))
+        else {
+            panic!("{case}")
+        };
+        assert_eq!((&new.shape, &*new.method.name), (&old.shape, "as-packed"), "{case}");
+        let values = |tensor: &twn_pack::TernaryTensor<'_>| tensor.to_array().unwrap();
+        assert_eq!(values(&old), values(&new), "{case}");
+        let stats = [&old.stats, &new.stats].map(|stats| (stats.negative, stats.zeros, stats.positive));
+        assert_eq!(stats[0], stats[1], "{case}");
+        // A scale for all can go along any axis; the others have to be where they were.
+        if old.granularity != twn_pack::Granularity::Tensor {
+            assert_eq!((new.axis, new.granularity), (old.axis, old.granularity), "{case}");
+            assert!(old.scales().eq(new.scales()), "{case}");
+        }
+        let compared = twn_pack::verify::verify_against(&back, &checkpoint, None).unwrap();
+        assert!(compared.is_good(), "{case}: {:?}", compared.problems);
+    }
+}
+
+/// Codes that are not ternary, and decoders that say something else.
+#[test]
+fn int2_that_is_not_ternary_is_refused_or_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let decoder = |inputs: &[&str], attributes: &[Vec<u8>]| node("DequantizeLinear", inputs, "w", attributes);
+    let codes = |byte: u8| raw("c", INT2, &[2, 4], &[0x4d, byte]);
+    let scales = |n: usize| raw("s", FLOAT, &[n], &floats(&vec![0.5; n]));
+    let axis = attribute_int("axis", 0);
+    let good = model(25, &graph(&[decoder(&["c", "s"], std::slice::from_ref(&axis))], &[codes(0x01), scales(2)]));
+    let checkpoint = import(&directory, &good).unwrap();
+    let view = checkpoint.ternary(0).unwrap();
+    let mut row = [9; 4];
+    view.codes(0, &mut row).unwrap();
+    assert_eq!((row, view.shape, view.name, view.scale(1, 0)), ([2, 0, 1, 2], &[2, 4][..], "w", Ok(0.5)));
+    // −2.
+    let file = model(25, &graph(&[decoder(&["c", "s"], std::slice::from_ref(&axis))], &[codes(0x20), scales(2)]));
+    let checkpoint = import(&directory, &file).unwrap();
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let error = convert::pack(&checkpoint, &plan, &directory.path().join("o.twn"), &convert::Options::default());
+    assert!(error.unwrap_err().to_string().contains("weight 2 of filter 1 is -2"));
+    // Bytes that are not there.
+    let short = raw("c", INT2, &[2, 4], &[0x4d]);
+    let file = model(25, &graph(&[decoder(&["c", "s"], std::slice::from_ref(&axis))], &[short, scales(2)]));
+    let error = import(&directory, &file).unwrap_err().to_string();
+    assert!(error.contains("`c`: 1 bytes of INT2, shape [2, 4] needs 2"), "{error}");
+    let zero = raw("z", INT2, &[2], &[0]);
+    for (nodes, scales) in [
+        // A zero point, another number of scales, a block of nothing, scales that somebody else needs, two decoders.
+        (vec![decoder(&["c", "s", "z"], std::slice::from_ref(&axis))], scales(2)),
+        (vec![decoder(&["c", "s"], std::slice::from_ref(&axis))], scales(3)),
+        (vec![decoder(&["c", "s"], &[axis.clone(), attribute_int("block_size", -1)])], scales(2)),
+        (vec![decoder(&["c", "s"], &[attribute_int("axis", 7)])], scales(2)),
+        (vec![decoder(&["c", "s"], std::slice::from_ref(&axis)), node("Relu", &["s"], "y", &[])], scales(2)),
+        (vec![decoder(&["c", "s"], std::slice::from_ref(&axis)), node("Relu", &["c"], "y", &[])], scales(2)),
+        (vec![], scales(2)),
+    ] {
+        let checkpoint = import(&directory, &model(25, &graph(&nodes, &[codes(0x01), scales, zero.clone()]))).unwrap();
+        assert!((0..checkpoint.len()).all(|i| checkpoint.ternary(i).is_none()), "{:?}", checkpoint.warnings());
+        assert!(checkpoint.warnings()[0].contains("`c` (INT2)"), "{:?}", checkpoint.warnings());
     }
 }
 

@@ -128,17 +128,21 @@ impl<'m> Names<'m> {
         (!products.is_empty()).then_some((products, transposes))
     }
 
-    /// Whether a product takes a weight, as it is or transposed, with the outputs along its last axis; whatever else
+    /// The products that take a weight, as it is or transposed, with the outputs along its last axis; whatever else
     /// it is used for.
-    pub fn is_factor_by_columns(&self, weight: &str) -> bool {
+    pub fn products_by_columns(&self, weight: &str) -> Vec<&'m Node<'m>> {
         let uses = |value| self.uses.get(value).into_iter().flatten();
-        uses(weight).any(|&(number, slot)| {
+        let mut found = Vec::new();
+        for &(number, slot) in uses(weight) {
             let node = &self.model.nodes[number];
-            let turned = || node.outputs.first().into_iter().flat_map(|output| uses(output));
-            output_axis(node, slot) == Some(1)
-                || (node.op, node.domain) == ("Transpose", "")
-                    && turned().any(|&(number, slot)| output_axis(&self.model.nodes[number], slot) == Some(0))
-        })
+            if output_axis(node, slot) == Some(1) {
+                found.push(node);
+            } else if let ("Transpose", "", [output]) = (node.op, node.domain, &node.outputs[..]) {
+                let products = uses(output).map(|&(number, slot)| (&self.model.nodes[number], slot));
+                found.extend(products.filter(|&(node, slot)| output_axis(node, slot) == Some(0)).map(|(node, _)| node));
+            }
+        }
+        found
     }
 
     fn only_uses(&self, value: &str) -> Option<&[(usize, usize)]> {

@@ -12,9 +12,9 @@ use std::collections::BTreeSet;
 use self::find::{Names, Product};
 use self::rewrite::{New, Rewrite};
 use self::values::Layout;
-use super::{Export, Exporter, Line, Options};
+use super::{Export, Exporter, Line, Options, as_floats};
 use crate::container::{DenseTensor, Int8Tensor, TernaryTensor};
-use crate::onnx::{Initializer, Message, Model, data_type, dtype, type_name};
+use crate::onnx::{Initializer, Message, Model, Node, data_type, dtype, type_name};
 use crate::{Container, Dtype, Error, Granularity, MappedFile, Result, Tensor};
 
 /// Codes in INT2 behind `DequantizeLinear`: for every operation.
@@ -155,7 +155,9 @@ impl<'m, 'a> Planner<'m, 'a> {
             Tensor::Dense(_) => return Err(String::new()),
         };
         match planned {
-            Err(_) if self.options.refused_as_dense => said(self.floats(name, tensor, target)),
+            Err(reason) if self.options.refused_as_dense => {
+                said(self.floats(name, tensor, target)).map(|(words, rounding)| (words + &as_floats(&reason), rounding))
+            }
             Err(reason) => Err(format!("{reason}, or --refused-as-dense")),
             planned => said(planned),
         }
@@ -238,9 +240,12 @@ impl<'m, 'a> Planner<'m, 'a> {
             ));
         }
         // Of codes [inputs, outputs] onnxruntime (to 1.32) makes its own MatMulNBits, which has wrong values where the
-        // outputs are no multiple of 4.
-        let turned =
-            dims.len() == 2 && planes == 1 && dims[1] % 4 != 0 && self.names.is_factor_by_columns(target.name());
+        // outputs are no multiple of 4; where the other factor has codes as well (to 1.31), an operation without INT2.
+        let products = self.names.products_by_columns(target.name());
+        let of_weights = |node: &&Node<'_>| self.names.initializer(node.inputs[0]).is_some();
+        let turned = dims.len() == 2
+            && planes == 1
+            && (dims[1] % 4 != 0 && !products.is_empty() || products.iter().any(of_weights));
         let (dims, axis, layout) = if turned {
             let (dims, axis) = (vec![dims[1], dims[0]], 1 - target.axis);
             let layout = Layout::new(&[dims[0] as usize, dims[1] as usize], axis);
@@ -423,7 +428,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         };
         self.rewrite.replace_data(self.model, target.number, part)?;
         let dims = &target.initializer.dims;
-        Ok((format!("{} {dims:?}, as floats", type_name(target.initializer.data_type)), rounding))
+        Ok((format!("{} {dims:?}", type_name(target.initializer.data_type)), rounding))
     }
 }
 
