@@ -122,11 +122,13 @@ impl<'m> Found<'m> {
         let &[output] = &next.outputs[..] else { return };
         let called = |suffix: &str| self.name.strip_suffix(suffix) == Some(output);
         match (next.op, next.domain, &next.inputs[..]) {
-            ("Transpose", "", [_]) if called(".turned") && self.shape.len() == 2 => {
-                if next.attribute("perm").is_some_and(|perm| perm.ints == [1, 0]) {
-                    self.shape.reverse();
-                    (self.axis, self.name) = (1 - self.axis, output);
-                }
+            ("Transpose", "", [_])
+                if called(".turned")
+                    && self.shape.len() == 2
+                    && next.attribute("perm").is_some_and(|perm| perm.ints == [1, 0]) =>
+            {
+                self.shape.reverse();
+                (self.axis, self.name) = (1 - self.axis, output);
             }
             ("Reshape", "", &[_, dims]) if called(".flat") && self.axis == 0 && self.shape.len() == 2 => {
                 let Some(initializer) = own(dims).filter(|dims| dims.data_type == data_type::INT64) else { return };

@@ -265,10 +265,7 @@ impl Description {
         for (name, expected) in self.tensors() {
             let ternary = checkpoint.ternary_by_name(name);
             let problem = match checkpoint.by_name(name) {
-                Some(_) if ternary.is_some() => {
-                    let (dtype, shape) = ternary.unwrap_or((crate::Dtype::U8, &[]));
-                    NetworkProblem::Ternary { dtype, shape: shape.to_vec() }
-                }
+                _ if let Some((dtype, shape)) = ternary => NetworkProblem::Ternary { dtype, shape: shape.to_vec() },
                 Some(tensor) if tensor.shape == expected => continue,
                 Some(tensor) => NetworkProblem::Shape { expected, found: tensor.shape.to_vec() },
                 None => NetworkProblem::Missing { expected },

@@ -245,7 +245,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         let of_weights = |node: &&Node<'_>| self.names.initializer(node.inputs[0]).is_some();
         let turned = dims.len() == 2
             && planes == 1
-            && (dims[1] % 4 != 0 && !products.is_empty() || products.iter().any(of_weights));
+            && (!dims[1].is_multiple_of(4) && !products.is_empty() || products.iter().any(of_weights));
         let (dims, axis, layout) = if turned {
             let (dims, axis) = (vec![dims[1], dims[0]], 1 - target.axis);
             let layout = Layout::new(&[dims[0] as usize, dims[1] as usize], axis);
