@@ -228,6 +228,17 @@ pub enum NetworkProblem {
         /// Its shape.
         found: Vec<usize>,
     },
+    /// Codes and scales in another program's layout.
+    #[error(
+        "is ternary in the checkpoint already, {dtype} of shape {shape:?}, and not floats; pack it without loss with \
+         twn-pack MODEL -o OUT.twn --method auto, and give that file"
+    )]
+    Ternary {
+        /// The type that its weights stand for.
+        dtype: Dtype,
+        /// The shape of the weights.
+        shape: Vec<usize>,
+    },
     /// No floating-point type.
     #[error("dtype {found}, expected a floating-point type (F64, F32, F16, BF16, F8_E4M3, F8_E5M2)")]
     Dtype {

@@ -365,7 +365,7 @@ fn compare(container: &Container, entry: &TensorEntry, source: Input<'_>) -> Opt
 
 /// The same codes, and the same scales but for the rounding to their type, where there is a weight that is not zero.
 fn compare_moved(tensor: &TernaryTensor<'_>, source: TernaryView<'_>) -> Result<(), String> {
-    if (tensor.planes, tensor.axis) != (1, 0) {
+    if (tensor.planes, tensor.axis) != (1, source.axis()) {
         return Err("it has several planes or another filter axis than in the checkpoint".to_owned());
     }
     let n = tensor.filter_len;

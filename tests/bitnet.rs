@@ -203,7 +203,8 @@ fn what_cannot_be_exported_is_refused_or_goes_out_as_floats() {
     for (made, _, expected) in &cases {
         let line = export.tensors.iter().find(|line| line.tensor == made.name).unwrap();
         let reason = line.becomes.as_ref().unwrap_err();
-        assert!(reason.contains(expected) && (reason.contains("pack") || reason.contains("leave")), "{reason}");
+        assert!(reason.contains(expected), "{reason}");
+        assert!(reason.contains("--exclude") && reason.contains("--refused-as-dense"), "{reason}");
     }
     let output = directory.path().join("out.safetensors");
     let error = export::write(&container, &export, &output, &WriteOptions::default()).unwrap_err();
@@ -485,6 +486,49 @@ fn shards_with_an_index() {
     }
 }
 
+/// As Hugging Face splits large models: a weight and its scale in different files, half of the layers in each.
+#[test]
+fn a_split_export_is_read_like_a_whole_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = ["a.weight", "b.weight"];
+    let made = names.map(|name| (Made::gaussian(name, Dtype::BF16, &[8, 64], 1), "granularity=tensor"));
+    let container = pack(directory.path(), &made);
+    let config = directory.path().join("before.json");
+    std::fs::write(&config, r#"{"dtype": "bfloat16"}"#).unwrap();
+    let options = Options { into: Some(config), ..Options::default() };
+    let whole = std::fs::read(write(&container, &options, &directory.path().join("whole"))).unwrap();
+    let whole = SafeTensors::deserialize(&whole).unwrap();
+    let split = directory.path().join("split");
+    std::fs::create_dir(&split).unwrap();
+    std::fs::copy(directory.path().join("whole/config.json"), split.join("config.json")).unwrap();
+    let part = |name: &str| {
+        let view = whole.tensor(name).unwrap();
+        Made { name: name.to_owned(), dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data().to_vec() }
+    };
+    let files = [["a.weight", "b.weight_scale"], ["b.weight", "a.weight_scale"]];
+    let mut map = serde_json::Map::new();
+    for (i, tensors) in files.iter().enumerate() {
+        let file = format!("model-0000{}-of-00002.safetensors", i + 1);
+        common::checkpoint(&split, &file, &tensors.map(part));
+        map.extend(tensors.iter().map(|name| ((*name).to_owned(), json!(file))));
+    }
+    let index = json!({ "metadata": {}, "weight_map": map });
+    std::fs::write(split.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let checkpoint = import::open(&split).unwrap();
+    let back = pack_checkpoint(&checkpoint, &Rules::default(), &directory.path().join("back.twn"));
+    for name in names {
+        let (Some(Tensor::Ternary(a)), Some(Tensor::Ternary(b))) = (container.by_name(name), back.by_name(name)) else {
+            panic!("{name}")
+        };
+        assert_eq!((a.packed(), a.granularity), (b.packed(), b.granularity), "{name}");
+        assert!(a.scales().eq(b.scales()), "{name}");
+    }
+    // Without the file of a scale, it is said which one is missing.
+    std::fs::remove_file(split.join("model-00002-of-00002.safetensors")).unwrap();
+    let error = import::open(&split).unwrap_err().to_string();
+    assert!(error.contains("model-00002-of-00002.safetensors"), "{error}");
+}
+
 #[test]
 fn there_and_back_again() {
     let directory = tempfile::tempdir().unwrap();
@@ -534,6 +578,14 @@ fn the_command_does_both() {
         ["export", &at("in.twn"), "--to", "bitnet", "--into", &at("config.json"), "-o", &at("out/model.safetensors")];
     let (stdout, _) = common::expect(0, &arguments);
     assert!(stdout.contains("a.weight  weight U8 [2, 32], weight_scale F32 [1], 68 B"), "{stdout}");
+    // What lies beside it is listed, before it is written too.
+    let listing = [&arguments[..6], &["--dry-run"]].concat();
+    let (stdout, _) = common::expect(0, &listing);
+    assert!(stdout.contains("beside it: config.json, "), "{stdout}");
+    let (stdout, _) = common::expect(0, &[&listing[..], &["--json"]].concat());
+    let json: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(json["beside"][0]["name"], "config.json");
+    assert_eq!(json["beside"][0]["bytes"], std::fs::metadata(at("out/config.json")).unwrap().len());
     common::expect(0, &[at("out").as_str(), "-o", &at("back.twn")]);
     let (stdout, _) = common::expect(0, &["verify", &at("back.twn"), "--against", &at("out")]);
     assert!(stdout.contains("good"), "{stdout}");

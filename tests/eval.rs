@@ -193,6 +193,16 @@ fn requests_that_make_no_sense_and_files_that_are_wrong() {
         let (stdout, stderr) = world.eval(code, file, more);
         assert!(stdout.is_empty() && stderr.contains(says), "{more:?}: {stderr}");
     }
+    // Weights that are ternary in another format are packed first.
+    let gguf = world.path("lenet5.gguf");
+    expect(0, &["export", &world.twn, "--to", "tq2_0", "--refused-as-dense", "-o", &gguf, "-q"]);
+    let (_, stderr) = world.eval(3, &gguf, &[]);
+    assert!(stderr.contains("`fc1.weight` is ternary in the checkpoint already, F32 of shape [512, 1024]"), "{stderr}");
+    assert!(stderr.contains("--method auto"), "{stderr}");
+    let packed = world.path("packed.twn");
+    expect(0, &[&gguf, "-o", &packed, "--method", "auto", "-q"]);
+    assert_eq!(world.json(&packed, &[])["accuracy"], world.json(&world.twn, &[])["accuracy"]);
+    [gguf, packed].iter().for_each(|path| std::fs::remove_file(path).unwrap());
     // Outputs are there whole, or not at all, and nothing is replaced unasked.
     let path = world.path("kept.txt");
     std::fs::write(&path, "kept").unwrap();

@@ -393,8 +393,11 @@ fn what_a_type_cannot_hold_is_refused() {
         assert!(file.unwrap_err().to_string().contains(expected));
         // As floats, it goes; to the values that unpacking gives.
         let options = Options { refused_as_dense: true, ..Options::default() };
-        let (_, file) = export(&container, format, &options);
+        let (lines, file) = export(&container, format, &options);
         let (_, tensors) = read(&file.unwrap());
+        // And why is still said.
+        let line = lines[0].becomes.as_ref().unwrap();
+        assert!(line.contains(&format!(", as floats: {}", reason.split("; ").next().unwrap())), "{line}");
         let unpacked = match container.by_name("w").unwrap() {
             Tensor::Ternary(ternary) => ternary.to_array().unwrap(),
             Tensor::Int8(int8) => int8.to_array().unwrap(),
@@ -680,6 +683,53 @@ fn files_in_parts_are_one_checkpoint() {
     std::fs::remove_file(directory.path().join("m-x-00002-of-00002.gguf")).unwrap();
     let error = import::open(directory.path().join("m-x-00001-of-00002.gguf")).unwrap_err().to_string();
     assert!(error.contains("m-x-00002-of-00002.gguf"), "{error}");
+}
+
+/// Version 2 has the same bytes but for its number; of version 1 and others it is said what to do.
+#[test]
+fn version_2_is_read_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let (trits, blocks) = golden();
+    let mut file = assemble(32, &[key("k", 8, &text("v"))], &[raw("w", &[256, 1], 35, blocks[&35].clone())]);
+    file[4] = 2;
+    let checkpoint = open(directory.path(), &file).unwrap();
+    let codes: Vec<u8> = trits.iter().map(|trit| (1.0 + trit) as u8).collect();
+    assert_eq!(moved(&checkpoint, "w").unwrap(), (codes, vec![0.5]));
+    assert_eq!(checkpoint.metadata()["k"], "v");
+    // Into such a file the tensors go as into any other, and it stays of its version.
+    let container = pack(directory.path(), &[("w", Dtype::F32, &[1, 256], random(3, 256), "")], &[]);
+    let into = write(directory.path(), "v2.gguf", &file);
+    let (_, after) = export(&container, "tq2_0", &Options { into: Some(into), ..Options::default() });
+    assert_eq!(after.unwrap()[4..8], [2, 0, 0, 0]);
+    for version in [1, 4] {
+        file[4] = version;
+        let error = open(directory.path(), &file).unwrap_err().to_string();
+        assert!(error.contains(&format!("version {version}")), "{error}");
+    }
+}
+
+/// A file that is alone in its directory needs no name.
+#[test]
+fn a_directory_with_one_file_is_that_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, blocks) = golden();
+    let file = assemble(32, &[], &[raw("w", &[256, 1], 35, blocks[&35].clone())]);
+    write(directory.path(), "m.gguf", &file);
+    write(directory.path(), "README.md", b"words");
+    assert_eq!(import::open(directory.path()).unwrap().len(), 1);
+    write(directory.path(), "other.onnx", b"");
+    let error = import::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("holds several checkpoints (`m.gguf`, `other.onnx`); give the file"), "{error}");
+    // All parts of one file are one.
+    let split = tempfile::tempdir().unwrap();
+    for (number, name) in [(1u16, "a"), (2, "b")] {
+        let keys = [key("split.no", 2, &(number - 1).to_le_bytes()), key("split.count", 2, &2u16.to_le_bytes())];
+        let file = assemble(32, &keys, &[raw(name, &[256, 1], 35, blocks[&35].clone())]);
+        write(split.path(), &format!("m-{number:05}-of-00002.gguf"), &file);
+    }
+    assert_eq!(import::open(split.path()).unwrap().len(), 2);
+    let none = import::open(tempfile::tempdir().unwrap().path()).unwrap_err().to_string();
+    assert!(none.contains("holds no .safetensors file, nor one .gguf"), "{none}");
 }
 
 /// −d with codes t is d with codes −t.

@@ -181,6 +181,9 @@ fn what_does_not_fit_is_refused_or_goes_out_as_floats() {
         let reason = line.becomes.as_ref().unwrap_err();
         assert!(reason.contains(expected) && (reason.contains("pack") || reason.contains("leave")), "{reason}");
     }
+    for reason in export.tensors.iter().filter_map(|line| line.becomes.as_ref().err()) {
+        assert!(reason.contains("--exclude") && reason.contains("--refused-as-dense"), "{reason}");
+    }
     assert_eq!(export.tensors.iter().filter(|line| line.becomes.is_ok()).count(), 1);
     let output = directory.path().join("refused.safetensors");
     let error = export::write(&container, &export, &output, &WriteOptions::default()).unwrap_err();
@@ -188,6 +191,9 @@ fn what_does_not_fit_is_refused_or_goes_out_as_floats() {
     assert!(!output.exists());
 
     let options = Options { refused_as_dense: true, ..Options::default() };
+    let lines = export::format("gptq").unwrap().export(&container, &options).unwrap().tensors;
+    let line = lines.iter().find(|line| line.tensor == "odd.weight").unwrap().becomes.as_ref().unwrap();
+    assert!(line.ends_with("F32 [16, 96], as floats: readers of the format know no groups of 48"), "{line}");
     let (bytes, config) = write(&container, &options, directory.path());
     let file = SafeTensors::deserialize(&bytes).unwrap();
     for (made, _, _) in &cases {
@@ -204,6 +210,26 @@ fn what_does_not_fit_is_refused_or_goes_out_as_floats() {
     let options = Options { planes_as_tensors: true, ..Options::default() };
     let error = export::format("gptq").unwrap().export(&container, &options).unwrap_err();
     assert!(error.to_string().contains("--planes-as-tensors"), "{error}");
+}
+
+/// The size for the whole file is that of the layers that are in it.
+#[test]
+fn what_is_refused_has_no_say_in_the_group_size() {
+    let directory = tempfile::tempdir().unwrap();
+    let gaussian = |name: &str, shape: &[usize]| Made::gaussian(name, Dtype::F32, shape, 1);
+    let container = pack(
+        directory.path(),
+        &[
+            (gaussian("refused.weight", &[8, 64]), "granularity=group:16"),
+            (gaussian("good.weight", &[16, 64]), "granularity=group:64"),
+            (gaussian("better.weight", &[16, 128]), "granularity=group:64"),
+        ],
+    );
+    let options = Options { refused_as_dense: true, ..Options::default() };
+    let (bytes, config) = write(&container, &options, directory.path());
+    assert_eq!(config["group_size"], 64);
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.tensor("better.scales").unwrap().shape(), [2, 16]);
 }
 
 #[test]

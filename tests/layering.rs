@@ -135,6 +135,59 @@ fn select_only_names() {
     }
 }
 
+/// Exporters and importers are the proof of the public interface: besides the modules of the two formats that both
+/// read and write, they name nothing that users of the library cannot.
+#[test]
+fn other_formats_use_what_is_public() {
+    const FORMATS: [&str; 4] = ["gguf", "onnx", "export", "import"];
+    let library = std::fs::read_to_string(root().join("lib.rs")).unwrap();
+    let public = |text: &str, name: &str| {
+        let words = |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+        text.split_inclusive([';', '{', '}']).any(|item| {
+            let item = item.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join(" ");
+            item.contains("pub ") && words(&item)
+        }) || text.split(';').any(|item| item.contains("pub use ") && words(item))
+    };
+    let texts: Vec<(String, String)> =
+        files().into_iter().map(|(file, module)| (module, std::fs::read_to_string(file).unwrap())).collect();
+    let (mut checked, mut wrong) = (0, Vec::new());
+    for (file, _) in files().iter().filter(|(_, module)| module == "export" || module == "import") {
+        for path in paths(file).iter().filter(|path| !FORMATS.contains(&target(path))) {
+            let (first, rest) = path.split_once("::").unwrap_or((path, ""));
+            let name = rest.split("::").next().unwrap_or_default();
+            let seen = public(&library, first)
+                && (name.is_empty() || texts.iter().any(|(module, text)| module == first && public(text, name)));
+            checked += 1;
+            if !seen {
+                wrong.push(format!("{}: crate::{path} is not public", file.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty() && checked > 50, "{checked} looked at\n{}", wrong.join("\n"));
+    // Nor any function of the crate's own on what is public; names that others have as well say nothing.
+    let own = |module: &str| FORMATS.contains(&module);
+    let hidden: BTreeSet<&str> = texts
+        .iter()
+        .filter(|(module, _)| !own(module))
+        .flat_map(|(_, text)| text.split("pub(crate) fn ").skip(1))
+        .map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap())
+        .collect();
+    let elsewhere = |name: &str| {
+        let common = ["and", "file_name", "find", "io", "map", "read", "run", "write"].contains(&name);
+        common
+            || texts.iter().any(|(_, text)| {
+                [format!("pub fn {name}("), format!(" fn {name}(&self")].iter().any(|f| text.contains(f))
+            })
+    };
+    for (module, text) in texts.iter().filter(|(module, _)| module == "export" || module == "import") {
+        for name in hidden.iter().filter(|name| !elsewhere(name)) {
+            let called = [format!(".{name}("), format!("::{name}(")].iter().any(|call| text.contains(call));
+            assert!(!called, "`{module}` calls {name}, which is not public");
+        }
+    }
+    assert!(hidden.len() > 20, "{hidden:?}");
+}
+
 #[test]
 fn unsafe_is_only_where_it_may_be() {
     let root = root();

@@ -139,6 +139,22 @@ fn shards_are_joined_by_an_index_or_a_directory() {
 }
 
 #[test]
+fn a_directory_with_one_file_is_that_file() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["model.pt", "weights.pth", "state.bin"] {
+        let path = directory.path().join(name);
+        std::fs::copy(fixture("state.pt"), &path).unwrap();
+        assert_eq!(tensors(&import::open(directory.path()).unwrap()), golden("state.safetensors"), "{name}");
+        std::fs::remove_file(path).unwrap();
+    }
+    for name in ["model.pt", "optimizer.pt"] {
+        std::fs::copy(fixture("state.pt"), directory.path().join(name)).unwrap();
+    }
+    let error = import::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("holds several checkpoints (`model.pt`, `optimizer.pt`); give the file"), "{error}");
+}
+
+#[test]
 fn what_is_not_read_is_refused_by_name_with_a_way_out() {
     for (name, says, way_out) in [
         ("module.pt", "the class `__main__.Net`, a whole model, expected a state dict", "state_dict()"),

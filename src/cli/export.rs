@@ -65,7 +65,10 @@ pub(super) fn run(args: ExportArgs, session: &Session) -> anyhow::Result<Exit> {
     }
     let exit = if export.check().is_ok() { Exit::Success } else { Exit::Usage };
     if args.json {
-        let report = json!({ "format": format.name(), "bytes": export.len(), "tensors": export.tensors });
+        let beside: Vec<_> =
+            export.beside.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes.len() })).collect();
+        let report =
+            json!({ "format": format.name(), "bytes": export.len(), "beside": beside, "tensors": export.tensors });
         print(serde_json::to_string_pretty(&report)? + "\n")?;
     } else if !session.global.quiet {
         print(printable(&table(&export)))?;
@@ -91,5 +94,7 @@ fn table(export: &export::Export<'_>) -> String {
         0 => format!("{} tensors, {}\n", export.tensors.len(), report::bytes(export.len())),
         refused => format!("{refused} of {} tensors refused\n", export.tensors.len()),
     };
-    lines.chain([whole]).collect()
+    let beside =
+        export.beside.iter().map(|(name, bytes)| format!("beside it: {name}, {}\n", report::bytes(bytes.len() as u64)));
+    lines.chain([whole]).chain(beside).collect()
 }

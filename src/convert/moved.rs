@@ -7,12 +7,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::job::{Done, Places, Run};
-use super::tally::{Tally, count_of};
+use super::tally::{Tally, counts_of};
 use super::tensor::{Output, PlaneBytes, misfit, push_scale};
 use super::{PIECE, steps, weights_error};
 use crate::Result;
 use crate::container::{Granularity, MethodEntry, Section, TensorEntry, TernaryEntry};
 use crate::error::WeightsProblem;
+use crate::pack::{Counts, Encoding};
 use crate::select::{MOVED, Moved};
 use crate::source::{TensorView, TernaryView};
 use crate::vector::Isa;
@@ -41,7 +42,8 @@ impl<'a> MovedWork<'a> {
 
     /// Where the work may be cut, in order: whole filters, by their numbers.
     pub fn pieces(&self) -> Vec<Range<usize>> {
-        steps(0..self.view.filters(), (PIECE / self.view.filter_len()).max(1)).collect()
+        // Codes are a sixteenth of floats: more of them, for writing small pieces costs more than making them.
+        steps(0..self.view.filters(), (4 * PIECE / self.view.filter_len()).max(1)).collect()
     }
 
     pub fn piece(&self, tensor: TensorView<'_>, filters: Range<usize>, places: Places, run: Run<'_>) -> Result<Done> {
@@ -69,20 +71,15 @@ impl<'a> MovedWork<'a> {
             scales_at: (first * scale_dtype.size()) as u64,
             ..Output::default()
         };
-        let (mut plane, mut codes) = (PlaneBytes::default(), vec![0; n]);
+        let (mut plane, mut codes) = (PlaneBytes::default(), Vec::new());
+        plane.codes.reserve(filters.len() * row);
+        let unit_len = if units == 1 { n } else { self.view.unit_len() };
         for filter in filters {
-            self.view.codes(filter, &mut codes).map_err(packed)?;
-            let code = codes.iter().fold(0, |most, &code| code.max(most));
-            if code > 2 {
-                return Err(packed(format!("filter {filter}: code {code}, should be 0, 1 or 2")));
-            }
             let from = plane.codes.len();
             plane.codes.resize(from + row, 0);
-            encoding.pack(isa, &codes, &mut plane.codes[from..]);
-            output.tally.count_codes(&codes);
-            for unit in 0..units {
-                let unit_len = if units == 1 { n } else { self.view.unit_len() };
-                let codes = &codes[unit * unit_len..((unit + 1) * unit_len).min(n)];
+            let counts = self.codes(filter, isa, unit_len, &mut plane.codes[from..], &mut codes).map_err(packed)?;
+            for (unit, counts) in counts.into_iter().enumerate() {
+                output.tally.add_counts(counts);
                 let scale = match units {
                     1 => common_scale(self.view, filter).map_err(packed)?.unwrap_or(0.0),
                     _ => self.view.scale(filter, unit).map_err(packed)?,
@@ -91,7 +88,7 @@ impl<'a> MovedWork<'a> {
                 if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
                     return Err(misfit(filter, f64::from(scale), scale_dtype));
                 }
-                let count = (codes.len() as u64 - count_of(codes, 1)) as f64;
+                let count = (counts.negative + counts.positive) as f64;
                 let (scale, rest) = (f64::from(scale), f64::from(scale) - f64::from(stored));
                 let (error, norm) = (count * rest * rest, count * scale * scale);
                 if self.granularity == Granularity::Tensor && filter > 0 {
@@ -106,11 +103,39 @@ impl<'a> MovedWork<'a> {
         Ok(output)
     }
 
+    /// Packs the codes of one filter; what they are in each run of `unit_len`. `codes` is for what has to be widened.
+    fn codes(
+        &self,
+        filter: usize,
+        isa: Isa,
+        unit_len: usize,
+        packed: &mut [u8],
+        codes: &mut Vec<u8>,
+    ) -> Result<Vec<Counts>, String> {
+        let n = self.view.filter_len();
+        let whole_bytes = unit_len == n || unit_len.is_multiple_of(4);
+        if self.moved.encoding == Encoding::T2 && whole_bytes && self.view.t2(filter, packed) {
+            let units = (0..n).step_by(unit_len).zip(packed.chunks(unit_len.div_ceil(4)));
+            let counts = units.map(|(at, packed)| Encoding::T2.check(isa, packed, unit_len.min(n - at)));
+            if let Ok(counts) = counts.collect() {
+                return Ok(counts);
+            }
+        }
+        codes.resize(n, 0);
+        self.view.codes(filter, codes)?;
+        let code = codes.iter().fold(0, |most, &code| code.max(most));
+        if code > 2 {
+            return Err(format!("filter {filter}: code {code}, should be 0, 1 or 2"));
+        }
+        self.moved.encoding.pack(isa, codes, packed);
+        Ok(codes.chunks(unit_len).map(counts_of).collect())
+    }
+
     /// `source_bytes`: those of the tensor in the checkpoint.
     pub fn entry(&self, source_bytes: u64, codes: Section, scales: Section, tally: &Tally) -> Result<TensorEntry> {
         let elements = (self.view.filters() * self.view.filter_len()) as u64;
         let entry = TernaryEntry {
-            axis: 0,
+            axis: self.view.axis() as u64,
             calibration: None,
             codes,
             encoding: self.moved.encoding,

@@ -3,6 +3,7 @@
 
 use crate::container::{Int8Stats, Spread, Stats};
 use crate::error::WeightsProblem;
+use crate::pack::Counts;
 use crate::ternarize::{Above, Fitted, Threshold};
 
 /// Counts and sums so far.
@@ -20,8 +21,14 @@ pub(super) struct Tally {
     output: [f64; 2],
 }
 
+/// How many of the codes t+1 are which.
+pub(super) fn counts_of(codes: &[u8]) -> Counts {
+    let (zeros, positive) = (count_of(codes, 1), count_of(codes, 2));
+    Counts { negative: codes.len() as u64 - zeros - positive, zeros, positive }
+}
+
 /// How many of the codes are that one.
-pub(super) fn count_of(codes: &[u8], code: u8) -> u64 {
+fn count_of(codes: &[u8], code: u8) -> u64 {
     // As many as a byte counts, so that a vector holds many sums.
     let part = |codes: &[u8]| codes.iter().fold(0u8, |n, &c| n + u8::from(c == code));
     codes.chunks(255).map(|codes| u64::from(part(codes))).sum()
@@ -36,10 +43,14 @@ impl Tally {
 
     /// The codes t+1 of one plane.
     pub fn count_codes(&mut self, codes: &[u8]) {
-        let (zeros, positive) = (count_of(codes, 1), count_of(codes, 2));
-        self.zeros += zeros;
-        self.positive += positive;
-        self.negative += codes.len() as u64 - zeros - positive;
+        self.add_counts(counts_of(codes));
+    }
+
+    /// What the codes of one plane are.
+    pub fn add_counts(&mut self, codes: Counts) {
+        self.negative += codes.negative;
+        self.zeros += codes.zeros;
+        self.positive += codes.positive;
     }
 
     pub fn add_fit(&mut self, fit: &Fitted) {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::hugging_face::{Checkpoint, INT8, config, file, layer, linear, read_config, shadowed};
 use super::{Export, Exporter, Options, Part};
 use crate::container::TernaryTensor;
-use crate::{Container, Dtype, Error, Result, Tensor};
+use crate::{Container, Dtype, Encoding, Error, Result, Tensor};
 
 /// The format.
 pub(super) struct BitNet;
@@ -60,7 +60,7 @@ impl Exporter for BitNet {
             let other = shadowed(layer(tensor).filter(|layer| packed.contains(layer))?, &dense)?;
             Some(format!(
                 "transformers would take it for dense, because `{other}` is and begins or ends its name; make both dense \
-                 or both ternary"
+                 (--exclude when packing) or both ternary"
             ))
         });
         let mut quantization = json!({
@@ -100,7 +100,7 @@ fn keep_norm(before: &Map<String, Value>, quantization: &mut Value) {
 fn alpha<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<(&'n str, f32), String> {
     let layer = linear(name, ternary)?;
     if !ternary.filters.is_multiple_of(4) {
-        return Err(format!("its {} rows are no multiple of 4; leave it dense", ternary.filters));
+        return Err(format!("its {} rows are no multiple of 4", ternary.filters));
     }
     let mut scales = ternary.scales();
     match scales.next() {
@@ -117,6 +117,10 @@ fn alpha<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<(&'n str, f32
 fn quarters<'a>(name: &str, ternary: TernaryTensor<'a>) -> Part<'a> {
     let (rows, columns) = (ternary.filters / 4, ternary.filter_len);
     Part::rows(name, rows, columns, move |range, bytes| {
+        if ternary.encoding == Encoding::T2 && columns.is_multiple_of(4) {
+            let rows = |row: usize| [0, 1, 2, 3].map(|quarter| ternary.packed_filter(0, quarter * rows + row));
+            return range.zip(bytes.chunks_exact_mut(columns.max(1))).try_for_each(|(row, out)| turn(rows(row), out));
+        }
         let mut codes = vec![0; columns];
         for (row, bytes) in range.zip(bytes.chunks_exact_mut(columns.max(1))) {
             for quarter in 0..4 {
@@ -126,4 +130,19 @@ fn quarters<'a>(name: &str, ternary: TernaryTensor<'a>) -> Part<'a> {
         }
         Ok(())
     })
+}
+
+/// Four columns at a time: what four rows have in a byte each are four bytes of a code of each, a 4 × 4 transposition
+/// of pairs of bits.
+fn turn([a, b, c, d]: [&[u8]; 4], out: &mut [u8]) -> Result<(), String> {
+    let mut threes = 0;
+    for ((((out, a), b), c), d) in out.as_chunks_mut::<4>().0.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        let mut x = u32::from_le_bytes([*a, *b, *c, *d]);
+        threes |= x & x >> 1 & 0x5555_5555;
+        let swap = (x ^ x >> 6) & 0x00cc_00cc;
+        x ^= swap ^ swap << 6;
+        let swap = (x ^ x >> 12) & 0x0000_f0f0;
+        *out = (x ^ swap ^ swap << 12).to_le_bytes();
+    }
+    if threes == 0 { Ok(()) } else { Err("a code is 3, should be 0, 1 or 2; run twn-pack verify".to_owned()) }
 }

@@ -10,13 +10,15 @@
 //!
 //! Not here: GPTQ itself (`--calibration`).
 
+use std::ops::Range;
+
 use half::f16;
 use serde_json::{Map, Value, json};
 
 use super::hugging_face::{Checkpoint, INT8, config, f16_rounding, file, linear, read_config};
 use super::{Export, Exporter, Options, Part};
 use crate::container::TernaryTensor;
-use crate::{Container, Dtype, Error, Result, Tensor};
+use crate::{Container, Dtype, Encoding, Error, Result, Tensor};
 
 /// The format.
 pub(super) struct Gptq;
@@ -88,10 +90,11 @@ fn run(ternary: &TernaryTensor<'_>) -> Option<usize> {
 /// One size for all layers: the smallest, which divides the others; none where every filter has one scale.
 fn group_size(container: &Container) -> Option<usize> {
     let ternary = container.tensors().filter_map(|(name, tensor)| match tensor {
-        Tensor::Ternary(ternary) if linear(name, &ternary).is_ok() => Some(ternary),
+        // What is refused has no say.
+        Tensor::Ternary(ternary) if run(&ternary).is_some() && fits(name, &ternary, None).is_ok() => run(&ternary),
         _ => None,
     });
-    ternary.filter_map(|ternary| run(&ternary)).filter(|run| GROUPS.contains(run)).min()
+    ternary.min()
 }
 
 /// The layer and the largest relative error of its scales.
@@ -100,7 +103,7 @@ fn fits<'n>(name: &'n str, ternary: &TernaryTensor<'_>, group: Option<usize>) ->
     let (inputs, outputs) = (ternary.filter_len, ternary.filters);
     for (what, count) in [("inputs", inputs), ("outputs", outputs)] {
         if !count.is_multiple_of(WORD) {
-            return Err(format!("its {count} {what} are no multiple of {WORD}; leave it dense"));
+            return Err(format!("its {count} {what} are no multiple of {WORD}"));
         }
     }
     if let Some(run) = run(ternary).filter(|run| !GROUPS.contains(run)) {
@@ -111,8 +114,8 @@ fn fits<'n>(name: &'n str, ternary: &TernaryTensor<'_>, group: Option<usize>) ->
     }
     if let Some(group) = group.filter(|group| !inputs.is_multiple_of(*group)) {
         return Err(format!(
-            "its {inputs} inputs are no multiple of {group}, the group size of the whole file; pack with another \
-             granularity, or leave it dense"
+            "its {inputs} inputs are no multiple of {group}, the group size of the whole file; pack it again with \
+             another granularity"
         ));
     }
     Ok((layer, f16_rounding(ternary.scales())?))
@@ -126,6 +129,9 @@ fn add<'a>(checkpoint: &mut Checkpoint<'a>, layer: &str, ternary: &TernaryTensor
     let qweight = Part::rows(&name("weight"), inputs / WORD, outputs * 4, move |rows, bytes| {
         // A block of outputs at a time, as codes [BLOCK][inputs of these rows].
         let (from, inputs) = (rows.start * WORD, rows.len() * WORD);
+        if tensor.encoding == Encoding::T2 {
+            return turn(&tensor, rows, bytes);
+        }
         let mut codes = vec![0; BLOCK * inputs];
         for first in (0..outputs).step_by(BLOCK) {
             for (output, codes) in (first..outputs).zip(codes.chunks_exact_mut(inputs)) {
@@ -165,6 +171,32 @@ fn add<'a>(checkpoint: &mut Checkpoint<'a>, layer: &str, ternary: &TernaryTensor
     checkpoint.add(name("scales"), Dtype::F16, &[groups, outputs], scales);
     checkpoint.add(name("qzeros"), Dtype::I32, &[groups, outputs / WORD], qzeros);
     checkpoint.add(name("g_idx"), Dtype::I32, &[inputs], g_idx);
+}
+
+/// The words of codes t+2 from those of `t2`, [outputs][words] to [words][outputs].
+fn turn(tensor: &TernaryTensor<'_>, rows: Range<usize>, bytes: &mut [u8]) -> Result<(), String> {
+    let (outputs, mut threes) = (tensor.filters, 0);
+    // Blocks of lines of the cache, through a place where they do not push each other out of it.
+    for first in (0..outputs).step_by(BLOCK) {
+        for from in rows.clone().step_by(BLOCK) {
+            let count = BLOCK.min(rows.end - from);
+            let mut block = [[0_u32; BLOCK]; BLOCK];
+            for output in 0..BLOCK {
+                let words = &tensor.packed_filter(0, first + output)[from * 4..][..count * 4];
+                for (row, word) in block.iter_mut().zip(words.as_chunks::<4>().0) {
+                    row[output] = u32::from_le_bytes(*word);
+                }
+            }
+            for (row, words) in block[..count].iter().enumerate() {
+                let at = ((from - rows.start + row) * outputs + first) * 4;
+                for (out, word) in bytes[at..at + BLOCK * 4].as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                    threes |= word & word >> 1 & 0x5555_5555;
+                    *out = word.wrapping_add(0x5555_5555).to_le_bytes();
+                }
+            }
+        }
+    }
+    if threes == 0 { Ok(()) } else { Err("a code is 3, should be 0, 1 or 2; run twn-pack verify".to_owned()) }
 }
 
 /// What readers are to be told: `modules_in_block_to_quantize` is for transformers with optimum, `dynamic` (what to

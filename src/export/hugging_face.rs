@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value};
 
 use super::safetensors_file::{self, Written};
-use super::{Export, Line, Part};
+use super::{Export, Line, Part, as_floats};
 use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
 use crate::{Container, Dtype, Error, MappedFile, Result, Tensor};
 
@@ -32,9 +32,9 @@ pub(super) fn layer(tensor: &str) -> Option<&str> {
 
 /// The layer that a ternary tensor is the weight of, if it can be that of an `nn.Linear`.
 pub(super) fn linear<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<&'n str, String> {
-    let layer = layer(name).ok_or("is not called `….weight`, as weights of linear layers are; leave it dense")?;
+    let layer = layer(name).ok_or("is not called `….weight`, as weights of linear layers are")?;
     if ternary.shape.len() != 2 {
-        return Err(format!("has rank {}, weights of linear layers have 2; leave it dense", ternary.shape.len()));
+        return Err(format!("has rank {}, weights of linear layers have 2", ternary.shape.len()));
     }
     if ternary.axis != 0 {
         return Err(format!("its filters go along axis {}, not 0; pack it again with axis=0", ternary.axis));
@@ -46,7 +46,7 @@ pub(super) fn linear<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<&
 }
 
 /// What is said of tensors of 8 bits.
-pub(super) const INT8: &str = "has 8 bits a weight, the format 2; pack it again as ternary or dense";
+pub(super) const INT8: &str = "has 8 bits a weight, the format 2; pack it again as ternary";
 
 /// The largest relative error of scales that are rounded to `f16`.
 pub(super) fn f16_rounding(scales: impl Iterator<Item = f32>) -> Result<f64, String> {
@@ -55,10 +55,7 @@ pub(super) fn f16_rounding(scales: impl Iterator<Item = f32>) -> Result<f64, Str
         let off = if scale == 0.0 { rounded } else { (rounded / f64::from(scale) - 1.0).abs() };
         // Below the smallest numbers of F16 a scale changes by up to all of it.
         if !rounded.is_finite() || rounded < 0.0 || off > 0.25 {
-            return Err(format!(
-                "scale {index} is {scale:e}, which F16 cannot hold; leave it dense when packing (--exclude), or give \
-                 --refused-as-dense"
-            ));
+            return Err(format!("scale {index} is {scale:e}, which F16 cannot hold"));
         }
         Ok(largest.max(off))
     })
@@ -96,7 +93,8 @@ impl<'a> Checkpoint<'a> {
         self.is_dense(name, dense.shape.len());
     }
 
-    /// A tensor that cannot be exported as codes, or goes out as floats for that.
+    /// A tensor that cannot be exported as codes, or goes out as floats for that. What holds for all of them is added
+    /// to the reason.
     pub fn refuse(&mut self, entry: &TensorEntry, tensor: Tensor<'a>, reason: String, as_dense: bool) {
         let floats = as_dense.then(|| Floats::new(entry, tensor)).transpose();
         let last = self.lines.last_mut().filter(|line| line.tensor == entry.name);
@@ -106,8 +104,15 @@ impl<'a> Checkpoint<'a> {
                 self.is_dense(&entry.name, shape.len());
                 self.add(entry.name.clone(), dtype, &shape, floats.part(&entry.name));
                 self.rounding(rounding);
+                if let Some(Line { becomes: Ok(becomes), .. }) = self.lines.last_mut() {
+                    *becomes += &as_floats(&reason);
+                }
             }
-            (Ok(None), Some(line)) => line.becomes = Err(reason),
+            (Ok(None), Some(line)) => {
+                let or = if reason.contains("; ") { "," } else { ";" };
+                line.becomes =
+                    Err(format!("{reason}{or} keep it dense when packing (--exclude), or give --refused-as-dense"));
+            }
             (Err(problem), Some(line)) => line.becomes = Err(format!("{reason}; and as floats: {problem}")),
             (_, None) => {}
         }

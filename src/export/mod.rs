@@ -171,6 +171,11 @@ impl<'a> Part<'a> {
     }
 }
 
+/// What is said of a tensor that becomes floats because it cannot be codes: the reason without its ways out.
+fn as_floats(refusal: &str) -> String {
+    format!(", as floats: {}", refusal.split("; ").next().unwrap_or(refusal))
+}
+
 impl Export<'_> {
     /// Bytes of the whole file.
     pub fn len(&self) -> u64 {

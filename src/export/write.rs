@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use super::{Export, Part, Source};
 use crate::{AtomicFile, Container, Error, Result, write_atomically};
 
-/// Bytes that each thread makes at once, about; one row where that is more.
-const TILE: usize = 1 << 20;
+/// Bytes that each thread makes at once, about; one row where that is more. They go from the cache into the file.
+const TILE: usize = 1 << 18;
 
 /// How to write.
 #[derive(Clone, Copy, Default)]
@@ -54,9 +54,9 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         tiles.extend(part.tiles().map(|rows| (part, offset + (rows.start * part.row_bytes) as u64, rows)));
         offset += part.len();
     }
-    tiles.into_par_iter().try_for_each(|(part, offset, rows)| {
+    tiles.into_par_iter().try_for_each_init(Vec::new, |buffer, (part, offset, rows)| {
         check_cancelled(options)?;
-        let length = part.write(rows, |bytes| file.write_at(bytes, offset), container.path())?;
+        let length = part.write(rows, buffer, |bytes| file.write_at(bytes, offset), container.path())?;
         let done = done.fetch_add(length, Ordering::Relaxed) + length;
         if let Some(progress) = options.progress {
             progress(done, total);
@@ -101,18 +101,25 @@ impl Part<'_> {
         (0..rows).step_by(step).map(move |row| row..(row + step).min(rows))
     }
 
-    /// Hands the bytes of these rows to `write`; returns how many there were.
-    fn write(&self, rows: Range<usize>, write: impl FnOnce(&[u8]) -> Result<()>, container: &Path) -> Result<u64> {
+    /// Hands the bytes of these rows, made in `buffer`, to `write`; returns how many there were.
+    fn write(
+        &self,
+        rows: Range<usize>,
+        buffer: &mut Vec<u8>,
+        write: impl FnOnce(&[u8]) -> Result<()>,
+        container: &Path,
+    ) -> Result<u64> {
         let length = rows.len() * self.row_bytes;
         match &self.source {
             Source::Bytes(bytes) => write(&bytes[rows])?,
             Source::File(file, range) => write(&file[range.start + rows.start..range.start + rows.end])?,
             Source::Rows { tensor, fill } => {
-                let mut bytes = vec![0; length];
-                fill(rows, &mut bytes).map_err(|message| {
+                buffer.clear();
+                buffer.resize(length, 0);
+                fill(rows, buffer).map_err(|message| {
                     Error::Request(format!("{}: tensor `{tensor}`: {message}", container.display()))
                 })?;
-                write(&bytes)?;
+                write(buffer)?;
             }
         }
         Ok(length as u64)

@@ -19,6 +19,8 @@ use std::array;
 
 use half::f16;
 
+use crate::vector::{Isa, Task};
+
 /// A kind of ternary block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Block {
@@ -68,35 +70,13 @@ impl Block {
 
     /// Writes the blocks of `t2` codes, whole blocks of them; false where a code is 3, which none of the three is to
     /// hold. Block i gets the scale `scale(i)`.
-    pub(crate) fn write_t2(self, packed: &[u8], scale: impl Fn(usize) -> f16, blocks: &mut [u8]) -> bool {
-        let mut bad = 0;
-        match self {
-            Self::Q2_0 => {
-                let (packed, _) = packed.as_chunks::<16>();
-                for (i, (block, packed)) in blocks.as_chunks_mut::<18>().0.iter_mut().zip(packed).enumerate() {
-                    bad |= threes(packed);
-                    block[..2].copy_from_slice(&scale(i).to_le_bytes());
-                    block[2..].copy_from_slice(packed);
-                }
-            }
-            Self::Tq2_0 => {
-                let (packed, _) = packed.as_chunks::<64>();
-                for (i, (block, packed)) in blocks.as_chunks_mut::<66>().0.iter_mut().zip(packed).enumerate() {
-                    bad |= threes(packed);
-                    block[..64].copy_from_slice(&strided_of_t2(packed));
-                    block[64..].copy_from_slice(&scale(i).to_le_bytes());
-                }
-            }
-            Self::Tq1_0 => {
-                let (packed, _) = packed.as_chunks::<64>();
-                for (i, (block, packed)) in blocks.as_chunks_mut::<54>().0.iter_mut().zip(packed).enumerate() {
-                    bad |= threes(packed);
-                    block[..52].copy_from_slice(&tq1_of_strided(&strided_of_t2(packed)));
-                    block[52..].copy_from_slice(&scale(i).to_le_bytes());
-                }
-            }
-        }
-        bad == 0
+    pub(crate) fn write_t2(self, isa: Isa, packed: &[u8], scale: impl Fn(usize) -> f16, blocks: &mut [u8]) -> bool {
+        isa.run(Write { block: self, packed, scale, blocks })
+    }
+
+    /// Writes the codes of whole blocks as `t2` has them; those of the two-bit types may be 3.
+    pub(crate) fn read_t2(self, isa: Isa, blocks: &[u8], packed: &mut [u8]) {
+        isa.run(Read { block: self, blocks, packed });
     }
 
     /// Writes the blocks of codes, whole blocks of them. Block i gets the scale `scale(i)`.
@@ -140,20 +120,7 @@ impl Block {
                     }
                 }
             }
-            Self::Tq1_0 => {
-                let trits = |bytes: &[u8], codes: &mut [u8]| {
-                    let mut power = 1u8;
-                    for codes in codes.chunks_exact_mut(bytes.len()) {
-                        for (code, byte) in codes.iter_mut().zip(bytes) {
-                            *code = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
-                        }
-                        power = power.wrapping_mul(3);
-                    }
-                };
-                trits(&block[..32], &mut codes[..160]);
-                trits(&block[32..48], &mut codes[160..240]);
-                trits(&block[48..52], &mut codes[240..]);
-            }
+            Self::Tq1_0 => codes_of_tq1(block, codes),
         }
         if self != Self::Tq1_0 && codes.iter().fold(0, |bits, code| bits | (code & code >> 1)) != 0 {
             return Err(codes.iter().position(|&code| code == 3).unwrap_or_default());
@@ -165,29 +132,141 @@ impl Block {
     }
 }
 
+/// Blocks from `t2`.
+struct Write<'a, S> {
+    block: Block,
+    packed: &'a [u8],
+    scale: S,
+    blocks: &'a mut [u8],
+}
+
+impl<S: Fn(usize) -> f16> Task for Write<'_, S> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn portable(self) -> bool {
+        let Self { block, packed, scale, blocks } = self;
+        let mut bad = 0;
+        match block {
+            Block::Q2_0 => {
+                let (packed, _) = packed.as_chunks::<16>();
+                for (i, (block, packed)) in blocks.as_chunks_mut::<18>().0.iter_mut().zip(packed).enumerate() {
+                    bad |= threes(packed);
+                    block[..2].copy_from_slice(&scale(i).to_le_bytes());
+                    block[2..].copy_from_slice(packed);
+                }
+            }
+            Block::Tq2_0 => {
+                let (packed, _) = packed.as_chunks::<64>();
+                for (i, (block, packed)) in blocks.as_chunks_mut::<66>().0.iter_mut().zip(packed).enumerate() {
+                    bad |= threes(packed);
+                    block[..64].copy_from_slice(&strided_of_t2(packed));
+                    block[64..].copy_from_slice(&scale(i).to_le_bytes());
+                }
+            }
+            Block::Tq1_0 => {
+                let (packed, _) = packed.as_chunks::<64>();
+                for (i, (block, packed)) in blocks.as_chunks_mut::<54>().0.iter_mut().zip(packed).enumerate() {
+                    bad |= threes(packed);
+                    block[..52].copy_from_slice(&tq1_of_strided(&strided_of_t2(packed)));
+                    block[52..].copy_from_slice(&scale(i).to_le_bytes());
+                }
+            }
+        }
+        bad == 0
+    }
+}
+
+/// `t2` from blocks.
+struct Read<'a> {
+    block: Block,
+    blocks: &'a [u8],
+    packed: &'a mut [u8],
+}
+
+impl Task for Read<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        let blocks = self.blocks.chunks_exact(self.block.bytes());
+        for (block, packed) in blocks.zip(self.packed.chunks_exact_mut(self.block.weights() / 4)) {
+            match (self.block, packed.as_chunks_mut::<64>().0) {
+                (Block::Tq2_0, [packed]) => t2_of_strided(block, packed),
+                (Block::Tq1_0, [packed]) => {
+                    let mut codes = [0; 256];
+                    codes_of_tq1(block, &mut codes);
+                    for (byte, codes) in packed.iter_mut().zip(codes.as_chunks::<4>().0) {
+                        *byte = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6;
+                    }
+                }
+                _ => packed.copy_from_slice(&block[2..]),
+            }
+            if self.block.scale(block).is_sign_negative() {
+                // 2 − code, pair by pair of bits: 0 and 2 change places.
+                packed.iter_mut().for_each(|x| *x = *x & 0x55 | (!(*x | *x >> 1) & 0x55) << 1);
+            }
+        }
+    }
+}
+
 /// Not zero where a code of two bits is 3.
+#[inline(always)]
 fn threes(packed: &[u8]) -> u8 {
     packed.iter().fold(0, |bits, byte| bits | (byte & byte >> 1 & 0x55))
 }
 
 /// Four bytes of `t2`, 8 apart, have the codes of four neighbours each; the four bytes that they become have one of
-/// each: a 4 × 4 transposition of pairs of bits.
+/// each: a 4 × 4 transposition of pairs of bits, which is its own inverse.
+#[inline(always)]
+fn transposed(mut x: u32) -> u32 {
+    let swap = (x ^ x >> 6) & 0x00cc_00cc;
+    x ^= swap ^ swap << 6;
+    let swap = (x ^ x >> 12) & 0x0000_f0f0;
+    x ^ swap ^ swap << 12
+}
+
+#[inline(always)]
 fn strided_of_t2(packed: &[u8; 64]) -> Strided {
     let mut strided = [0; 64];
-    let halves = strided.as_chunks_mut::<32>().0.iter_mut().zip(packed.as_chunks::<32>().0);
-    for (strided, packed) in halves {
+    for (strided, packed) in strided.as_chunks_mut::<32>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
         for (q, strided) in strided.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let mut x = u32::from_le_bytes([packed[q], packed[8 + q], packed[16 + q], packed[24 + q]]);
-            let swap = (x ^ x >> 6) & 0x00cc_00cc;
-            x ^= swap ^ swap << 6;
-            let swap = (x ^ x >> 12) & 0x0000_f0f0;
-            x ^= swap ^ swap << 12;
-            *strided = x.to_le_bytes();
+            let x = u32::from_le_bytes([packed[q], packed[8 + q], packed[16 + q], packed[24 + q]]);
+            *strided = transposed(x).to_le_bytes();
         }
     }
     strided
 }
 
+#[inline(always)]
+fn t2_of_strided(strided: &[u8], packed: &mut [u8; 64]) {
+    for (packed, strided) in packed.as_chunks_mut::<32>().0.iter_mut().zip(strided.as_chunks::<32>().0) {
+        let words: [u32; 8] = array::from_fn(|q| {
+            transposed(u32::from_le_bytes([strided[4 * q], strided[4 * q + 1], strided[4 * q + 2], strided[4 * q + 3]]))
+        });
+        for (k, packed) in packed.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *packed = words.map(|word| (word >> (8 * k)) as u8);
+        }
+    }
+}
+
+#[inline(always)]
+fn codes_of_tq1(block: &[u8], codes: &mut [u8]) {
+    let trits = |bytes: &[u8], codes: &mut [u8]| {
+        let mut power = 1u8;
+        for codes in codes.chunks_exact_mut(bytes.len()) {
+            for (code, byte) in codes.iter_mut().zip(bytes) {
+                *code = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
+            }
+            power = power.wrapping_mul(3);
+        }
+    };
+    trits(&block[..32], &mut codes[..160]);
+    trits(&block[32..48], &mut codes[160..240]);
+    trits(&block[48..52], &mut codes[240..]);
+}
+
+#[inline(always)]
 fn strided_of_codes(codes: &[u8]) -> Strided {
     let mut strided = [0; 64];
     for (strided, codes) in strided.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<128>().0) {
@@ -196,6 +275,7 @@ fn strided_of_codes(codes: &[u8]) -> Strided {
     strided
 }
 
+#[inline(always)]
 fn tq1_of_strided(strided: &Strided) -> [u8; 52] {
     let mut bytes = [0; 52];
     let code = |half: usize, k: usize, m: usize| strided[32 * half + m] >> (2 * k) & 3;

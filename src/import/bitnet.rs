@@ -63,6 +63,19 @@ impl TernaryLayout for RowQuarters {
         Err(format!("{at}: byte {:#04x} has code 3 in quarter {quarter}, should be 0, 1 or 2", bytes[column]))
     }
 
+    fn t2(&self, data: &[u8], filter: usize, packed: &mut [u8]) -> bool {
+        let (quarter, row) = (filter / self.packed_rows.max(1), filter % self.packed_rows.max(1));
+        let bytes = data.get(row * self.columns..(row + 1) * self.columns).unwrap_or_default();
+        // Rows that end within a byte are widened.
+        let (words, []) = bytes.as_chunks::<4>() else { return false };
+        for (packed, word) in packed.iter_mut().zip(words) {
+            let pairs = u32::from_le_bytes(*word) >> (2 * quarter) & 0x0303_0303;
+            let pairs = pairs | pairs >> 6;
+            *packed = (pairs | pairs >> 12) as u8;
+        }
+        words.len() == packed.len()
+    }
+
     fn scale(&self, _: &[u8], _: usize, _: usize) -> f32 {
         self.alpha
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::gguf::{Block, Described, FORMAT, Header, Kind, METADATA_KEY, TENSORS_KEY, Tensor, Value};
 use crate::source::{CheckpointBuilder, TernaryLayout};
-use crate::{Checkpoint, Dtype, Error, Granularity, MappedFile, Result};
+use crate::{Checkpoint, Dtype, Error, Granularity, Isa, MappedFile, Result};
 
 /// What is true of the file alone.
 const OF_THE_FILE: [&str; 5] =
@@ -138,6 +138,7 @@ struct Blocks {
     per_filter: usize,
     /// Blocks of a filter that share a scale.
     per_unit: usize,
+    isa: Isa,
 }
 
 impl Blocks {
@@ -167,7 +168,7 @@ impl Blocks {
                 ));
             }
         };
-        Ok(Self { block, per_filter, per_unit })
+        Ok(Self { block, per_filter, per_unit, isa: Isa::detect().unwrap_or(Isa::PORTABLE) })
     }
 
     /// The blocks of one filter; none where there are too few.
@@ -208,6 +209,23 @@ impl TernaryLayout for Blocks {
             })?;
         }
         Ok(())
+    }
+
+    fn t2(&self, data: &[u8], filter: usize, packed: &mut [u8]) -> bool {
+        let (bytes, length) = (self.block.bytes(), self.per_filter * self.block.bytes());
+        let Some(blocks) = data.get(filter * length..(filter + 1) * length) else { return false };
+        // Those that share a scale have the same one.
+        let scale = |block: &[u8]| self.block.scale(block).to_bits() & 0x7fff;
+        let alike = |blocks: &[u8]| {
+            let mut scales = blocks.chunks_exact(bytes).map(scale);
+            let first = scales.next();
+            scales.fold(true, |alike, scale| alike & (Some(scale) == first))
+        };
+        if self.per_unit > 1 && !blocks.chunks(self.per_unit * bytes).all(alike) {
+            return false;
+        }
+        self.block.read_t2(self.isa, blocks, packed);
+        true
     }
 
     fn scale(&self, data: &[u8], filter: usize, unit: usize) -> f32 {

@@ -7,12 +7,14 @@ mod bitnet;
 mod gguf;
 mod npz;
 mod onnx;
+mod onnx_codes;
 mod pickle;
 mod pytorch;
 mod strided;
 mod zip;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use crate::error::CheckpointProblem;
 use crate::source::{NpyHeader, PACKED_KEY};
@@ -26,6 +28,11 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     let path = path.as_ref();
     if let Some(checkpoint) = pytorch::open_shards(path)? {
         return Ok(checkpoint);
+    }
+    if path.is_dir()
+        && let Some(only) = only_file(path)?
+    {
+        return open(only);
     }
     if path.is_dir() || path.extension().is_some_and(|extension| extension == "json") {
         return plain(Checkpoint::open(path)?);
@@ -48,6 +55,39 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         return Err(foreign(path, "PyTorch", message));
     }
     plain(Checkpoint::open(path)?)
+}
+
+/// How checkpoints of the other formats are called.
+const ENDINGS: [&str; 7] = ["gguf", "onnx", "pt", "pth", "bin", "npz", "npy"];
+
+/// The one checkpoint of a directory without safetensors: a file of another format, or the first of several of GGUF.
+///
+/// # Errors
+/// Several of them.
+fn only_file(path: &Path) -> Result<Option<PathBuf>> {
+    let io = |source| Error::Io { path: path.to_path_buf(), action: "list", source };
+    let (mut found, mut safetensors) = (BTreeSet::new(), false);
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let file = entry.map_err(io)?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let ending = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if name.starts_with('.') || !file.is_file() {
+            continue;
+        }
+        safetensors |= ending == "safetensors" || name.ends_with(".safetensors.index.json");
+        if ENDINGS.contains(&&*ending) && (!name.contains("-of-") || name.contains("-00001-of-")) {
+            found.insert(file);
+        }
+    }
+    let mut names = found.iter().map(|file| file.file_name().unwrap_or_default().to_string_lossy());
+    match (safetensors, names.next(), names.next()) {
+        (false, Some(first), Some(second)) => {
+            let message = format!("holds several checkpoints (`{first}`, `{second}`); give the file that you mean");
+            Err(Error::Checkpoint { path: path.to_path_buf(), problem: CheckpointProblem::Directory(message) })
+        }
+        (false, Some(_), None) => Ok(found.pop_first()),
+        _ => Ok(None),
+    }
 }
 
 /// Safetensors: floats, or BitNet's weights; no export of ours, whose codes are no checkpoint.

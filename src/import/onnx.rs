@@ -1,10 +1,12 @@
 //! The initializers of an ONNX model as a checkpoint. Data in the model and in files beside it are mapped where they
-//! lie; only numbers in fields of varints are decoded, into a temporary file. Not here: constants that nodes carry,
+//! lie, those of ternary codes as what they are; only numbers in fields of varints are decoded, into a temporary file. Not here: constants that nodes carry,
 //! nested graphs and sparse tensors (a warning names them), what the graph computes.
 
+use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use super::onnx_codes;
 use crate::onnx::{Data, Externals, FORMAT, Initializer, Model, dtype, type_name};
 use crate::source::CheckpointBuilder;
 use crate::{Checkpoint, Error, MappedFile, Result};
@@ -20,7 +22,37 @@ pub(super) fn open(path: &Path, file: &MappedFile) -> Result<Checkpoint> {
     let here = builder.file(file.clone());
     let (mut externals, mut numbers) = (Externals::of(path), Vec::<(std::path::PathBuf, usize)>::new());
     let (mut decoded, mut left_out) = (Vec::new(), Vec::new());
-    for initializer in &model.initializers {
+    let ternary = onnx_codes::find(&model);
+    // Their codes, scales and shapes are no tensors of their own.
+    let parts: BTreeSet<&str> =
+        ternary.iter().flat_map(|found| [found.codes.name, found.scales.name].into_iter().chain(found.other)).collect();
+    let mut beside = |builder: &mut CheckpointBuilder, initializer: &Initializer<'_>, bytes| -> Result<_> {
+        let Some((file, range)) = externals.find(initializer, bytes).map_err(foreign)? else { return Ok(None) };
+        let known = numbers.iter().find(|(known, _)| known == file.path()).map(|(_, number)| *number);
+        let number = known.unwrap_or_else(|| {
+            numbers.push((file.path().to_path_buf(), builder.file(file)));
+            numbers[numbers.len() - 1].1
+        });
+        Ok(Some((number, range)))
+    };
+    for found in &ternary {
+        let place = match &found.codes.data {
+            Data::Here(range) => Some((here, range.clone())),
+            _ => beside(&mut builder, found.codes, Some(found.bytes as u64))?,
+        };
+        let (Some((number, range)), Some((dtype, layout))) = (place, found.layout(file)) else { continue };
+        if range.len() != found.bytes {
+            return Err(foreign(format!(
+                "tensor `{}`: {} bytes of INT2, shape {:?} needs {}; was the file cut off?",
+                found.codes.name,
+                range.len(),
+                found.codes.dims,
+                found.bytes
+            )));
+        }
+        builder.ternary(found.name, (dtype, &found.shape), layout, number, range)?;
+    }
+    for initializer in model.initializers.iter().filter(|initializer| !parts.contains(initializer.name)) {
         let Some(dtype) = dtype(initializer.data_type) else {
             left_out.push(format!("`{}` ({})", initializer.name, type_name(initializer.data_type)));
             continue;
@@ -31,12 +63,7 @@ pub(super) fn open(path: &Path, file: &MappedFile) -> Result<Checkpoint> {
             Data::Here(range) => builder.tensor(initializer.name, dtype, &shape, here, range.clone())?,
             Data::Fields => decoded.push((initializer, dtype, shape)),
             Data::External { .. } => {
-                let Some((beside, range)) = externals.find(initializer, bytes).map_err(foreign)? else { continue };
-                let known = numbers.iter().find(|(known, _)| known == beside.path()).map(|(_, number)| *number);
-                let number = known.unwrap_or_else(|| {
-                    numbers.push((beside.path().to_path_buf(), builder.file(beside)));
-                    numbers[numbers.len() - 1].1
-                });
+                let Some((number, range)) = beside(&mut builder, initializer, bytes)? else { continue };
                 builder.tensor(initializer.name, dtype, &shape, number, range)?;
             }
         }

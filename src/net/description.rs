@@ -263,7 +263,9 @@ impl Description {
     /// The first that is missing or has another shape.
     pub fn check_tensors(&self, checkpoint: &Checkpoint) -> Result<()> {
         for (name, expected) in self.tensors() {
+            let ternary = checkpoint.ternary_by_name(name);
             let problem = match checkpoint.by_name(name) {
+                _ if let Some((dtype, shape)) = ternary => NetworkProblem::Ternary { dtype, shape: shape.to_vec() },
                 Some(tensor) if tensor.shape == expected => continue,
                 Some(tensor) => NetworkProblem::Shape { expected, found: tensor.shape.to_vec() },
                 None => NetworkProblem::Missing { expected },

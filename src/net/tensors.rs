@@ -111,9 +111,14 @@ impl<'a> Tensors<'a> {
                 let entry = container.index().tensors.iter().find(|entry| entry.name == name);
                 entry.map(|entry| container.check_sections(entry).map(|()| container.tensor(entry))).transpose()?
             }
-            Source::Checkpoint(checkpoint) => checkpoint.by_name(name).map(|view| {
-                Tensor::Dense(DenseTensor { dtype: view.dtype, shape: view.shape.to_vec(), data: view.data })
-            }),
+            Source::Checkpoint(checkpoint) => {
+                if let Some((dtype, shape)) = checkpoint.ternary_by_name(name) {
+                    return Err(self.error(name)(NetworkProblem::Ternary { dtype, shape: shape.to_vec() }));
+                }
+                checkpoint.by_name(name).map(|view| {
+                    Tensor::Dense(DenseTensor { dtype: view.dtype, shape: view.shape.to_vec(), data: view.data })
+                })
+            }
         };
         let expected = shape.to_vec();
         let found = match &tensor {

@@ -107,7 +107,7 @@ impl CheckpointBuilder {
         let found = self.check(name, shape, file, &range)?;
         let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
         let fits = byte_length(dtype, &shape64).is_some_and(|bytes| bytes > 0);
-        if !is_float(dtype) || shape.is_empty() || !fits {
+        if !is_float(dtype) || layout.axis() >= shape.len() || !fits {
             let message = format!("{dtype} of shape {shape:?} cannot be ternary; export the model again");
             return Err(self.problem(Problem::Dtype { tensor: name.to_owned(), message }));
         }

@@ -184,6 +184,13 @@ impl Checkpoint {
         self.tensors().find(|tensor| tensor.name == name)
     }
 
+    /// Type and shape of the weights of that name, where they are ternary already.
+    #[cfg(feature = "eval")]
+    pub(crate) fn ternary_by_name(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        let entry = self.tensors.iter().find(|entry| entry.name == name)?;
+        entry.ternary.as_ref().map(|ternary| (ternary.dtype, &ternary.shape[..]))
+    }
+
     /// Notices files that were written to since they were opened.
     ///
     /// # Errors

@@ -60,7 +60,8 @@ fn in_directory(path: &Path) -> Result<Shards> {
     let files = ending(".safetensors");
     if files.is_empty() {
         return Err(problem(
-            "holds no .safetensors file; give the file or directory that is the checkpoint".to_owned(),
+            "holds no .safetensors file, nor one .gguf, .onnx, .pt, .pth, .bin, .npz or .npy; give the file or directory \
+             that is the checkpoint".to_owned(),
         ));
     }
     Ok(Shards { files, weight_map: None })

@@ -5,9 +5,13 @@ use std::fmt::Debug;
 
 use super::Dtype;
 
-/// How the codes and scales of a ternary tensor lie in its bytes. Filters go along axis 0. Nothing is to panic,
-/// whatever the bytes are; that there are enough of them was checked when the checkpoint was put together.
+/// How the codes and scales of a ternary tensor lie in its bytes. Nothing is to panic, whatever the bytes are; that there are enough of them was checked when the checkpoint was put together.
 pub trait TernaryLayout: Debug + Send + Sync {
+    /// The axis along which the filters go.
+    fn axis(&self) -> usize {
+        0
+    }
+
     /// How many weights from the beginning of a filter share a scale: all of them, or the length of a block.
     fn unit_len(&self) -> usize;
 
@@ -16,6 +20,14 @@ pub trait TernaryLayout: Debug + Send + Sync {
     /// # Errors
     /// Bytes that are no codes, in words.
     fn codes(&self, data: &[u8], filter: usize, codes: &mut [u8]) -> Result<(), String>;
+
+    /// Writes the codes of one filter as [`Encoding::T2`](crate::Encoding::T2) has them, four to a byte, into `packed`,
+    /// which has as many bytes as that takes and is zero; a code of 3 may be among them. False, whatever is written,
+    /// where [`TernaryLayout::codes`] has to be asked: for layouts that have nothing faster, and for what is wrong.
+    fn t2(&self, data: &[u8], filter: usize, packed: &mut [u8]) -> bool {
+        let _ = (data, filter, packed);
+        false
+    }
 
     /// The scale α of one unit of a filter, as it multiplies the codes; checked for being finite and not negative
     /// where it is used.
@@ -29,21 +41,27 @@ pub struct TernaryView<'a> {
     pub name: &'a str,
     /// The type that its weights have for those who compute with them.
     pub dtype: Dtype,
-    /// The shape of the weights, outermost dimension first; filter i has index i along axis 0.
+    /// The shape of the weights, outermost dimension first; filter i has index i along [`TernaryView::axis`].
     pub shape: &'a [usize],
     pub(super) data: &'a [u8],
     pub(super) layout: &'a dyn TernaryLayout,
 }
 
 impl TernaryView<'_> {
+    /// The filter axis.
+    pub fn axis(&self) -> usize {
+        self.layout.axis()
+    }
+
     /// How many filters.
     pub fn filters(&self) -> usize {
-        self.shape[0]
+        self.shape[self.axis()]
     }
 
     /// Weights per filter, n.
     pub fn filter_len(&self) -> usize {
-        self.shape[1..].iter().product()
+        let others = self.shape.iter().enumerate().filter(|(axis, _)| *axis != self.axis());
+        others.map(|(_, length)| length).product()
     }
 
     /// How many weights from the beginning of a filter share a scale.
@@ -61,6 +79,11 @@ impl TernaryView<'_> {
     pub fn codes(&self, filter: usize, codes: &mut [u8]) -> Result<(), String> {
         assert!(filter < self.filters() && codes.len() == self.filter_len(), "filter {filter}");
         self.layout.codes(self.data, filter, codes)
+    }
+
+    /// Writes the codes of one filter as `t2` has them, if the layout can; codes of 3 are still to be looked for.
+    pub(crate) fn t2(&self, filter: usize, packed: &mut [u8]) -> bool {
+        filter < self.filters() && self.layout.t2(self.data, filter, packed)
     }
 
     /// The scale of one unit of a filter.

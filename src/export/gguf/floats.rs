@@ -46,5 +46,6 @@ fn make<'a>(
         }
         Ok(())
     });
-    Made { part, dtype: None, granularity: None, method: None, kind: Type::f32(), shape: shape(dims), rounding: 0.0 }
+    let (kind, shape) = (Type::f32(), shape(dims));
+    Made { part, dtype: None, granularity: None, method: None, kind, shape, rounding: 0.0, why: None }
 }

@@ -10,7 +10,7 @@ mod tensor;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::tensor::{Made, Rows};
-use super::{Export, Exporter, Line, Options, Part};
+use super::{Export, Exporter, Line, Options, Part, as_floats};
 use crate::gguf::{
     ALIGNMENT, Block, Described, MAGIC, METADATA_KEY, NAME_BYTES, RANK, TENSORS_KEY, Type, number_pair, text_pair,
     write_tensor,
@@ -82,8 +82,14 @@ impl Gguf {
             let (made, several) = match several.map(|planes| self.planes(name, &tensor, planes)) {
                 None => (of_one(options), false),
                 // Its planes are no tensors then: as floats it is one.
-                Some(Err(_)) if options.refused_as_dense => {
-                    (of_one(&Options { planes_as_tensors: false, ..options.clone() }), false)
+                Some(Err(reason)) if options.refused_as_dense => {
+                    let options = Options { planes_as_tensors: false, ..options.clone() };
+                    let floats = of_one(&options).map(|made| {
+                        made.into_iter()
+                            .map(|(plane, made)| (plane, Made { why: Some(reason.clone()), ..made }))
+                            .collect()
+                    });
+                    (floats, false)
                 }
                 Some(made) => (made, true),
             };
@@ -144,7 +150,8 @@ fn line<'a>(
         Ok(made) => {
             let bytes = made.iter().map(|(_, made)| made.part.len()).sum();
             let rounding = made.iter().map(|(_, made)| made.rounding).fold(0.0, f64::max);
-            Line { tensor, becomes: Ok(place(made)), bytes, rounding }
+            let why = made.iter().find_map(|(_, made)| made.why.as_deref().map(as_floats)).unwrap_or_default();
+            Line { tensor, becomes: Ok(place(made) + &why), bytes, rounding }
         }
         Err(reason) => Line { tensor, becomes: Err(reason), bytes: 0, rounding: 0.0 },
     }

@@ -9,7 +9,7 @@ use super::floats;
 use crate::container::{DenseTensor, TernaryTensor};
 use crate::export::{Options, Part};
 use crate::gguf::{Block, Kind, Type};
-use crate::{Dtype, Encoding, Granularity, Tensor};
+use crate::{Dtype, Encoding, Granularity, Isa, Tensor};
 
 /// What became of a tensor, or of one plane of it.
 pub(super) struct Made<'a> {
@@ -25,7 +25,11 @@ pub(super) struct Made<'a> {
     pub granularity: Option<String>,
     /// Of ternary ones.
     pub method: Option<String>,
+    /// Why it is floats, where it could have been codes.
+    pub why: Option<String>,
 }
+
+const INT8: &str = "int8, which has no GGUF type with one scale per filter";
 
 /// The order of a tensor's rows, along axis 0.
 #[derive(Debug, Clone, Copy)]
@@ -63,12 +67,14 @@ pub(super) fn make<'a>(
 ) -> Result<Made<'a>, String> {
     match tensor {
         Tensor::Dense(tensor) => dense(name, tensor, rows, instead_of),
-        Tensor::Int8(int8) if options.refused_as_dense => Ok(floats::of_int8(name, int8, rows)),
-        Tensor::Int8(_) => Err("int8, which has no GGUF type with one scale per filter; give --refused-as-dense, or \
-                                pack it without `keep=int8`"
-            .to_owned()),
+        Tensor::Int8(int8) if options.refused_as_dense => {
+            Ok(Made { why: Some(INT8.to_owned()), ..floats::of_int8(name, int8, rows) })
+        }
+        Tensor::Int8(_) => Err(format!("{INT8}; give --refused-as-dense, or pack it without `keep=int8`")),
         Tensor::Ternary(ternary) => match ternary_blocks(name, ternary, plane, block, rows, options) {
-            Err(_) if options.refused_as_dense => Ok(floats::of_ternary(name, ternary, rows)),
+            Err(reason) if options.refused_as_dense => {
+                Ok(Made { why: Some(reason), ..floats::of_ternary(name, ternary, rows) })
+            }
             made => made,
         },
     }
@@ -121,7 +127,16 @@ fn dense<'a>(name: &str, tensor: &DenseTensor<'a>, rows: Rows, instead_of: Optio
         }
     };
     let kind = if widen.is_some() { Type::f32() } else { kind };
-    Ok(Made { kind, shape: shape(&tensor.shape), part, rounding: 0.0, dtype, granularity: None, method: None })
+    Ok(Made {
+        kind,
+        shape: shape(&tensor.shape),
+        part,
+        rounding: 0.0,
+        dtype,
+        granularity: None,
+        method: None,
+        why: None,
+    })
 }
 
 pub(super) fn shape(shape: &[usize]) -> Vec<u64> {
@@ -184,6 +199,7 @@ fn ternary_blocks<'a>(
         dtype: Some(tensor.dtype),
         granularity: Some(tensor.granularity.to_string()),
         method: Some(tensor.method.name.clone()),
+        why: None,
     })
 }
 
@@ -223,7 +239,7 @@ fn fill(
     bytes: &mut [u8],
 ) -> Result<(), String> {
     let (n, weights) = (tensor.filter_len, block.weights());
-    let mut codes = Vec::new();
+    let (isa, mut codes) = (Isa::detect().unwrap_or(Isa::PORTABLE), Vec::new());
     for (filter, bytes) in range.map(|row| rows.source(row)).zip(bytes.chunks_exact_mut(row_bytes)) {
         // One look-up where the filter has one scale.
         let first = f16::from_f32(tensor.scale(plane, filter, 0));
@@ -231,7 +247,7 @@ fn fill(
             Granularity::Group(_) => f16::from_f32(tensor.scale(plane, filter, i * weights)),
             Granularity::Filter | Granularity::Tensor => first,
         };
-        if tensor.encoding == Encoding::T2 && block.write_t2(tensor.packed_filter(plane, filter), scale, bytes) {
+        if tensor.encoding == Encoding::T2 && block.write_t2(isa, tensor.packed_filter(plane, filter), scale, bytes) {
             continue;
         }
         codes.resize(n, 0);

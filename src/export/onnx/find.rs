@@ -128,6 +128,23 @@ impl<'m> Names<'m> {
         (!products.is_empty()).then_some((products, transposes))
     }
 
+    /// The products that take a weight, as it is or transposed, with the outputs along its last axis; whatever else
+    /// it is used for.
+    pub fn products_by_columns(&self, weight: &str) -> Vec<&'m Node<'m>> {
+        let uses = |value| self.uses.get(value).into_iter().flatten();
+        let mut found = Vec::new();
+        for &(number, slot) in uses(weight) {
+            let node = &self.model.nodes[number];
+            if output_axis(node, slot) == Some(1) {
+                found.push(node);
+            } else if let ("Transpose", "", [output]) = (node.op, node.domain, &node.outputs[..]) {
+                let products = uses(output).map(|&(number, slot)| (&self.model.nodes[number], slot));
+                found.extend(products.filter(|&(node, slot)| output_axis(node, slot) == Some(0)).map(|(node, _)| node));
+            }
+        }
+        found
+    }
+
     fn only_uses(&self, value: &str) -> Option<&[(usize, usize)]> {
         if self.elsewhere.contains(value) { None } else { self.uses.get(value).map(Vec::as_slice) }
     }
@@ -138,16 +155,21 @@ impl<'m> Names<'m> {
             node.attribute(name).is_none_or(|attribute| attribute.float.unwrap_or_default() == expected)
         };
         let added = node.inputs.get(2).is_some_and(|input| !input.is_empty());
-        let output_axis = match (node.op, node.domain, slot, node.outputs.len()) {
-            ("MatMul", "", 1, 1) if node.inputs.len() == 2 => 1,
-            ("Gemm", "", 1, 1)
-                if is("alpha", 1.0) && (is("beta", 1.0) || !added) && node.int("transA").unwrap_or(0) == 0 =>
-            {
-                usize::from(node.int("transB").unwrap_or(0) == 0)
-            }
-            _ => return None,
+        let plain = match node.op {
+            "MatMul" => node.inputs.len() == 2,
+            _ => is("alpha", 1.0) && (is("beta", 1.0) || !added) && node.int("transA").unwrap_or(0) == 0,
         };
+        let output_axis = output_axis(node, slot).filter(|_| plain && node.outputs.len() == 1)?;
         (node.inputs[0] != node.inputs[1]).then_some(Product { node: number, output_axis })
+    }
+}
+
+/// Which axis of a product's second factor counts the outputs; nothing for other inputs and operations.
+fn output_axis(node: &Node<'_>, slot: usize) -> Option<usize> {
+    match (node.op, node.domain, slot) {
+        ("MatMul", "", 1) => Some(1),
+        ("Gemm", "", 1) => Some(usize::from(node.int("transB").unwrap_or(0) == 0)),
+        _ => None,
     }
 }
 

@@ -12,9 +12,9 @@ use std::collections::BTreeSet;
 use self::find::{Names, Product};
 use self::rewrite::{New, Rewrite};
 use self::values::Layout;
-use super::{Export, Exporter, Line, Options};
+use super::{Export, Exporter, Line, Options, as_floats};
 use crate::container::{DenseTensor, Int8Tensor, TernaryTensor};
-use crate::onnx::{Initializer, Message, Model, data_type, dtype, type_name};
+use crate::onnx::{Initializer, Message, Model, Node, data_type, dtype, type_name};
 use crate::{Container, Dtype, Error, Granularity, MappedFile, Result, Tensor};
 
 /// Codes in INT2 behind `DequantizeLinear`: for every operation.
@@ -60,8 +60,7 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     let file = MappedFile::open(path)?;
     let model = Model::parse(&file).map_err(bad)?;
     let names = Names::new(&model).map_err(bad)?;
-    let mut planner =
-        Planner { model: &model, names: &names, options, nbits, rewrite: Rewrite::default(), warnings: Vec::new() };
+    let mut planner = Planner { model: &model, names: &names, options, nbits, rewrite: Rewrite::default() };
     let mut taken: BTreeSet<usize> = BTreeSet::new();
     let mut tensors = Vec::new();
     for (name, tensor) in container.tensors() {
@@ -70,11 +69,10 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
         let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
         tensors.push(Line { tensor: name.to_owned(), becomes, bytes: planner.rewrite.bytes - before, rounding });
     }
-    let Planner { rewrite, warnings: of_tensors, .. } = planner;
+    let rewrite = planner.rewrite;
     let raised = rewrite.opset.max(model.opset());
     opset::check(&model, raised).map_err(bad)?;
-    let (parts, mut warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
-    warnings.extend(of_tensors);
+    let (parts, warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
     Ok(Export { tensors, parts, warnings, ..Export::default() })
 }
 
@@ -84,7 +82,6 @@ struct Planner<'m, 'a> {
     options: &'m Options,
     nbits: bool,
     rewrite: Rewrite<'a>,
-    warnings: Vec<String>,
 }
 
 /// An initializer and how the tensor lies in it.
@@ -158,7 +155,9 @@ impl<'m, 'a> Planner<'m, 'a> {
             Tensor::Dense(_) => return Err(String::new()),
         };
         match planned {
-            Err(_) if self.options.refused_as_dense => said(self.floats(name, tensor, target)),
+            Err(reason) if self.options.refused_as_dense => {
+                said(self.floats(name, tensor, target)).map(|(words, rounding)| (words + &as_floats(&reason), rounding))
+            }
             Err(reason) => Err(format!("{reason}, or --refused-as-dense")),
             planned => said(planned),
         }
@@ -225,26 +224,35 @@ impl<'m, 'a> Planner<'m, 'a> {
     fn as_int2(&mut self, name: &str, tensor: &TernaryTensor<'a>, target: Target<'m>) -> Result<String, String> {
         let dims = &target.initializer.dims;
         let (planes, per_plane) = (tensor.planes, tensor.scales_per_plane());
-        let (filters, axis) = (tensor.filters, target.axis);
+        let filters = tensor.filters;
         let group = match tensor.granularity {
             Granularity::Group(size) if tensor.scale_run() < tensor.filter_len => Some(size as usize),
             _ => None,
         };
         // A group goes on from row to row of a filter: blocks of the matrix that the filters make up.
         let flat = group.is_some() && dims.len() != 2;
-        if flat && axis != 0 {
+        if flat && target.axis != 0 {
             return Err(format!(
-                "groups of weights of a tensor of {} dimensions whose filters go along axis {axis} are no blocks; pack \
+                "groups of weights of a tensor of {} dimensions whose filters go along axis {} are no blocks; pack \
                  with --granularity filter",
-                dims.len()
+                dims.len(),
+                target.axis
             ));
         }
-        // onnxruntime (1.31) makes its own MatMulNBits of these where it optimizes, with wrong results.
-        let fused = group.is_none_or(|size| size.is_power_of_two() && size >= 16);
-        let products = self.names.products(target.name());
-        let by_columns = products.is_some_and(|(products, _)| products.iter().any(|product| product.output_axis == 1));
-        let miscomputed = planes == 1 && fused && by_columns && dims.get(1).is_some_and(|columns| columns % 4 != 0);
-        let note = if miscomputed { " (see the warning)" } else { "" };
+        // Of codes [inputs, outputs] onnxruntime (to 1.32) makes its own MatMulNBits, which has wrong values where the
+        // outputs are no multiple of 4; where the other factor has codes as well (to 1.31), an operation without INT2.
+        let products = self.names.products_by_columns(target.name());
+        let of_weights = |node: &&Node<'_>| self.names.initializer(node.inputs[0]).is_some();
+        let turned = dims.len() == 2
+            && planes == 1
+            && (!dims[1].is_multiple_of(4) && !products.is_empty() || products.iter().any(of_weights));
+        let (dims, axis, layout) = if turned {
+            let (dims, axis) = (vec![dims[1], dims[0]], 1 - target.axis);
+            let layout = Layout::new(&[dims[0] as usize, dims[1] as usize], axis);
+            (dims, axis, layout)
+        } else {
+            (dims.clone(), target.axis, target.layout)
+        };
         let code_dims = if flat { vec![filters as u64, tensor.filter_len as u64] } else { dims.clone() };
         let units = per_plane / filters.max(1);
         let scale_dims = match (tensor.granularity, group) {
@@ -262,14 +270,18 @@ impl<'m, 'a> Planner<'m, 'a> {
             }
         };
         let mut new = New::default();
-        let whole = if flat { format!("{}.flat", target.name()) } else { target.name().to_owned() };
+        let whole = match (flat, turned) {
+            (true, _) => format!("{}.flat", target.name()),
+            (_, true) => format!("{}.turned", target.name()),
+            _ => target.name().to_owned(),
+        };
         let mut summands = Vec::new();
         for plane in 0..planes {
             let codes = target.part("codes", plane, planes);
             let scales = target.part("scales", plane, planes);
             let output = if planes == 1 { whole.clone() } else { format!("{}.plane.{plane}", target.name()) };
             new.node("DequantizeLinear", "", &[&codes, &scales], &output, decode);
-            let part = values::int2(name, tensor, plane, target.layout);
+            let part = values::int2(name, tensor, plane, layout);
             new.tensor(&codes, &code_dims, data_type::INT2, part);
             let (by_axis, of) = (axis == 0 || group.is_none(), tensor.clone());
             let part = values::scales(name, target.dtype, per_plane, move |i| {
@@ -285,13 +297,12 @@ impl<'m, 'a> Planner<'m, 'a> {
             new.tensor(&shape, &[dims.len() as u64], data_type::INT64, super::Part::bytes(values));
             new.node("Reshape", "", &[&whole, &shape], target.name(), |message| message);
         }
-        self.rewrite.replace(self.model, self.names, target.number, new, 25)?;
-        if miscomputed {
-            self.warnings.push(format!(
-                "tensor `{name}`: the file is right, but onnxruntime (1.31) computes products with such weights wrongly \
-                 where it optimizes graphs (outputs no multiple of 4); export to onnx-nbits, or switch its optimizations off"
-            ));
+        if turned {
+            let transpose = |message| rewrite::attribute_list(message, "perm", &[1, 0]);
+            new.node("Transpose", "", &[&whole], target.name(), transpose);
         }
+        self.rewrite.replace(self.model, self.names, target.number, new, 25)?;
+        let note = if turned { " and a Transpose" } else { "" };
         let scales = match (tensor.granularity, group) {
             (Granularity::Tensor, _) => "a scale".to_owned(),
             (_, None) => format!("scales [{filters}] along axis {axis}"),
@@ -417,7 +428,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         };
         self.rewrite.replace_data(self.model, target.number, part)?;
         let dims = &target.initializer.dims;
-        Ok((format!("{} {dims:?}, as floats", type_name(target.initializer.data_type)), rounding))
+        Ok((format!("{} {dims:?}", type_name(target.initializer.data_type)), rounding))
     }
 }
 

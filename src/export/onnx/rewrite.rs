@@ -51,6 +51,12 @@ pub(super) fn attribute(node: Message, name: &str, value: i64) -> Message {
     node.message(5, &Message::default().bytes(1, name).int(3, value).int(20, 2))
 }
 
+/// Adds an attribute that is a list of numbers.
+pub(super) fn attribute_list(node: Message, name: &str, values: &[i64]) -> Message {
+    let list = values.iter().fold(Message::default().bytes(1, name), |list, &value| list.int(8, value));
+    node.message(5, &list.int(20, 7))
+}
+
 impl<'a> New<'a> {
     /// Adds a node; `attributes` adds those.
     pub fn node(
