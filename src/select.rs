@@ -15,7 +15,7 @@ pub(crate) use self::decision::{became, became_int8};
 use self::natural_order::natural_order;
 pub use self::settings::{Keep, Override, Rules, Settings};
 pub use self::trained::{TRAINED_KEY, trained};
-pub(crate) use self::trained::{found_again, stays_dense, trained_metadata};
+pub(crate) use self::trained::{found_again, found_again_as_int8, stays_dense, trained_metadata};
 use crate::Result;
 use crate::source::Checkpoint;
 use crate::ternarize::AUTO;

@@ -15,7 +15,7 @@ use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
 use crate::dtype::{Dtype, push};
 use crate::error::ContainerProblem;
-use crate::select::{Settings, TRAINED_KEY, found_again, stays_dense, trained_metadata};
+use crate::select::{Settings, TRAINED_KEY, found_again, found_again_as_int8, stays_dense, trained_metadata};
 use crate::source::safetensors_header;
 use crate::{Error, Result, float8};
 
@@ -80,6 +80,7 @@ fn metadata(container: &Container) -> Result<BTreeMap<String, String>> {
                 axis: Some(ternary.axis as usize).filter(|axis| *axis != 0),
                 ..found_again(ternary.encoding, ternary.granularity)
             },
+            Body::Int8(int8) => found_again_as_int8(int8.axis, int8.scale_dtype),
             Body::Dense(_) if !settings.contains_key(&entry.name) => continue,
             _ => stays_dense(),
         };

@@ -278,8 +278,8 @@ fn a_sweep_hides_nothing() {
     let (json, _) = common::expect(0, &["sweep", input, "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["errors"], "weights");
-    // 4 numbers of planes, a scale per filter, per 128 or per 32, then 8 bits and dense.
-    assert_eq!(json["measured"].as_array().unwrap().len(), 20 * (4 * 3 + 2));
+    // 4 numbers of planes with a scale per filter; up to 8 bits also 3 of them per 128 weights and 2 per 32; int8, dense.
+    assert_eq!(json["measured"].as_array().unwrap().len(), 20 * (4 + 3 + 2 + 2));
     let curve = json["curve"].as_array().unwrap();
     assert!(curve.len() > 64, "{}", curve.len());
     let changed = |tensor: &str| curve.iter().filter(|point| point["tensor"] == tensor).count();

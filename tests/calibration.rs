@@ -388,16 +388,68 @@ fn what_is_missing_or_belongs_nowhere_is_said() {
     let run = common::run(&arguments);
     let (stdout, stderr) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert!(run.status.success(), "{stderr}");
-    assert!(stderr.contains("`b.weight`: no statistics that could be used"), "{stderr}");
+    assert!(stderr.contains("`b.weight`: no statistics, or such of zeros only; packed without"), "{stderr}");
     assert!(stderr.contains("`c.weight.xtx` and 1 more belong to no tensor"), "{stderr}");
     assert!(stdout.contains("t2 twn filter calibrated") && stdout.contains("t2 twn filter uncalibrated"), "{stdout}");
-    // One scale for all filters would tie them together.
     let whole = common::run(&[&arguments[..], &["-f".as_ref(), "--granularity".as_ref(), "tensor".as_ref()]].concat());
     let stderr = String::from_utf8_lossy(&whole.stderr);
-    assert!(
-        whole.status.success() && stderr.contains("`a.weight` and 1 more: no statistics that could be used"),
-        "{stderr}"
-    );
+    assert!(whole.status.success() && stderr.contains("`b.weight`: no statistics"), "{stderr}");
+    assert!(String::from_utf8_lossy(&whole.stdout).contains("t2 twn tensor calibrated"));
+}
+
+/// One scale for all filters, over more of them than are rounded together, with inputs per group or in common: better
+/// for the outputs than without statistics, with the same bytes for any number of threads.
+#[test]
+fn one_scale_for_a_tensor_is_calibrated() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(31);
+    let n = 150;
+    let h = second_moment(&rows(&mut random, 300, n));
+    let both: Vec<f64> = h.iter().copied().chain(h.iter().map(|x| 3.0 * x)).collect();
+    let diagonal: Vec<f64> = (0..n).map(|j| h[j * n + j]).collect();
+    let weight = Made::new("layer.weight", Dtype::F32, &[600, n], &random.gaussians(600 * n));
+    for (statistics, groups, settings) in [
+        (xtx(&h, &[n, n]), 1, "granularity=tensor"),
+        (xtx(&both, &[2, n, n]), 2, "granularity=tensor,planes=2,scale-dtype=f16"),
+        (
+            Made::new("layer.weight.xtx_diagonal", Dtype::F64, &[n], &diagonal),
+            1,
+            "granularity=tensor,planes=3,encoding=t5",
+        ),
+        (xtx(&h, &[n, n]), 1, "granularity=tensor,method=bwn"),
+    ] {
+        let mut bytes = Vec::new();
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let statistics = std::slice::from_ref(&statistics);
+            pool.install(|| pack(directory.path(), &weight, statistics, settings)).unwrap();
+            bytes.push(std::fs::read(directory.path().join("out.twn")).unwrap());
+        }
+        assert!(bytes[0] == bytes[1], "{settings}");
+        let container = Container::open(directory.path().join("out.twn")).unwrap();
+        let (kind, error, norm) = recorded(&container);
+        let calibrated = decoded(&container);
+        let (plain, _) = pack(directory.path(), &weight, &[], settings).unwrap();
+        let is_full = statistics.name == "layer.weight.xtx";
+        assert_eq!(kind, if is_full { "full" } else { "diagonal" });
+        let weights = weight.values();
+        let cost = |values: &[Vec<f64>]| -> f64 {
+            let filters = weights.chunks(n).zip(values).enumerate();
+            let of = |(i, (w, v)): (usize, (&[f64], &Vec<f64>))| {
+                let lost: Vec<f64> = w.iter().zip(v).map(|(w, v)| w - v).collect();
+                let factor = if groups == 2 && i >= 300 { 3.0 } else { 1.0 };
+                let alone = || lost.iter().zip(&diagonal).map(|(e, d)| d * e * e).sum::<f64>();
+                factor * if is_full { quadratic(&h, &lost) } else { alone() }
+            };
+            filters.map(of).sum()
+        };
+        let (found, before) = (cost(&calibrated), cost(&decoded(&plain)));
+        let error = error.unwrap();
+        assert!((found - error).abs() <= 1e-5 * found, "{settings}: {found} {error}");
+        assert!(norm.unwrap() > found);
+        let most = if is_full { 0.5 } else { 1.0 };
+        assert!(found < most * before, "{settings}: {found}, without statistics {before}");
+    }
 }
 
 /// From images to a packed network that is right again, with nothing but the command.

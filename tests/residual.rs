@@ -8,8 +8,9 @@ mod common;
 use common::networks::{checkpoint, classes, difference, f64s, fixture, logits, packed};
 use ndarray::{Array4, Axis};
 use twn_pack::kernel::{Arithmetic, Kernel};
-use twn_pack::net::{Buffers, Description, Network, Overrides, Weights, fold};
-use twn_pack::{Checkpoint, Isa};
+use twn_pack::net::{Buffers, Description, Network, Overrides, Source, Weights, fold};
+use twn_pack::select::Override;
+use twn_pack::{Checkpoint, Container, Isa, Plan, Rules, Settings, Tensor, convert};
 
 /// The networks of `fixtures/residual/make_golden.py`, with their images and logits.
 fn golden() -> [(&'static str, Description, Array4<f32>, Vec<f64>); 2] {
@@ -134,6 +135,42 @@ fn batch_norm_goes_into_scales_and_biases() {
             assert!(worst < 4e-6, "{name}, {settings:?}: {worst}");
         }
     }
+}
+
+/// Tensors of 8 bits are such again behind the fold, with the same codes but for a factor's sign.
+#[test]
+fn batch_norm_goes_into_tensors_of_8_bits() {
+    let directory = tempfile::tempdir().unwrap();
+    let (name, description, images, _) = golden().into_iter().next_back().unwrap();
+    let file = Checkpoint::open(fixture(&format!("residual/{name}.safetensors"))).unwrap();
+    let settings = Settings::parse("keep=int8").unwrap();
+    let rules = Rules { overrides: vec![Override { pattern: "*".to_owned(), settings }], ..Rules::default() };
+    let plan = Plan::new(&file, &rules).unwrap();
+    let eight = directory.path().join("eight.twn");
+    convert::pack(&file, &plan, &eight, &convert::Options::default()).unwrap();
+    let source = Source::Container(Container::open(&eight).unwrap());
+    let found = fold(&description, &source).unwrap();
+    let path = directory.path().join("folded.safetensors");
+    found.save(&path, false).unwrap();
+    let again = packed(&path, "");
+    let logits = [(&description, &source), (&found.description, &again)].map(|(description, source)| {
+        logits(&Network::load(description, source, false).unwrap(), Arithmetic::ExactF32, images.view())
+    });
+    assert!(difference(&logits[1], &f64s(&logits[0])) < 4e-6);
+    let [Source::Container(before), Source::Container(after)] = [&source, &again] else { panic!("containers") };
+    let mut count = 0;
+    for (name, tensor) in before.tensors() {
+        let Tensor::Int8(before) = tensor else { continue };
+        let Some(Tensor::Int8(after)) = after.by_name(name) else { panic!("{name}: no longer int8") };
+        let codes = [before.codes(), after.codes()].map(|codes| codes.chunks(before.filter_len));
+        let [codes, codes_after] = codes;
+        for (before, after) in codes.zip(codes_after) {
+            let same = before == after || before.iter().zip(after).all(|(a, b)| *a == -b);
+            assert!(same, "{name}: {before:?} {after:?}");
+        }
+        count += 1;
+    }
+    assert_eq!(count, 6);
 }
 
 #[test]

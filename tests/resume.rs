@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{BINARY, Made, Random};
+use twn_pack::budget::{Ladder, Minimize, Target};
 use twn_pack::convert::{self, Options};
 use twn_pack::select::Override;
 use twn_pack::{Calibration, Checkpoint, Dtype, Error, Plan, Rules, Settings, verify};
@@ -180,6 +181,66 @@ fn another_run_is_refused_and_harms_nothing() {
     assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
     let error = run(&world, &output, 1, 0.01, u64::MAX).0.unwrap_err();
     assert!(matches!(error, Error::OutputExists { .. }));
+}
+
+/// What was measured for a target counts, for another target too; the file is that of a run which was not cut off.
+#[test]
+fn measuring_for_a_target_goes_on() {
+    let world = World::new(7, 60);
+    let checkpoint = Checkpoint::open(&world.input).unwrap();
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let calibration = Calibration::open(&world.statistics).unwrap();
+    let output = world.path("out.twn");
+    // Measures and packs until so many tensors were measured; also how many there were.
+    let run = |stop: usize, target: Target, resume: bool| {
+        let (cancel, seen) = (AtomicBool::new(false), AtomicU64::new(0));
+        let watch = |_: convert::Progress<'_>| {
+            let seen = seen.fetch_add(1, Ordering::Relaxed) + 1;
+            cancel.fetch_or(seen >= stop as u64, Ordering::Relaxed);
+        };
+        let options = Options {
+            resume,
+            overwrite: true,
+            calibration: Some(&calibration),
+            progress: Some(&watch),
+            cancel: Some(&cancel),
+            ..Options::default()
+        };
+        let mut ladder = Ladder::measure_for(&output, &checkpoint, &plan, Minimize::Relative, &options)?;
+        let choice = ladder.choose(target)?;
+        let options = Options { cancel: None, ..options };
+        convert::pack(&checkpoint, &ladder.plan(&choice), &output, &options)?;
+        ladder.forget();
+        std::fs::read(&output).map_err(|e| Error::Request(e.to_string()))
+    };
+    let never = usize::MAX;
+    let target = Target::Bits(3.0);
+    let (expected, other) = (run(never, target, false).unwrap(), run(never, Target::Bits(4.0), false).unwrap());
+    assert!(world.left("out").is_empty() && expected != other);
+    assert!(matches!(run(4, target, true), Err(Error::Cancelled)));
+    assert_eq!(world.left("out"), [".out.twn.twn-measured"]);
+    let lines = |journal: &Path| std::fs::read_to_string(journal).unwrap().lines().count();
+    let journal = world.path(".out.twn.twn-measured");
+    assert!(lines(&journal) > 2, "{}", lines(&journal));
+    // A size that cannot be kept costs no measurement.
+    assert!(run(never, Target::Bits(0.1), true).is_err());
+    let all = lines(&journal);
+    assert_eq!(all, 1 + 8, "one line says which run, then one per tensor with a choice");
+    assert!(run(never, Target::Bits(0.2), true).is_err());
+    assert_eq!(lines(&journal), all, "nothing is measured twice");
+    // Half a line more, as a kill leaves it, and one that is damaged.
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let at = text.len() - 40;
+    std::fs::write(&journal, format!("{}#{}", &text[..at], &text[at + 1..])).unwrap();
+    assert!(run(never, Target::Bits(4.0), true).unwrap() == other);
+    assert!(world.left("out").is_empty());
+    assert!(run(never, target, true).unwrap() == expected);
+    // Statistics used in another way are refused.
+    assert!(matches!(run(4, target, true), Err(Error::Cancelled)));
+    let calibration = Calibration::open(&world.statistics).unwrap().with_damping(0.5).unwrap();
+    let options = Options { resume: true, calibration: Some(&calibration), ..Options::default() };
+    let error = Ladder::measure_for(&output, &checkpoint, &plan, Minimize::Relative, &options).unwrap_err();
+    assert!(error.to_string().contains("other statistics of inputs"), "{error}");
 }
 
 /// The command, killed again and again, each time a little later.

@@ -5,9 +5,10 @@
 //! the next hull rung of some slot is taken, the one that takes most off the error per cost, and so on. After each
 //! step the error is the smallest that any choice of this cost has (the steps are those of a Lagrangian: a choice
 //! minimises error + λ·cost for the λ at hand). At a limit between two steps that leaves a rest, less than one
-//! step of one slot; further steps that fit into it are taken, and then rungs of any slot, on the hull or not, as
-//! long as one fits that lowers the error. So the error is above the smallest possible by less than the gain of
-//! the first step that did not fit.
+//! step of one slot; further steps that fit into it are taken, then rungs of any slot, on the hull or not, as
+//! long as one fits that lowers the error, and then pairs of them: a slot gives bytes up that gain more in another.
+//! So the error is above the smallest possible by less than the gain of the first step that did not fit; how much
+//! less in practice, the tests below hold against every combination.
 
 /// What a rung costs, and its error.
 pub(super) type Point = (u64, f64);
@@ -75,17 +76,87 @@ pub(super) fn choose(slots: &[Vec<Point>], limit: u64) -> Option<Vec<usize>> {
             total += step.cost;
         }
     }
-    fill(slots, &mut chosen, limit - total);
+    let mut left = limit - total;
+    // Every exchange lowers the error, so there is an end; a sum of a few is near enough.
+    for _ in 0..EXCHANGES {
+        fill(slots, &mut chosen, &mut left);
+        if !exchange(slots, &mut chosen, &mut left) {
+            break;
+        }
+    }
     Some(chosen)
 }
 
+/// Pairs of rungs that are exchanged, at most.
+const EXCHANGES: usize = 1000;
+
+/// Another rung of a slot, and what that changes.
+#[derive(Debug, Clone, Copy)]
+struct Move {
+    slot: usize,
+    rung: usize,
+    cost: i128,
+    /// By how much the error falls.
+    gain: f64,
+}
+
+/// Moves one slot to a cheaper rung and another one to what fits then: the pair that lowers the error most, if any
+/// does.
+fn exchange(slots: &[Vec<Point>], chosen: &mut [usize], left: &mut u64) -> bool {
+    let mut moves = Vec::new();
+    for (slot, rungs) in slots.iter().enumerate() {
+        let (cost, error) = rungs[chosen[slot]];
+        moves.extend(rungs.iter().enumerate().filter(|(rung, _)| *rung != chosen[slot]).map(|(rung, next)| Move {
+            slot,
+            rung,
+            cost: i128::from(next.0) - i128::from(cost),
+            gain: error - next.1,
+        }));
+    }
+    let mut better: Vec<Move> = moves.iter().filter(|next| next.gain > 0.0).copied().collect();
+    better.sort_by_key(|next| next.cost);
+    // For every prefix the best move, and the best of another slot.
+    let mut best: Vec<[Option<Move>; 2]> = Vec::with_capacity(better.len());
+    for &next in &better {
+        let [first, second] = best.last().copied().unwrap_or_default();
+        let above = |other: Option<Move>| other.is_none_or(|other| next.gain > other.gain);
+        best.push(match first {
+            Some(first) if first.slot == next.slot => [Some(if above(Some(first)) { next } else { first }), second],
+            _ if above(first) => [Some(next), first],
+            _ => [first, if above(second) { Some(next) } else { second }],
+        });
+    }
+    let mut pair: Option<(f64, Move, Move)> = None;
+    for &given in moves.iter().filter(|given| given.cost < 0) {
+        let room = i128::from(*left) - given.cost;
+        let fitting = better.partition_point(|next| next.cost <= room);
+        let Some(taken) = fitting
+            .checked_sub(1)
+            .and_then(|last| best[last].into_iter().flatten().find(|next| next.slot != given.slot))
+        else {
+            continue;
+        };
+        let gain = taken.gain + given.gain;
+        // What rounding makes of equal errors is no gain.
+        if gain > pair.map_or(1e-12 * taken.gain, |(gain, ..)| gain) {
+            pair = Some((gain, given, taken));
+        }
+    }
+    let Some((_, given, taken)) = pair else { return false };
+    for next in [given, taken] {
+        chosen[next.slot] = next.rung;
+    }
+    *left = (i128::from(*left) - given.cost - taken.cost) as u64;
+    true
+}
+
 /// Spends what is left: each time on the rung that lowers the error most.
-fn fill(slots: &[Vec<Point>], chosen: &mut [usize], mut left: u64) {
+fn fill(slots: &[Vec<Point>], chosen: &mut [usize], left: &mut u64) {
     for _ in 0..slots.len() {
         let mut best: Option<(f64, usize, usize)> = None;
         for (slot, rungs) in slots.iter().enumerate() {
             let now = rungs[chosen[slot]];
-            for (rung, next) in rungs.iter().enumerate().filter(|(_, next)| next.0 <= now.0 + left) {
+            for (rung, next) in rungs.iter().enumerate().filter(|(_, next)| next.0 <= now.0 + *left) {
                 let gain = now.1 - next.1;
                 if gain > best.map_or(0.0, |(gain, ..)| gain) {
                     best = Some((gain, slot, rung));
@@ -93,7 +164,7 @@ fn fill(slots: &[Vec<Point>], chosen: &mut [usize], mut left: u64) {
             }
         }
         let Some((_, slot, rung)) = best else { return };
-        left = left + slots[slot][chosen[slot]].0 - slots[slot][rung].0;
+        *left = *left + slots[slot][chosen[slot]].0 - slots[slot][rung].0;
         chosen[slot] = rung;
     }
 }
@@ -129,6 +200,35 @@ mod tests {
         let affordable = rungs.iter().filter(|rung| rung.0 <= limit);
         let all = affordable.filter_map(|rung| Some(rung.1 + brute_force(others, limit - rung.0)?));
         all.min_by(f64::total_cmp)
+    }
+
+    /// Ladders as tensors have them: each rung costs more and loses less; sizes differ by much.
+    #[test]
+    fn what_is_left_is_spent_nearly_as_well_as_it_can_be() {
+        let mut random = Random(7);
+        let (mut exact, mut cases, mut excess, mut total) = (0, 0, 0.0, 0.0);
+        for _ in 0..60 {
+            let slots: Vec<Vec<Point>> = (0..5)
+                .map(|_| {
+                    let (size, noise) = (1 + random.below(200), 1.0 + random.below(100) as f64 / 50.0);
+                    let point = |bits: u64| (size * bits / 2 + bits, noise * 0.25f64.powi(bits as i32));
+                    (2..8).map(|i| point(i + random.below(2))).collect()
+                })
+                .collect();
+            let (start, steps) = steps(&slots);
+            let cheapest = sums(&slots, &start).0;
+            let dearest = cheapest + steps.iter().map(|step| step.cost).sum::<u64>();
+            for i in 0..20 {
+                let limit = cheapest + (dearest - cheapest) * i / 20;
+                let (cost, error) = sums(&slots, &choose(&slots, limit).unwrap());
+                let best = brute_force(&slots, limit).unwrap();
+                assert!(cost <= limit && error >= best * (1.0 - 1e-12));
+                exact += usize::from(error <= best * (1.0 + 1e-12));
+                (cases, excess, total) = (cases + 1, excess + error - best, total + best);
+            }
+        }
+        eprintln!("{exact} of {cases} the best, {:.3} % above it on average", 100.0 * excess / total);
+        assert!(exact * 20 > cases * 17 && excess < 0.02 * total, "{exact} of {cases}, {excess} above {total}");
     }
 
     #[test]

@@ -10,10 +10,13 @@
 
 mod hull;
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use self::hull::Point;
 use crate::container::{Body, CalibrationEntry, Granularity, Index, Producer, TensorEntry, align, relative};
+use crate::convert::journal::{Journal, MEASURED};
 use crate::convert::{self, NON_FINITE, Options, Progress};
 use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
@@ -58,6 +61,8 @@ pub struct Ladder<'a> {
     minimize: Minimize,
     /// Bytes that something else needs.
     reserve: u64,
+    /// Where it is kept what was measured.
+    journal: Option<Journal<Measured>>,
 }
 
 /// A tensor.
@@ -80,6 +85,9 @@ struct Rung {
     /// ‖W − Ŵ‖² / ‖W‖², or that of the outputs.
     relative: f64,
 }
+
+/// What the index would say of a tensor on each rung.
+type Measured = Vec<Option<TensorEntry>>;
 
 /// A rung for each tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,12 +148,18 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// Every way in which a tensor may be stored that the plan makes ternary like that.
+/// Every way in which a tensor may be stored that the plan makes ternary like that. Groups count as long as they
+/// take no more than 8 bits per filter do.
 fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
     let n = tensor.elements().checked_div(tensor.shape[treatment.axis]).unwrap_or_default() as u64;
     let groups = GROUPS.into_iter().filter(|&size| size < n).map(Granularity::Group);
     let granularities: Vec<Granularity> = std::iter::once(Granularity::Filter).chain(groups).collect();
-    let ternary = (1..=PACKED_PLANES).flat_map(|planes| granularities.iter().map(move |&g| (planes, g)));
+    let scale = treatment.scale_dtype.size() as u64;
+    let bytes = |planes: usize, granularity: Granularity| {
+        planes as u64 * (treatment.encoding.bytes(n as usize) as u64 + granularity.scales(1, n) * scale)
+    };
+    let all = (1..=PACKED_PLANES).flat_map(|planes| granularities.iter().map(move |&g| (planes, g)));
+    let ternary = all.filter(|&(planes, g)| g == Granularity::Filter || bytes(planes, g) <= n + scale);
     let ternary =
         ternary.map(|(planes, granularity)| Decision::Ternary(Treatment { planes, granularity, ..treatment.clone() }));
     let Treatment { axis, scale_dtype, .. } = *treatment;
@@ -155,21 +169,21 @@ fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
         .collect()
 }
 
-/// What the tensor would be on each of these rungs; one that it cannot have (scales that their type does not
-/// hold) is left out.
-fn measure(input: Input<'_>, planned: Vec<Planned>, options: &Options<'_>) -> Result<Vec<Rung>> {
+/// What the tensor would be on each of these rungs; nothing for one that it cannot have (scales that their type does
+/// not hold).
+fn measure(input: Input<'_>, planned: &[Planned], options: &Options<'_>) -> Result<Measured> {
     let misfit = |error: &Error| matches!(error, Error::Weights { problem: WeightsProblem::Scale { .. }, .. });
-    match convert::measure_tensor(input, &planned, options) {
-        Ok(entries) => Ok(planned.into_iter().zip(entries).map(|(planned, entry)| Rung::new(planned, entry)).collect()),
+    match convert::measure_tensor(input, planned, options) {
+        Ok(entries) => Ok(entries.into_iter().map(Some).collect()),
         Err(error) if misfit(&error) && planned.len() > 1 => {
-            let mut rungs = Vec::new();
-            for planned in planned {
-                match measure(input, vec![planned], options) {
-                    Err(error) if misfit(&error) => {}
-                    measured => rungs.extend(measured?),
+            let mut all = Vec::new();
+            for planned in planned.chunks(1) {
+                match measure(input, planned, options) {
+                    Err(error) if misfit(&error) => all.push(None),
+                    measured => all.extend(measured?),
                 }
             }
-            Ok(rungs)
+            Ok(all)
         }
         Err(error) => Err(error),
     }
@@ -209,6 +223,40 @@ impl<'a> Ladder<'a> {
     /// # Errors
     /// As [`convert::measure`]; absolute errors together with statistics of inputs.
     pub fn measure(checkpoint: &'a Checkpoint, plan: &Plan, minimize: Minimize, options: &Options<'_>) -> Result<Self> {
+        Self::measure_with(checkpoint, plan, minimize, None, options)
+    }
+
+    /// The same for an output to come: with [`Options::resume`] what is measured is kept beside it
+    /// (`.NAME.twn-measured`), and a later run with the same input, plan and options goes on with that, whatever its
+    /// target is.
+    ///
+    /// # Errors
+    /// As [`Ladder::measure`]; a journal of another run, or a directory that cannot be written to.
+    pub fn measure_for(
+        output: &Path,
+        checkpoint: &'a Checkpoint,
+        plan: &Plan,
+        minimize: Minimize,
+        options: &Options<'_>,
+    ) -> Result<Self> {
+        let open = || Journal::open(checkpoint, plan, (output, MEASURED), options);
+        Self::measure_with(checkpoint, plan, minimize, options.resume.then(open).transpose()?, options)
+    }
+
+    /// The output is there: what was kept of the measuring is of no more use.
+    pub fn forget(&mut self) {
+        if let Some(journal) = self.journal.take() {
+            journal.remove();
+        }
+    }
+
+    fn measure_with(
+        checkpoint: &'a Checkpoint,
+        plan: &Plan,
+        minimize: Minimize,
+        mut journal: Option<Journal<Measured>>,
+        options: &Options<'_>,
+    ) -> Result<Self> {
         if minimize == Minimize::Absolute && convert::is_calibrated(options) {
             let message = "errors of the outputs of different layers have no common unit: expected relative errors with --calibration";
             return Err(Error::Request(message.to_owned()));
@@ -232,12 +280,23 @@ impl<'a> Ladder<'a> {
         for (i, (planned, free)) in all.into_iter().enumerate() {
             let tensor = checkpoint.tensor(i);
             done += size(tensor, &planned);
-            slots.push(Slot::new(measure(checkpoint.input(i), planned, &quiet)?, free));
+            let known = journal.as_mut().and_then(|journal| journal.take(i));
+            let measured = match known.filter(|known: &Measured| known.len() == planned.len()) {
+                Some(known) => known,
+                None => {
+                    let measured = measure(checkpoint.input(i), &planned, &quiet)?;
+                    journal.as_mut().filter(|_| free).map_or(Ok(()), |journal| journal.add(i, &measured))?;
+                    measured
+                }
+            };
+            let rungs = planned.into_iter().zip(measured);
+            let rungs = rungs.filter_map(|(planned, entry)| Some(Rung::new(planned, entry?))).collect();
+            slots.push(Slot::new(rungs, free));
             if let Some(progress) = options.progress {
                 progress(Progress { done, total, tensor: tensor.name });
             }
         }
-        Ok(Self { checkpoint, warnings: plan.warnings.clone(), slots, minimize, reserve: 0 })
+        Ok(Self { checkpoint, warnings: plan.warnings.clone(), slots, minimize, reserve: 0, journal })
     }
 
     /// Leaves room for so many bytes more: what repairs will add to the index.

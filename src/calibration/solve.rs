@@ -46,6 +46,9 @@ pub(crate) struct Grid {
     /// Weights that share their scales.
     pub group: usize,
     pub dtype: ScaleDtype,
+    /// Filters of other calls have the same scales: they stay as they are, and [`Solved::system`] says which would be
+    /// better. The group is a whole filter then.
+    pub shared: bool,
 }
 
 /// H and its factor.
@@ -71,6 +74,8 @@ pub(crate) struct Solved {
     pub squared: [f64; 2],
     /// The same under H.
     pub output: [f64; 2],
+    /// Of the changes of scales that all filters share.
+    pub system: LeastSquares,
 }
 
 impl Solver {
@@ -131,7 +136,12 @@ impl Solver {
             }
             last = error;
         }
-        filters.finish()
+        let mut system = LeastSquares::default();
+        if grid.shared {
+            let (systems, _) = filters.systems(0, self.n);
+            systems.iter().for_each(|next| system.add(next));
+        }
+        Solved { system, ..filters.finish() }
     }
 }
 
@@ -146,6 +156,11 @@ impl Solved {
             let (value, t) = levels[at / n * groups + j / grid.group].round(w);
             solved.codes.iter_mut().zip(t).for_each(|(codes, t)| codes[at] = (t + 1) as u8);
             let lost = (w - value).powi(2);
+            for (p, t_p) in t.iter().enumerate().take(grid.planes) {
+                let weighted = diagonal[j] * f64::from(*t_p);
+                solved.system.right[p] += weighted * (w - value);
+                (0..grid.planes).for_each(|q| solved.system.matrix[p][q] += weighted * f64::from(t[q]));
+            }
             solved.squared[0] += lost;
             solved.squared[1] += w * w;
             solved.output[0] += diagonal[j] * lost;
@@ -170,8 +185,8 @@ struct Filters<'a> {
     r: Vec<f64>,
     /// t per plane.
     t: Vec<Vec<i8>>,
-    /// Σ wᵀHw, where it is known already.
-    norm: Option<f64>,
+    /// W·H, once scales of whole filters need it.
+    wh: Vec<f64>,
 }
 
 impl<'a> Filters<'a> {
@@ -180,7 +195,7 @@ impl<'a> Filters<'a> {
         let levels = scales.chunks_exact(grid.planes).map(|scales| Levels::new(scales, grid.binary)).collect();
         let (groups, rows) = (n.div_ceil(grid.group), w.len() / n);
         let (e, r, t) = (vec![0.0; w.len()], vec![0.0; w.len()], vec![vec![0; w.len()]; grid.planes]);
-        Self { solver, grid, groups, rows, w, scales, levels, e, r, t, norm: None }
+        Self { solver, grid, groups, rows, w, scales, levels, e, r, t, wh: Vec::new() }
     }
 
     fn set(&mut self, at: usize, t: [i8; MAX]) {
@@ -237,15 +252,25 @@ impl<'a> Filters<'a> {
         let n = self.solver.n;
         for g in 0..self.groups {
             let (start, end) = (g * self.grid.group, ((g + 1) * self.grid.group).min(n));
-            if codes {
-                (start..end).step_by(BLOCK).for_each(|at| self.best_codes(g, at, (at + BLOCK).min(end)));
+            let mut pending = None;
+            for at in (start..end).step_by(BLOCK).filter(|_| codes) {
+                let to = (at + BLOCK).min(end);
+                let changes = self.best_codes(g, at, to);
+                // What a short group's scales change goes to the other columns together with this.
+                match (at, to) == (start, end) {
+                    true => pending = changes,
+                    false => self.spread(changes.as_deref(), at, to, [(0, at), (to, n)]),
+                }
             }
-            self.best_scales(g, start, end);
+            if !self.grid.shared {
+                self.best_scales(g, start, end, pending);
+            }
         }
     }
 
-    /// Each of these columns to the value of least error, all others as they are: w_j − e_j + r_j / H_jj.
-    fn best_codes(&mut self, g: usize, start: usize, end: usize) {
+    /// Each of these columns to the value of least error, all others as they are: w_j − e_j + r_j / H_jj. What that
+    /// changes in E; R has it in these columns only.
+    fn best_codes(&mut self, g: usize, start: usize, end: usize) -> Option<Vec<f64>> {
         let (n, h) = (self.solver.n, &self.solver.h);
         let width = end - start;
         let mut changes = vec![0.0; self.rows * width];
@@ -269,16 +294,14 @@ impl<'a> Filters<'a> {
                 }
             }
         }
-        if any {
-            self.spread(&changes, start, end, true);
-        }
+        any.then_some(changes)
     }
 
-    /// R += C·H for changes C of E in these columns; `inside` is done already.
-    fn spread(&mut self, changes: &[f64], start: usize, end: usize, inside: bool) {
+    /// R += C·H in some columns, for changes C of E in the columns `start..end`.
+    fn spread(&mut self, changes: Option<&[f64]>, start: usize, end: usize, columns: [(usize, usize); 2]) {
+        let Some(changes) = changes else { return };
         let (n, rows, width) = (self.solver.n, self.rows, end - start);
-        let parts = if inside { [(0, start), (end, n)] } else { [(0, n), (n, n)] };
-        for (from, to) in parts.into_iter().filter(|(from, to)| from < to) {
+        for (from, to) in columns.into_iter().filter(|(from, to)| from < to) {
             let h = MatRef::from_row_major_slice_with_stride(&self.solver.h[start * n + from..], width, to - from, n);
             let r = strided(&mut self.r[from..], rows, to - from, n);
             let changes = MatRef::from_row_major_slice(changes, rows, width);
@@ -286,8 +309,9 @@ impl<'a> Filters<'a> {
         }
     }
 
-    /// The scales of one group by least squares, taken where that lowers the error.
-    fn best_scales(&mut self, g: usize, start: usize, end: usize) {
+    /// The scales of one group by least squares, taken where that lowers the error. `pending` are changes of E in the
+    /// group's columns that R does not have in the others yet.
+    fn best_scales(&mut self, g: usize, start: usize, end: usize, pending: Option<Vec<f64>>) {
         let (n, planes, width) = (self.solver.n, self.grid.planes, end - start);
         let whole = width == n;
         let (systems, mut products) = self.systems(start, end);
@@ -295,7 +319,7 @@ impl<'a> Filters<'a> {
         for (row, system) in systems.into_iter().enumerate() {
             let unit = row * self.groups + g;
             let old: Vec<f64> = self.scales[unit * planes..][..planes].iter().map(|&s| f64::from(s)).collect();
-            let Some(new) = self.rescaled(&system, &old) else { continue };
+            let Some(new) = system.rescaled(&old, self.grid.dtype) else { continue };
             for (p, scale) in new.iter().enumerate() {
                 self.scales[unit * planes + p] = scale.abs() as f32;
                 if whole {
@@ -318,26 +342,35 @@ impl<'a> Filters<'a> {
                 self.e[at] = lost;
             }
         }
-        if whole {
-            self.norm = Some(self.norm_of(&products));
-        } else {
-            self.spread(&changes, start, end, false);
+        if !whole {
+            self.spread(Some(&changes), start, end, [(start, end), (n, n)]);
+            changes.iter_mut().zip(pending.iter().flatten()).for_each(|(change, pending)| *change += pending);
+            self.spread(Some(&changes), start, end, [(0, start), (end, n)]);
         }
     }
 
-    /// For each filter the system for changes of one group's scales; and T·H per plane, in these columns.
-    fn systems(&self, start: usize, end: usize) -> (Vec<LeastSquares>, Vec<Vec<f64>>) {
+    /// For each filter the system for changes of one group's scales; and T·H per plane, in these columns. Of whole
+    /// filters the first plane's follows from the others': Σ α_p·T_p·H = W·H − R.
+    fn systems(&mut self, start: usize, end: usize) -> (Vec<LeastSquares>, Vec<Vec<f64>>) {
         let (n, rows, width) = (self.solver.n, self.rows, end - start);
         let h = MatRef::from_row_major_slice_with_stride(&self.solver.h[start * n + start..], width, width, n);
+        if width == n && self.wh.is_empty() {
+            self.wh = vec![0.0; rows * n];
+            product(&mut self.wh, n, rows, (self.w, n), h, Accum::Replace);
+        }
         let mut systems = vec![LeastSquares::default(); rows];
         let mut products = vec![vec![0.0; rows * width]; self.grid.planes];
         let mut t = vec![0.0; rows * width];
-        for (p, products) in products.iter_mut().enumerate() {
+        for p in (0..self.grid.planes).rev() {
+            let [products, others @ ..] = &mut products[p..] else { break };
             for (row, t) in t.chunks_exact_mut(width).enumerate() {
                 let codes = &self.t[p][row * n + start..][..width];
                 t.iter_mut().zip(codes).for_each(|(to, &t)| *to = f64::from(t));
             }
-            product(products, width, rows, (&t, width), h, Accum::Replace);
+            match p == 0 && width == n {
+                true => self.first_product(&t, others, products),
+                false => product(products, width, rows, (&t, width), h, Accum::Replace),
+            }
             for (row, system) in systems.iter_mut().enumerate() {
                 let (at, th) = (row * n + start, &products[row * width..][..width]);
                 for (to, codes) in system.matrix[p].iter_mut().zip(&self.t) {
@@ -349,35 +382,36 @@ impl<'a> Filters<'a> {
         (systems, products)
     }
 
-    /// Scales as stored, with the sign that their codes are to take, if they lower the error.
-    fn rescaled(&self, system: &LeastSquares, old: &[f64]) -> Option<Vec<f64>> {
-        let wanted = system.solve(old.len());
-        let round = |scale: f64| f64::from(self.grid.dtype.round(scale.abs())).copysign(scale);
-        let new: Vec<f64> = wanted.iter().zip(old).map(|(delta, old)| round(old + delta)).collect();
-        let delta: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
-        let gains = (0..old.len()).map(|p| (2.0 * system.right[p] - dot(&system.matrix[p], &delta)) * delta[p]);
-        (gains.sum::<f64>() > 0.0 && new.iter().all(|scale| scale.is_finite())).then_some(new)
-    }
-
-    /// Σ w·H·w, where T·H is known of all columns: W·H = R + Ŵ·H.
-    fn norm_of(&self, products: &[Vec<f64>]) -> f64 {
-        let (n, planes) = (self.solver.n, self.grid.planes);
-        let of_filter = |row: usize| {
-            let (at, scales) = (row * n..(row + 1) * n, &self.scales[row * planes..][..planes]);
-            let w = &self.w[at.clone()];
-            let rounded = products.iter().zip(scales).map(|(th, scale)| f64::from(*scale) * dot(w, &th[at.clone()]));
-            dot(w, &self.r[at.clone()]) + rounded.sum::<f64>()
-        };
-        (0..self.rows).map(of_filter).sum()
+    /// T·H of the first plane of whole filters, from that of the others; where its scale is too small for that,
+    /// from its codes.
+    fn first_product(&self, t: &[f64], others: &[Vec<f64>], to: &mut [f64]) {
+        let (n, planes, h) = (self.solver.n, self.grid.planes, &self.solver.h);
+        for (row, to) in to.chunks_exact_mut(n).enumerate() {
+            let at = row * n..(row + 1) * n;
+            let scales = self.scales[row * planes..][..planes].iter().map(|&scale| f64::from(scale));
+            let first = f64::from(self.scales[row * planes]);
+            if first <= 1e-3 * scales.clone().fold(0.0, f64::max) {
+                to.fill(0.0);
+                for (j, &t) in t[at].iter().enumerate().filter(|(_, t)| **t != 0.0) {
+                    to.iter_mut().zip(&h[j * n..]).for_each(|(to, h)| *to += t * h);
+                }
+                continue;
+            }
+            to.iter_mut().zip(&self.wh[at.clone()]).zip(&self.r[at.clone()]).for_each(|((to, wh), r)| *to = wh - r);
+            for (scale, other) in scales.skip(1).zip(others) {
+                to.iter_mut().zip(&other[at.clone()]).for_each(|(to, th)| *to -= scale * th);
+            }
+            to.iter_mut().for_each(|to| *to /= first);
+        }
     }
 
     fn finish(self) -> Solved {
-        let norm = self.norm.unwrap_or_else(|| self.solver.energy(self.w));
+        let norm = if self.wh.is_empty() { self.solver.energy(self.w) } else { dot(self.w, &self.wh) };
         let codes = self.t.iter().map(|t| t.iter().map(|t| (t + 1) as u8).collect()).collect();
         let squared = [dot(&self.e, &self.e), dot(self.w, self.w)];
         // Rounding may put an error of nothing below 0; what is no number has to stay seen.
         let output = [self.error(), norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
-        Solved { codes, scales: self.scales, squared, output }
+        Solved { codes, scales: self.scales, squared, output, system: LeastSquares::default() }
     }
 }
 

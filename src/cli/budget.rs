@@ -71,7 +71,8 @@ impl BudgetArgs {
         options: &convert::Options<'_>,
         session: &Session,
     ) -> Result<Report> {
-        let ladder = Ladder::measure(checkpoint, plan, minimize(self.minimize), options)?.with_reserve(reserve);
+        let ladder = Ladder::measure_for(output, checkpoint, plan, minimize(self.minimize), options)?;
+        let mut ladder = ladder.with_reserve(reserve);
         let choice = ladder.choose(target)?;
         if let Target::Error(error) = target
             && let above @ [first, ..] = &ladder.above(error)[..]
@@ -81,6 +82,7 @@ impl BudgetArgs {
         }
         let options = convert::Options { limit: ladder.limit(target), ..*options };
         let report = convert::pack(checkpoint, &ladder.plan(&choice), output, &options)?;
+        ladder.forget();
         let mut budget = ladder.budget(Some((target, &choice)));
         if let Some(chosen) = &mut budget.chosen {
             (chosen.file_bytes, chosen.ratio) = (report.totals.file_bytes, report.totals.ratio);

@@ -38,10 +38,7 @@ impl CalibrationArgs {
     pub fn warn_of_missing(missing: &[&str], session: &Session) {
         if let Some(first) = missing.first() {
             let others = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
-            session.warn(&[format!(
-                "`{first}`{others}: no statistics that could be used (one scale for a whole tensor cannot be calibrated); \
-                 packed without"
-            )]);
+            session.warn(&[format!("`{first}`{others}: no statistics, or such of zeros only; packed without")]);
         }
     }
 

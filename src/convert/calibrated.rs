@@ -1,35 +1,53 @@
 //! A tensor of which the inputs are known: some filters at a time are rounded together
 //! ([`crate::calibration`]), on all threads. Not here: the arithmetic, or tensors without statistics.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
 use super::journal::stamp;
 use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
 use super::unit::AsUnit;
-use super::{Options, in_order};
+use super::{Options, in_order, weights_error};
 use crate::Result;
 use crate::calibration::solve::{Grid, Solved, Solver, energy};
 use crate::calibration::{Calibration, Moments};
-use crate::container::CalibrationEntry;
+use crate::container::{CalibrationEntry, Granularity};
 use crate::error::WeightsProblem;
+use crate::select::Treatment;
 use crate::source::{FilterView, TensorView};
-use crate::ternarize::planes::refine_weighted;
+use crate::ternarize::planes::{LeastSquares, Levels, refine_weighted};
+use crate::ternarize::{Fitted, PlanesFit};
 use crate::vector::Isa;
 
 /// Filters that are rounded together.
 const FILTERS: usize = 256;
+
+/// Turns of all codes and the scales that a whole tensor shares, before the last codes.
+const ROUNDS: usize = 2;
 
 /// The inputs of one tensor, and how they are used.
 #[derive(Debug, Clone)]
 pub(super) struct Calibrated<'a> {
     pub moments: Moments<'a>,
     pub calibration: &'a Calibration,
+    shared: Shared,
+}
+
+/// What the inputs of a tensor say, for all that it may become: read and factored once. Where groups of filters have
+/// inputs of their own nothing is kept: those are small.
+pub(super) type Shared = Option<Arc<Mutex<Option<Arc<Inputs>>>>>;
+
+/// For several works on one tensor.
+pub(super) fn shared() -> Shared {
+    Some(Arc::default())
 }
 
 /// What the inputs of one group of filters say.
-enum Inputs {
+#[derive(Debug)]
+pub(super) enum Inputs {
     Full(Solver),
     /// XᵀX, only to measure by.
     Measure(Vec<f64>),
@@ -53,7 +71,7 @@ pub(super) fn identity(options: &Options<'_>) -> Result<String> {
     Ok(format!("{}{damping} {order}", stamp(calibration.path())?))
 }
 
-/// What is known of the inputs of a tensor, if that can be used; one scale for a whole tensor cannot.
+/// What is known of the inputs of a tensor.
 ///
 /// # Errors
 /// Statistics that do not fit the tensor.
@@ -61,14 +79,46 @@ pub(super) fn of<'a>(
     options: &Options<'a>,
     tensor: TensorView<'_>,
     view: FilterView<'_>,
-    whole_tensor: bool,
+    shared: &Shared,
 ) -> Result<Option<Calibrated<'a>>> {
-    let (Some(calibration), false) = (options.calibration, whole_tensor) else { return Ok(None) };
+    let Some(calibration) = options.calibration else { return Ok(None) };
     let moments = calibration.moments(tensor.name, view.filters(), view.filter_len())?;
-    Ok(moments.map(|moments| Calibrated { moments, calibration }))
+    let shared = shared.clone().filter(|_| moments.as_ref().is_some_and(|moments| moments.groups == 1));
+    Ok(moments.map(|moments| Calibrated { moments, calibration, shared }))
 }
 
 impl Calibrated<'_> {
+    /// From the scales that all filters share, fitted to the weights, to such as fit the outputs: by turns all codes,
+    /// and the least-squares scales for them.
+    pub fn fit_tensor(&self, tensor: TensorView<'_>, work: &mut TernaryWork<'_>, run: Run<'_>) -> Result<()> {
+        let Treatment { scale_dtype, method, .. } = work.treatment;
+        for _ in 0..ROUNDS {
+            let systems = Mutex::new(BTreeMap::new());
+            self.each_group(work.view, run, true, |inputs, filters| {
+                run.monitor.check()?;
+                let first = filters.start;
+                let solved = match work.view.is_f64() {
+                    true => inputs.solve::<f64>(work, filters, run.isa),
+                    false => inputs.solve::<f32>(work, filters, run.isa),
+                };
+                let solved = solved.map_err(|problem| weights_error(tensor.name, problem))?;
+                systems.lock().unwrap_or_else(PoisonError::into_inner).insert(first, solved.system);
+                Ok(Done::default())
+            })?;
+            // In the order of the filters, whoever was first.
+            let mut system = LeastSquares::default();
+            let systems = systems.into_inner().unwrap_or_else(PoisonError::into_inner);
+            systems.values().for_each(|next| system.add(next));
+            let old: Vec<f64> = work.fits[0].scales().iter().map(|&scale| f64::from(scale)).collect();
+            let Some(new) = system.rescaled(&old, *scale_dtype) else { break };
+            let scales = new.into_iter().map(|scale| scale.abs() as f32).collect();
+            work.fits = vec![Fitted::Several(PlanesFit::given(scales, method.binary()))];
+        }
+        let scales = work.fits[0].scales().to_vec();
+        work.fits = vec![Fitted::Several(PlanesFit::given(scales, method.binary()))];
+        Ok(())
+    }
+
     /// All the work on a ternary tensor.
     pub fn ternary(
         &self,
@@ -77,44 +127,54 @@ impl Calibrated<'_> {
         places: Places,
         run: Run<'_>,
     ) -> Result<Vec<Done>> {
-        self.each_group(tensor, work.view, places, run, true, |inputs, filters| match work.view.is_f64() {
-            true => inputs.round::<f64>(work, filters, run.isa),
-            false => inputs.round::<f32>(work, filters, run.isa),
+        self.each_group(work.view, run, true, |inputs, filters| {
+            run.output(tensor, filters.len() * work.view.filter_len(), places, || match work.view.is_f64() {
+                true => inputs.round::<f64>(work, filters.clone(), run.isa),
+                false => inputs.round::<f32>(work, filters.clone(), run.isa),
+            })
         })
     }
 
     /// All the work on an int8 tensor: only its error is measured by the inputs.
     pub fn int8(&self, tensor: TensorView<'_>, work: &Int8Work<'_>, places: Places, run: Run<'_>) -> Result<Vec<Done>> {
-        self.each_group(tensor, work.view, places, run, false, |inputs, filters| match work.view.is_f64() {
-            true => inputs.int8::<f64>(work, filters, run.isa),
-            false => inputs.int8::<f32>(work, filters, run.isa),
+        self.each_group(work.view, run, false, |inputs, filters| {
+            run.output(tensor, filters.len() * work.view.filter_len(), places, || match work.view.is_f64() {
+                true => inputs.int8::<f64>(work, filters.clone(), run.isa),
+                false => inputs.int8::<f32>(work, filters.clone(), run.isa),
+            })
         })
     }
 
-    /// Gives all filters to `round`, some at a time, with what is known of their inputs; `solve`: for codes.
+    /// Gives all filters to `each`, some at a time, with what is known of their inputs; `solve`: for codes.
     fn each_group(
         &self,
-        tensor: TensorView<'_>,
         view: FilterView<'_>,
-        places: Places,
         run: Run<'_>,
         solve: bool,
-        round: impl Fn(&Inputs, Range<usize>) -> Result<Output, WeightsProblem> + Sync,
+        each: impl Fn(&Inputs, Range<usize>) -> Result<Done> + Sync,
     ) -> Result<Vec<Done>> {
         let filters = view.filters() / self.moments.groups;
         let mut done = Vec::new();
         for group in 0..self.moments.groups {
             let inputs = self.inputs(group, view.filter_len(), solve, run.isa)?;
             let pieces: Vec<Range<usize>> = super::steps(group * filters..(group + 1) * filters, FILTERS).collect();
-            done.extend(in_order(&pieces, |piece| {
-                run.output(tensor, piece.len() * view.filter_len(), places, || round(&inputs, piece.clone()))
-            })?);
+            done.extend(in_order(&pieces, |piece| each(&inputs, piece.clone()))?);
         }
         Ok(done)
     }
 
-    fn inputs(&self, group: usize, n: usize, solve: bool, isa: Isa) -> Result<Inputs> {
-        let Self { moments, calibration } = self;
+    /// What is known of a group's inputs; `solve`: enough to find codes by.
+    fn inputs(&self, group: usize, n: usize, solve: bool, isa: Isa) -> Result<Arc<Inputs>> {
+        let Some(shared) = &self.shared else { return self.read(group, n, solve, isa).map(Arc::new) };
+        let mut known = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(inputs) if !(solve && matches!(**inputs, Inputs::Measure(_))) => Ok(inputs.clone()),
+            _ => Ok(known.insert(Arc::new(self.read(group, n, solve, isa)?)).clone()),
+        }
+    }
+
+    fn read(&self, group: usize, n: usize, solve: bool, isa: Isa) -> Result<Inputs> {
+        let Self { moments, calibration, .. } = self;
         let values = moments.read(group, isa)?;
         if !moments.full {
             return Ok(Inputs::Diagonal(values));
@@ -140,7 +200,17 @@ impl Inputs {
         filters: Range<usize>,
         isa: Isa,
     ) -> Result<Output, WeightsProblem> {
+        Ok(work.output(filters.clone(), &self.solve::<W>(work, filters, isa)?, isa))
+    }
+
+    fn solve<W: AsUnit>(
+        &self,
+        work: &TernaryWork<'_>,
+        filters: Range<usize>,
+        isa: Isa,
+    ) -> Result<Solved, WeightsProblem> {
         let (n, treatment) = (work.view.filter_len(), work.treatment);
+        let shared = treatment.granularity == Granularity::Tensor;
         let range = filters.start * n..filters.end * n;
         let mut scratch = Vec::new();
         let weights: &[W] = work.view.read(range.clone(), isa, &mut scratch);
@@ -151,9 +221,13 @@ impl Inputs {
             Self::Diagonal(values) => values[j],
         };
         let importance: Vec<f64> = (0..n).map(diagonal).collect();
-        let (unit, binary) = (work.unit_len(), treatment.method.binary());
+        let (unit, binary) = (work.unit_len().min(n), treatment.method.binary());
         let (mut scales, mut levels) = (Vec::new(), Vec::new());
-        for (row, filter) in w.chunks_exact(n).enumerate() {
+        if let (true, Some(fit)) = (shared, work.fits.first()) {
+            scales = fit.scales().repeat(filters.len());
+            levels = vec![Levels::new(fit.scales(), binary); filters.len()];
+        }
+        for (row, filter) in w.chunks_exact(n).enumerate().filter(|_| !shared) {
             for (g, group) in filter.chunks(unit).enumerate() {
                 let start = row * n + g * unit;
                 let fit = work.fit_unit(&weights[start..start + group.len()], range.start + start, isa)?;
@@ -164,12 +238,11 @@ impl Inputs {
                 levels.push(its_levels);
             }
         }
-        let grid = Grid { binary, planes: treatment.planes, group: unit, dtype: treatment.scale_dtype };
-        let solved = match self {
+        let grid = Grid { binary, planes: treatment.planes, group: unit, dtype: treatment.scale_dtype, shared };
+        Ok(match self {
             Self::Full(solver) => solver.solve(&w, scales, grid),
             _ => Solved::by_diagonal(&w, &importance, scales, &levels, grid),
-        };
-        Ok(work.output(filters, &solved, isa))
+        })
     }
 
     fn int8<W: AsUnit>(&self, work: &Int8Work<'_>, filters: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
@@ -196,7 +269,9 @@ impl TernaryWork<'_> {
     fn output(&self, filters: Range<usize>, solved: &Solved, isa: Isa) -> Output {
         let (n, treatment) = (self.view.filter_len(), self.treatment);
         let (encoding, planes) = (treatment.encoding, treatment.planes);
-        let units = n.div_ceil(self.unit_len());
+        // Scales that all filters share are written by themselves.
+        let shared = self.treatment.granularity == Granularity::Tensor;
+        let units = if shared { 0 } else { n.div_ceil(self.unit_len()) };
         let mut output = Output {
             codes_at: (filters.start * encoding.bytes(n)) as u64,
             scales_at: (filters.start * units * treatment.scale_dtype.size()) as u64,
@@ -210,13 +285,13 @@ impl TernaryWork<'_> {
                 encoding.pack(isa, codes, &mut bytes.codes[at..]);
             }
             output.tally.count_codes(codes);
-            for scales in solved.scales.chunks_exact(planes) {
+            for scales in solved.scales.chunks_exact(planes).filter(|_| !shared) {
                 push_scale(&mut bytes.scales, treatment.scale_dtype, scales[p]);
             }
         }
-        for (i, scales) in solved.scales.chunks_exact(planes).enumerate() {
-            let [error, norm] = if i == 0 { solved.squared } else { [0.0; 2] };
-            output.tally.add_unit(scales, None, error, norm);
+        output.tally.add_errors(solved.squared[0], solved.squared[1]);
+        for scales in solved.scales.chunks_exact(planes).filter(|_| !shared) {
+            output.tally.add_unit(scales, None, 0.0, 0.0);
         }
         output.tally.add_output(solved.output);
         output
@@ -225,7 +300,7 @@ impl TernaryWork<'_> {
 
 /// What the container says of it; `solved`: codes were chosen by it.
 pub(super) fn entry(calibrated: Option<&Calibrated<'_>>, solved: bool, output: [f64; 2]) -> CalibrationEntry {
-    let Some(Calibrated { moments, calibration }) = calibrated else {
+    let Some(Calibrated { moments, calibration, .. }) = calibrated else {
         return CalibrationEntry { kind: CalibrationEntry::NONE.to_owned(), ..CalibrationEntry::default() };
     };
     let full = moments.full;
@@ -237,5 +312,36 @@ pub(super) fn entry(calibrated: Option<&Calibrated<'_>>, solved: bool, output: [
         rows: moments.rows,
         squared_error: Some(output[0]),
         squared_norm: Some(output[1]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Dtype;
+
+    /// All rungs of a tensor have one factor of XᵀX; one that needs none takes what is there.
+    #[test]
+    fn a_factor_is_shared() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("stats.safetensors");
+        let header = r#"{"w.xtx":{"dtype":"F64","shape":[2,2],"data_offsets":[0,32]}}"#;
+        let values: Vec<u8> = [2.0f64, 1.0, 1.0, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &values].concat()).unwrap();
+        let calibration = Calibration::open(&path).unwrap();
+        let options = Options { calibration: Some(&calibration), ..Options::default() };
+        let data = [0u8; 16];
+        let tensor = TensorView { name: "w", dtype: Dtype::F32, shape: &[2, 2], data: &data };
+        let view = FilterView::new(tensor, 0).unwrap();
+        let shared = shared();
+        let [first, second] = [&shared, &shared].map(|shared| of(&options, tensor, view, shared).unwrap().unwrap());
+        let isa = Isa::PORTABLE;
+        let measured = first.inputs(0, 2, false, isa).unwrap();
+        assert!(matches!(*measured, Inputs::Measure(_)));
+        let solver = first.inputs(0, 2, true, isa).unwrap();
+        assert!(matches!(*solver, Inputs::Full(_)));
+        assert!([true, false].into_iter().all(|solve| Arc::ptr_eq(&solver, &second.inputs(0, 2, solve, isa).unwrap())));
+        let alone = of(&options, tensor, view, &None).unwrap().unwrap();
+        assert!(!Arc::ptr_eq(&solver, &alone.inputs(0, 2, true, isa).unwrap()));
     }
 }

@@ -150,7 +150,7 @@ pub(super) struct Monitor<'a> {
 }
 
 impl Monitor<'_> {
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         match self.options.cancel {
             Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Cancelled),
             _ => Ok(()),

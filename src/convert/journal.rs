@@ -1,8 +1,8 @@
 //! What a run that may be resumed has finished: beside the output, one line per tensor. Not here: the work
 //! ([`super`]), or the partial file ([`crate::container`]).
 //!
-//! `.NAME.twn-journal` begins with a line that says which run it belongs to; every further one has a tensor's
-//! number and what the index will say of it. Each line has its own CRC-32 in front, and counts only up to
+//! `.NAME.twn-journal` (of packing; `.NAME.twn-measured` of measuring for a target) begins with a line that says which run it belongs to; every further one has a tensor's
+//! number and what the index will say of it, or would say on each rung. Each line has its own CRC-32 in front, and counts only up to
 //! the first one that is not whole. A tensor counts only if its sections in the partial file have the checksums
 //! that its line says. So nothing has to reach the disk in any order, and what was damaged is done anew.
 
@@ -22,14 +22,17 @@ use crate::select::Plan;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 
-const SUFFIX: &str = ".twn-journal";
+/// Behind the output's name: what of it is packed.
+pub(crate) const PACKED: &str = ".twn-journal";
+/// What its tensors would be on each rung; nothing where they cannot have it.
+pub(crate) const MEASURED: &str = ".twn-measured";
 
-/// The journal of one output, locked while it is open.
+/// The journal of one output, locked while it is open; of each tensor it keeps a `T`.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal<T = TensorEntry> {
     file: File,
     path: PathBuf,
-    finished: BTreeMap<usize, TensorEntry>,
+    finished: BTreeMap<usize, T>,
     is_new: bool,
 }
 
@@ -37,18 +40,23 @@ pub(super) struct Journal {
 type Identity = BTreeMap<String, String>;
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct Line<T> {
     tensor: usize,
-    entry: TensorEntry,
+    entry: T,
 }
 
-impl Journal {
+impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// The journal of a run; what an earlier one of the same kind has left in it counts.
     ///
     /// # Errors
     /// A journal of another run, or one that is in use; a directory that cannot be written to.
-    pub fn open(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Self> {
-        let path = beside(output, SUFFIX)?;
+    pub fn open(
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        (output, suffix): (&Path, &str),
+        options: &Options<'_>,
+    ) -> Result<Self> {
+        let path = beside(output, suffix)?;
         let io = |action| Error::io(&path, action);
         let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open.map_err(io("open the journal"))?;
@@ -94,13 +102,13 @@ impl Journal {
     }
 
     /// What was finished of tensor number `i`, if it was.
-    pub fn take(&mut self, i: usize) -> Option<TensorEntry> {
+    pub fn take(&mut self, i: usize) -> Option<T> {
         self.finished.remove(&i)
     }
 
     /// Tensor number `i` is finished, and all its bytes are written.
-    pub fn add(&mut self, i: usize, entry: &TensorEntry) -> Result<()> {
-        self.write(&Line { tensor: i, entry: entry.clone() })
+    pub fn add(&mut self, i: usize, entry: &T) -> Result<()> {
+        self.write(&Line { tensor: i, entry })
     }
 
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
@@ -116,7 +124,7 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
+impl<T> Drop for Journal<T> {
     /// Closing is not enough where a process that another thread is just starting has the file too.
     fn drop(&mut self) {
         let _ = self.file.unlock();

@@ -9,7 +9,7 @@ mod bias;
 mod calibrated;
 mod int8;
 mod job;
-mod journal;
+pub(crate) mod journal;
 mod moved;
 mod native;
 mod repair;
@@ -105,7 +105,7 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     refuse_own_input(checkpoint, output)?;
     let (writer, mut journal) = if options.resume {
         let writer = ContainerWriter::resume(output, options.overwrite)?;
-        let journal = Journal::open(checkpoint, plan, output, options)?;
+        let journal = Journal::open(checkpoint, plan, (output, journal::PACKED), options)?;
         if journal.is_new() {
             writer.clear()?;
         }
@@ -174,8 +174,8 @@ fn run_plan(
     if plan.tensors.len() != checkpoint.len() {
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
     }
-    let (tensors, writer) =
-        run((0..checkpoint.len()).map(|i| checkpoint.input(i)).zip(&plan.tensors), writer, journal, options)?;
+    let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
+    let (tensors, writer) = run(inputs.zip(&plan.tensors), writer, journal, &None, options)?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
     Ok((index, writer))
 }
@@ -185,7 +185,7 @@ fn run_plan(
 /// # Errors
 /// As [`measure`].
 pub(crate) fn measure_tensor(input: Input<'_>, planned: &[Planned], options: &Options<'_>) -> Result<Vec<TensorEntry>> {
-    Ok(run(planned.iter().map(|planned| (input, planned)), None, None, options)?.0)
+    Ok(run(planned.iter().map(|planned| (input, planned)), None, None, &calibrated::shared(), options)?.0)
 }
 
 /// Whether the run has statistics of inputs.
@@ -193,17 +193,19 @@ pub(crate) fn is_calibrated(options: &Options<'_>) -> bool {
     calibrated::is_asked(options)
 }
 
+/// The work on those tensors; `shared` is for what they have in common, where they are one.
 fn run<'a>(
     tensors: impl Iterator<Item = (Input<'a>, &'a Planned)>,
     mut writer: Option<ContainerWriter>,
     mut journal: Option<&mut Journal>,
+    shared: &calibrated::Shared,
     options: &Options<'_>,
 ) -> Result<(Vec<TensorEntry>, Option<ContainerWriter>)> {
     let isa = options.isa.map_or_else(Isa::detect, Ok)?;
     let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
     let mut works = Vec::new();
     for (input, planned) in tensors {
-        works.push(Work::new(input, planned, &mut offsets, options, isa)?);
+        works.push(Work::new(input, planned, &mut offsets, options, shared, isa)?);
     }
     let monitor = Monitor { total: works.iter().map(Work::bytes).sum(), done: AtomicU64::new(0), options };
     let run = Run { isa, writer: writer.as_ref(), monitor: &monitor };

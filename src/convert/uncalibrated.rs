@@ -28,11 +28,27 @@ pub(super) fn identity(_: &Options<'_>) -> Result<String> {
     Ok("none".to_owned())
 }
 
-pub(super) fn of<'a>(_: &Options<'a>, _: TensorView<'_>, _: FilterView<'_>, _: bool) -> Result<Option<Calibrated<'a>>> {
+/// Nothing to share.
+pub(super) type Shared = Option<Infallible>;
+
+pub(super) fn shared() -> Shared {
+    None
+}
+
+pub(super) fn of<'a>(
+    _: &Options<'a>,
+    _: TensorView<'_>,
+    _: FilterView<'_>,
+    _: &Shared,
+) -> Result<Option<Calibrated<'a>>> {
     Ok(None)
 }
 
 impl Calibrated<'_> {
+    pub fn fit_tensor(&self, _: TensorView<'_>, _: &mut TernaryWork<'_>, _: Run<'_>) -> Result<()> {
+        match self.0 {}
+    }
+
     pub fn ternary(&self, _: TensorView<'_>, _: &TernaryWork<'_>, _: Places, _: Run<'_>) -> Result<Vec<Done>> {
         match self.0 {}
     }

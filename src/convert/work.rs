@@ -63,6 +63,7 @@ impl<'a> Work<'a> {
         planned: &'a Planned,
         offsets: &mut Offsets<'_>,
         options: &Options<'a>,
+        shared: &calibrated::Shared,
         isa: Isa,
     ) -> Result<Self> {
         let view = match &planned.decision {
@@ -90,13 +91,12 @@ impl<'a> Work<'a> {
         let kind = match (&planned.decision, view.filter(|_| !left)) {
             (Decision::Ternary(treatment), Some(view)) => {
                 let work = Box::new(TernaryWork::new(view, treatment));
-                let whole_tensor = treatment.granularity == Granularity::Tensor;
-                let calibrated = calibrated::of(options, tensor, view, whole_tensor)?;
+                let calibrated = calibrated::of(options, tensor, view, shared)?;
                 Kind::Ternary { places: places(treatment.planes as u64, work.plane_bytes())?, work, calibrated }
             }
             (Decision::Int8(treatment), Some(view)) => {
                 let work = Int8Work::new(view, *treatment);
-                let calibrated = calibrated::of(options, tensor, view, false)?;
+                let calibrated = calibrated::of(options, tensor, view, shared)?;
                 Kind::Int8 { places: places(1, work.bytes())?, work, calibrated }
             }
             (Decision::Moved(moved), _) => {
@@ -139,7 +139,11 @@ impl<'a> Work<'a> {
     }
 
     fn needs_prefit(&self) -> bool {
-        matches!(&self.kind, Kind::Ternary { work, calibrated: None, .. } if work.needs_prefit())
+        match &self.kind {
+            Kind::Ternary { work, calibrated: None, .. } => work.needs_prefit(),
+            Kind::Ternary { work, .. } => work.treatment.granularity == Granularity::Tensor,
+            _ => false,
+        }
     }
 
     /// What has to happen before there are pieces: units that no piece holds whole are fitted. Where
@@ -156,6 +160,13 @@ impl<'a> Work<'a> {
                 return Ok(());
             }
             Kind::Ternary { places, work, calibrated: Some(calibrated) } => {
+                if work.treatment.granularity == Granularity::Tensor {
+                    run.fit(*tensor, work)?;
+                    calibrated.fit_tensor(*tensor, work, run)?;
+                    for (p, bytes) in work.fit_scales().iter().enumerate() {
+                        run.write(bytes, places.plane(p).1)?;
+                    }
+                }
                 *done = calibrated.ternary(*tensor, work, *places, run)?;
                 return Ok(());
             }

@@ -16,8 +16,9 @@ use super::layers::{BatchNorm, Described, Layer, Residual, Written};
 use super::{Description, Source, Tensors};
 use crate::container::{Granularity, Tensor};
 use crate::error::NetworkProblem;
-use crate::select::{Settings, found_again, stays_dense, trained_metadata};
+use crate::select::{Settings, found_again, found_again_as_int8, stays_dense, trained_metadata};
 use crate::source::write::{Raw, floats, write};
+use crate::ternarize::ScaleDtype;
 use crate::{Error, Result};
 
 /// A network and its tensors, with batch norms folded.
@@ -180,10 +181,18 @@ impl Folding<'_> {
     /// Which settings find the same codes in what is written.
     fn settings_of(&self, name: &str) -> Result<Settings> {
         let Source::Container(container) = self.source else { return Ok(stays_dense()) };
-        let Some(Tensor::Ternary(tensor)) = container.by_name(name) else { return Ok(stays_dense()) };
         let error = |problem| {
             let path = container.path().to_path_buf();
             Err(Error::Network { path, tensor: name.to_owned(), problem })
+        };
+        let tensor = match container.by_name(name) {
+            Some(Tensor::Ternary(tensor)) => tensor,
+            Some(Tensor::Int8(int8)) if int8.axis != 0 => {
+                return error(NetworkProblem::FilterAxis { found: int8.axis });
+            }
+            // Its scale takes the factor, in f32.
+            Some(Tensor::Int8(_)) => return Ok(found_again_as_int8(0, ScaleDtype::F32)),
+            Some(Tensor::Dense(_)) | None => return Ok(stays_dense()),
         };
         if tensor.planes != 1 {
             return error(NetworkProblem::Planes { found: tensor.planes });

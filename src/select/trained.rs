@@ -7,6 +7,7 @@ use super::{Keep, Settings};
 use crate::container::Granularity;
 use crate::pack::Encoding;
 use crate::source::Checkpoint;
+use crate::ternarize::ScaleDtype;
 use crate::{Error, Result};
 
 /// The metadata's key. Its value is a JSON object: settings by tensor name.
@@ -31,6 +32,16 @@ pub(crate) fn found_again(encoding: Encoding, granularity: Granularity) -> Setti
         granularity: Some(granularity),
         encoding: Some(encoding),
         keep: Some(Keep::Ternary),
+        ..Settings::default()
+    }
+}
+
+/// The same of dequantized codes of 8 bits.
+pub(crate) fn found_again_as_int8(axis: u64, scale_dtype: ScaleDtype) -> Settings {
+    Settings {
+        axis: Some(axis as usize).filter(|axis| *axis != 0),
+        scale_dtype: Some(scale_dtype).filter(|dtype| *dtype != ScaleDtype::default()),
+        keep: Some(Keep::Int8),
         ..Settings::default()
     }
 }

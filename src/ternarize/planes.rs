@@ -3,12 +3,15 @@
 //! the planes before it leave over; then by turns the best codes for the scales (the nearest of the
 //! 3^P values that they give) and the least-squares scales for the codes, until the squared error
 //! stops falling. That ends in a local optimum, so the best of some starts with scales in a ratio of
-//! 3 (evenly spaced values) or 2 are improved in the same way, and the best of all counts. A method of
-//! signs only stays one: 2^P values.
+//! 3 (evenly spaced values) or 2 are improved in the same way, and so is what one plane less came to, with a
+//! scale more; the best of all counts. A method of signs only stays one: 2^P values.
+//!
+//! Weights in memory are sorted once: all that a step has to know of them (how many take each value, and their
+//! sum) is then found by bisection.
 //!
 //! Scales are rounded to their stored type each time, and values are summed in `f32` as a reader
 //! sums them, so the error is that of what is stored. It never rises: a step that does not lower it
-//! is the last one, and not taken.
+//! is not taken.
 //! Not here: the methods, or second moments of inputs ([`crate::calibration`]).
 
 use std::fmt::Debug;
@@ -19,17 +22,30 @@ use crate::limits::PACKED_PLANES as MAX;
 use crate::vector::block::{AboveOf, Weight};
 use crate::vector::{Isa, Task};
 
-/// Values that are not negative: one for each of 3^P codes and its mirror image, and 0.
-const LEVELS: usize = 3usize.pow(MAX as u32).div_ceil(2);
+/// Values that the codes of all planes can give.
+const COMBINATIONS: usize = 3usize.pow(MAX as u32);
+
+/// Those that are not negative: one for each of 3^P codes and its mirror image, and 0.
+const LEVELS: usize = COMBINATIONS.div_ceil(2);
 
 /// Steps at most; a few dozen are usual.
 const STEPS: usize = 200;
 
-/// Starts that are improved besides the greedy one.
+/// Starts of evenly spaced values that are improved.
 const STARTS: usize = 2;
 
-/// A step that lowers the error by less than this share of it is the last.
-const WORTHWHILE: f64 = 1e-7;
+/// A step that lowers the error by less than this share of it is the last: of every start, and of the
+/// [`FINALISTS`].
+const ROUGH: f64 = 1e-3;
+const WORTHWHILE: f64 = 1e-6;
+
+/// How many of the roughly improved starts are improved to the end.
+const FINALISTS: usize = 2;
+
+/// By how much a step goes further than the one before it, and how far at most, in units of the way to the
+/// least-squares scales. (By turns codes and scales come near to their end slowly, always in the same direction.)
+const FURTHER: f64 = 1.3;
+const FURTHEST: f64 = 6.0;
 
 /// The values that some scales can give, and their codes. They lie symmetrically around 0, so only
 /// those that are not negative are kept, in ascending order.
@@ -46,25 +62,41 @@ pub(crate) struct Levels {
 impl Levels {
     /// Of these scales, at most [`MAX`], none negative; with `binary` codes are never 0.
     pub fn new(scales: &[f32], binary: bool) -> Self {
+        // Adding a term keeps the order, so the values with each of a plane's digits are merged, and nothing is
+        // sorted. Of equal values the first digit here counts: zero where there is one.
         let digits: &[u8] = if binary { &[2, 0] } else { &[1, 2, 0] };
-        let mut levels: Vec<(f32, [u8; MAX])> = Vec::with_capacity(2 * LEVELS);
-        for combination in 0..digits.len().pow(scales.len() as u32) {
-            let mut codes = [1; MAX];
-            let (mut value, mut rest) = (0.0, combination);
-            for (p, &scale) in scales.iter().enumerate() {
-                codes[p] = digits[rest % digits.len()];
-                rest /= digits.len();
-                let term = [-scale, 0.0, scale][usize::from(codes[p])];
-                value = if p == 0 { term } else { value + term };
+        let mut all = [(0.0f32, [1u8; MAX]); COMBINATIONS];
+        let (mut next, mut count) = (all, 1);
+        for (p, &scale) in scales.iter().enumerate() {
+            let value = |digit: u8, before: f32| match digit {
+                0 => before - scale,
+                1 => before,
+                _ => before + scale,
+            };
+            let mut at = [0; 3];
+            for to in &mut next[..count * digits.len()] {
+                let mut least = (f32::INFINITY, usize::MAX);
+                for (i, (&digit, &at)) in digits.iter().zip(&at).enumerate().filter(|(_, (_, at))| **at < count) {
+                    let value = value(digit, all[at].0);
+                    if value < least.0 || least.1 == usize::MAX {
+                        least = (value, i);
+                    }
+                }
+                let (value, i) = least;
+                *to = (value, all[at[i]].1);
+                to.1[p] = digits[i];
+                at[i] += 1;
             }
-            if value >= 0.0 && value.is_finite() {
-                levels.push((value.abs(), codes));
+            count *= digits.len();
+            std::mem::swap(&mut all, &mut next);
+        }
+        let (mut values, mut codes) = (Vec::with_capacity(LEVELS), Vec::with_capacity(LEVELS));
+        for (value, its_codes) in all[..count].iter().filter(|(value, _)| *value >= 0.0 && value.is_finite()) {
+            if values.last() != Some(&value.abs()) {
+                values.push(value.abs());
+                codes.push(*its_codes);
             }
         }
-        // Stable: of equal values the first combination counts, which has zeros where it can.
-        levels.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        levels.dedup_by_key(|(value, _)| *value);
-        let (values, codes): (Vec<f32>, Vec<_>) = levels.into_iter().unzip();
         let midpoints = values.windows(2).map(|pair| f64::midpoint(f64::from(pair[0]), f64::from(pair[1]))).collect();
         Self { planes: scales.len(), values, midpoints, codes }
     }
@@ -137,8 +169,51 @@ impl Default for Tails {
     }
 }
 
+/// What is fitted: weights that share their scales, and those in memory also in order, so that a look at them does
+/// not take a pass.
+struct Weights<'a> {
+    unit: &'a Unit<'a>,
+    /// Magnitudes, smallest first, and what the first k of them add up to.
+    sorted: Option<(Vec<f64>, Vec<f64>)>,
+}
+
+impl<'a> Weights<'a> {
+    fn new(unit: &'a Unit<'a>) -> Self {
+        let sorted = match *unit.data() {
+            Data::F32(weights) => Some(sorted(weights)),
+            Data::F64(weights) => Some(sorted(weights)),
+            Data::Long(_) => None,
+        };
+        Self { unit, sorted }
+    }
+}
+
+/// Magnitudes, smallest first, and their sums.
+fn sorted<W: Weight>(weights: &[W]) -> (Vec<f64>, Vec<f64>) {
+    let mut bits: Vec<W::Bits> = weights.iter().map(|w| w.magnitude_bits()).collect();
+    bits.sort_unstable();
+    let magnitudes: Vec<f64> = bits.into_iter().map(|bits| W::from_bits(bits).to_f64()).collect();
+    let mut sums = vec![0.0];
+    sums.extend(magnitudes.iter().scan(0.0, |sum, x| {
+        *sum += x;
+        Some(*sum)
+    }));
+    (magnitudes, sums)
+}
+
 impl Tails {
-    fn of(unit: &Unit<'_>, levels: &Levels) -> Self {
+    fn of(weights: &Weights<'_>, levels: &Levels) -> Self {
+        let Some((magnitudes, sums)) = &weights.sorted else { return Self::by_passes(weights.unit, levels) };
+        let (n, mut below, mut tails) = (magnitudes.len(), 0, Self::default());
+        tails.0[0] = (n as u64, sums[n]);
+        for (tail, &midpoint) in tails.0[1..].iter_mut().zip(&levels.midpoints) {
+            below += magnitudes[below..].partition_point(|&x| x <= midpoint);
+            *tail = ((n - below) as u64, sums[n] - sums[below]);
+        }
+        tails
+    }
+
+    fn by_passes(unit: &Unit<'_>, levels: &Levels) -> Self {
         let isa = unit.isa();
         let mut tails = unit.sum(
             |slice| {
@@ -183,6 +258,14 @@ pub(crate) struct PlanesFit {
 }
 
 impl PlanesFit {
+    /// Scales that were chosen elsewhere; what they cost is counted there.
+    #[cfg(feature = "calibration")]
+    pub fn given(scales: Vec<f32>, binary: bool) -> Self {
+        let levels = Levels::new(&scales, binary);
+        let exact_scale = scales.first().copied().map_or(0.0, f64::from);
+        Self { scales, exact_scale, levels, squared_error: 0.0, squared_norm: 0.0 }
+    }
+
     /// Whether the largest stored scale keeps its order of magnitude, as in [`Fit::scale_fits`]. A
     /// smaller one may be rounded to 0; its plane then is of no use, and the error says so.
     pub fn scale_fits(&self) -> bool {
@@ -194,13 +277,14 @@ impl PlanesFit {
     }
 
     /// Of scales that are not negative, in any order.
-    fn new(unit: &Unit<'_>, mut exact: Vec<f64>, dtype: ScaleDtype, binary: bool) -> (Self, Tails) {
+    fn new(weights: &Weights<'_>, mut exact: Vec<f64>, dtype: ScaleDtype, binary: bool) -> (Self, Tails) {
         exact.sort_by(|a, b| b.total_cmp(a));
         let scales: Vec<f32> = exact.iter().map(|&scale| dtype.round(scale)).collect();
         // A scale beyond its type is refused later; until then it must not give values.
         let finite = |&scale: &f32| if scale.is_finite() { scale } else { 0.0 };
         let levels = Levels::new(&scales.iter().map(finite).collect::<Vec<_>>(), binary);
-        let tails = Tails::of(unit, &levels);
+        let tails = Tails::of(weights, &levels);
+        let unit = weights.unit;
         let squared_norm = unit.moments().sum_of_squares;
         let gains = levels.values.iter().enumerate().map(|(k, &value)| {
             let ((count, sum), value) = (tails.level(k), f64::from(value));
@@ -213,6 +297,12 @@ impl PlanesFit {
         }
         let exact_scale = exact.first().copied().unwrap_or_default();
         (Self { scales, exact_scale, levels, squared_error, squared_norm }, tails)
+    }
+
+    /// Its scales, and the best one for what they leave over if that is spread evenly between two bounds ±b: 2b/3.
+    fn with_one_more(&self, unit: &Unit<'_>) -> Vec<f64> {
+        let bound = (3.0 * self.squared_error / unit.len() as f64).sqrt();
+        self.scales.iter().map(|&scale| f64::from(scale)).chain([2.0 / 3.0 * bound]).collect()
     }
 
     /// The least-squares scales for these codes; signs are the codes' business.
@@ -244,6 +334,27 @@ impl LeastSquares {
         system
     }
 
+    /// Adds what other weights with the same scales say.
+    #[cfg(feature = "calibration")]
+    pub fn add(&mut self, other: &Self) {
+        for p in 0..MAX {
+            self.right[p] += other.right[p];
+            (0..MAX).for_each(|q| self.matrix[p][q] += other.matrix[p][q]);
+        }
+    }
+
+    /// Of a system for changes of scales: those as stored, with the sign that their codes are to take, if they lower
+    /// the error.
+    #[cfg(feature = "calibration")]
+    pub fn rescaled(&self, old: &[f64], dtype: ScaleDtype) -> Option<Vec<f64>> {
+        let round = |scale: f64| f64::from(dtype.round(scale.abs())).copysign(scale);
+        let new: Vec<f64> = self.solve(old.len()).iter().zip(old).map(|(delta, old)| round(old + delta)).collect();
+        let delta: Vec<f64> = new.iter().zip(old).map(|(new, old)| new - old).collect();
+        let along = |p: usize| delta.iter().zip(&self.matrix[p]).map(|(delta, m)| delta * m).sum::<f64>();
+        let gain: f64 = (0..old.len()).map(|p| (2.0 * self.right[p] - along(p)) * delta[p]).sum();
+        (gain > 0.0 && new.iter().all(|scale| scale.is_finite())).then_some(new)
+    }
+
     /// The first `planes` of α. A plane that is a combination of those before it gets 0.
     pub fn solve(mut self, planes: usize) -> Vec<f64> {
         let diagonal: Vec<f64> = (0..planes).map(|p| self.matrix[p][p]).collect();
@@ -269,21 +380,43 @@ impl LeastSquares {
 /// Scales of `planes` planes (2 to [`MAX`]) for weights that share them: at least one weight, all finite.
 pub(crate) fn fit_planes(method: &dyn Ternarizer, unit: &Unit<'_>, planes: usize, dtype: ScaleDtype) -> PlanesFit {
     let binary = method.binary();
-    let (start, fits) = greedy(method, unit, planes, dtype);
-    let greedy = PlanesFit::new(unit, start, dtype, binary);
-    if !fits || greedy.0.squared_error == 0.0 {
-        return greedy.0;
+    let weights = Weights::new(unit);
+    let (greedy, fits) = greedy(method, unit, planes, dtype);
+    let fit = |scales: Vec<f64>| PlanesFit::new(&weights, scales, dtype, binary);
+    let mut best: Option<PlanesFit> = None;
+    // From two planes on: what fewer come to is a start as well.
+    let last = planes;
+    for planes in 2..=last {
+        let is_last = planes == last;
+        let start = fit(greedy[..planes.min(greedy.len())].to_vec());
+        if !fits || start.0.squared_error == 0.0 {
+            best = Some(start.0);
+            continue;
+        }
+        let mut starts: Vec<_> = match is_last {
+            true => spaced(unit, planes, binary).map(fit).filter(|(fit, _)| fit.scale_fits()).collect(),
+            false => Vec::new(),
+        };
+        best_first(&mut starts, STARTS);
+        starts.push(start);
+        starts.extend(
+            best.take().filter(|fewer| fewer.levels.planes < planes).map(|one_less| fit(one_less.with_one_more(unit))),
+        );
+        let mut ends: Vec<_> = starts.into_iter().map(|start| refined(&weights, start, dtype, binary, ROUGH)).collect();
+        best_first(&mut ends, if is_last { FINALISTS } else { 1 });
+        if is_last {
+            ends = ends.into_iter().map(|end| refined(&weights, end, dtype, binary, WORTHWHILE)).collect();
+            best_first(&mut ends, 1);
+        }
+        best = ends.into_iter().next().map(|(fit, _)| fit);
     }
-    let mut starts: Vec<_> =
-        spaced(unit, planes, binary).map(|scales| PlanesFit::new(unit, scales, dtype, binary)).collect();
-    starts.retain(|(start, _)| start.scale_fits());
-    starts.sort_by(|(a, _), (b, _)| a.squared_error.total_cmp(&b.squared_error));
-    starts.truncate(STARTS);
-    let best = refined(unit, greedy, dtype, binary);
-    starts
-        .into_iter()
-        .map(|start| refined(unit, start, dtype, binary))
-        .fold(best, |best, next| if next.squared_error < best.squared_error { next } else { best })
+    best.unwrap_or_else(|| fit(greedy).0)
+}
+
+/// Keeps so many of these, those of the least error, the best first.
+fn best_first(fits: &mut Vec<(PlanesFit, Tails)>, count: usize) {
+    fits.sort_by(|(a, _), (b, _)| a.squared_error.total_cmp(&b.squared_error));
+    fits.truncate(count);
 }
 
 /// Scales in a constant ratio, of several sizes against the weights' root mean square.
@@ -296,20 +429,33 @@ fn spaced(unit: &Unit<'_>, planes: usize, binary: bool) -> impl Iterator<Item = 
     })
 }
 
-/// By turns the best codes and the best scales for them.
-fn refined(unit: &Unit<'_>, start: (PlanesFit, Tails), dtype: ScaleDtype, binary: bool) -> PlanesFit {
-    let (mut best, mut tails) = start;
+/// By turns the best codes and the best scales for them, or scales a little further in that direction; until that
+/// lowers the error by less than this share of it.
+fn refined(
+    weights: &Weights<'_>,
+    start: (PlanesFit, Tails),
+    dtype: ScaleDtype,
+    binary: bool,
+    worthwhile: f64,
+) -> (PlanesFit, Tails) {
+    let (mut best, mut further) = (start, 1.0);
     for _ in 0..STEPS {
-        if best.squared_error == 0.0 {
+        let (now, tails) = &best;
+        if now.squared_error == 0.0 {
             break;
         }
-        let (next, its_tails) = PlanesFit::new(unit, best.rescaled(&tails), dtype, binary);
-        let worthwhile = next.squared_error < best.squared_error * (1.0 - WORTHWHILE);
-        if next.squared_error < best.squared_error && next.scale_fits() {
-            (best, tails) = (next, its_tails);
+        let step = |(wanted, &scale): (f64, &f32)| (f64::from(scale) + further * (wanted - f64::from(scale))).abs();
+        let scales = now.rescaled(tails).into_iter().zip(&now.scales).map(step).collect();
+        let next = PlanesFit::new(weights, scales, dtype, binary);
+        let (before, after) = (now.squared_error, next.0.squared_error);
+        if after < before && next.0.scale_fits() {
+            best = next;
         }
-        if !worthwhile {
-            break;
+        let was_worth_it = after < before * (1.0 - worthwhile);
+        match was_worth_it {
+            true => further = f64::min(further * FURTHER, FURTHEST),
+            false if further > 1.0 => further = 1.0,
+            false => break,
         }
     }
     best

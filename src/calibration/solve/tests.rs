@@ -74,7 +74,8 @@ fn codes_are_those_of_gptq_in_either_order() {
                 (vec![0.5, 0.25], vec![0.0, 0.25, -0.25, 0.5, -0.5, 0.75, -0.75]),
             ] {
                 let solver = Solver::new(h.clone(), n, 0.01, by_diagonal).unwrap();
-                let grid = Grid { binary: false, planes: scales.len(), group: n, dtype: ScaleDtype::F32 };
+                let grid =
+                    Grid { binary: false, planes: scales.len(), group: n, dtype: ScaleDtype::F32, shared: false };
                 let mut found = Filters::new(&solver, &w, scales.repeat(filters), grid);
                 found.compensate();
                 let mut order: Vec<usize> = (0..n).collect();
@@ -99,7 +100,7 @@ fn sweeps_only_improve() {
     let (h, w) = (second_moment(100, n), numbers(n * filters, 5));
     for (planes, group, dtype) in [(1, n, ScaleDtype::F32), (2, 64, ScaleDtype::F16), (3, 7, ScaleDtype::F32)] {
         let solver = Solver::new(h.clone(), n, 0.01, false).unwrap();
-        let grid = Grid { binary: false, planes, group, dtype };
+        let grid = Grid { binary: false, planes, group, dtype, shared: false };
         let start: Vec<f32> = [0.5, 0.25, 0.125][..planes].to_vec();
         let mut state = Filters::new(&solver, &w, start.repeat(filters * n.div_ceil(group)), grid);
         state.compensate();
