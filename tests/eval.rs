@@ -197,7 +197,10 @@ fn requests_that_make_no_sense_and_files_that_are_wrong() {
     let gguf = world.path("lenet5.gguf");
     expect(0, &["export", &world.twn, "--to", "tq2_0", "--refused-as-dense", "-o", &gguf, "-q"]);
     let (_, stderr) = world.eval(3, &gguf, &[]);
-    assert!(stderr.contains("`fc1.weight`: is ternary in the checkpoint already, F32 of shape [512, 1024]"), "{stderr}");
+    assert!(
+        stderr.contains("`fc1.weight`: is ternary in the checkpoint already, F32 of shape [512, 1024]"),
+        "{stderr}"
+    );
     assert!(stderr.contains("--method auto"), "{stderr}");
     let packed = world.path("packed.twn");
     expect(0, &[&gguf, "-o", &packed, "--method", "auto", "-q"]);
