@@ -119,7 +119,7 @@ impl Chunk {
     }
 
     fn is_full(&self) -> bool {
-        self.filled == [0..CHUNK]
+        self.filled.first() == Some(&(0..CHUNK))
     }
 }
 
