@@ -609,6 +609,40 @@ fn each_layer_has_the_method_that_was_asked_for() {
     assert!(stderr.contains("method `esa` takes no factor"), "{stderr}");
 }
 
+/// What packing makes ternary of the network's float weights, training does under the same options.
+#[test]
+fn the_same_options_choose_the_same_layers_as_packing() {
+    let world = World::new();
+    world.train(0, "float", &["--method", "none", "--epochs", "1", "-q"]);
+    let float = world.path("float.safetensors");
+    let rules = world.path("rules.toml");
+    std::fs::write(&rules, "include = [\"*.weight\"]\n[[override]]\nmatch = \"conv1.*\"\nkeep = \"dense\"\n").unwrap();
+    let [conv1, block, head] = ["conv1.weight", "block.conv.weight", "lm_head.weight"];
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["-i", "*.weight"], &[block, conv1, head]),
+        (&["-i", "block.*"], &[block]),
+        (&["-i", "*.weight", "-x", "conv1.*"], &[block, head]),
+        (&["-i", "block.*", "--set", "conv1.*", "keep=ternary"], &[block, conv1]),
+        (&["-i", "*.weight", "--set", "block.*", "keep=dense"], &[conv1, head]),
+        (&["-i", "*.weight", "-x", "[bl]*", "--set", "*", "keep=ternary"], &[conv1]),
+        (&["--rules", &rules, "-x", "lm_head.*"], &[block]),
+    ];
+    for (i, (options, expected)) in cases.into_iter().enumerate() {
+        let name = format!("case{i}");
+        world.train(0, &name, &[&["--epochs", "1", "-q"], options].concat());
+        let setup = &world.metrics(&name)[0];
+        let trained: Vec<&str> = setup["methods"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(trained, expected, "{options:?}");
+        let report = expect(0, &[&["inspect", &float, "--json"], options].concat()).0;
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let ternary = |tensor: &&Value| tensor["became"].as_str().unwrap().starts_with("t2 ");
+        let packed = report["tensors"].as_array().unwrap().iter().filter(ternary);
+        let mut packed: Vec<&str> = packed.map(|tensor| tensor["name"].as_str().unwrap()).collect();
+        packed.sort_unstable();
+        assert_eq!(packed, expected, "packing, {options:?}");
+    }
+}
+
 /// Under a negative variance every logit is NaN, and no image is right.
 #[test]
 fn a_checkpoint_with_a_negative_variance_is_refused() {

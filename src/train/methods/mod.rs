@@ -114,7 +114,7 @@ pub fn method<R: Real>(name: &str, request: &Request) -> Result<Option<Box<dyn M
     only(request.granularity.is_some(), "granularity", &["twn", "bwn", "absmean", "optimal"])?;
     Ok(match info.name {
         "none" => None,
-        "tga" => Some(Box::new(tga::Tga::default())),
+        "tga" => Some(Box::new(tga::Tga::new()?)),
         "esa" => Some(Box::new(esa::Esa::new(request.sparsity_alpha.unwrap_or(esa::SPARSITY_ALPHA))?)),
         "binaryconnect" => Some(Box::new(binary_connect::BinaryConnect)),
         name => Some(Box::new(straight_through::StraightThrough::new(name, request)?)),
