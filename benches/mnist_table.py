@@ -2,7 +2,7 @@
 of the test accuracy after the last epoch, over seeds. Every arm has the same recipe.
 
     cargo build --release
-    python3 benches/mnist_table.py DIRECTORY-WITH-THE-FOUR-MNIST-FILES RUNS-DIRECTORY [--epochs 30] [--seeds 3] [--threads N]
+    python3 benches/mnist_table.py DIRECTORY-WITH-THE-FOUR-MNIST-FILES RUNS-DIRECTORY [--epochs 30] [--seeds 3] [--first 1] [--threads N]
 
 A run that is in RUNS-DIRECTORY already is not done again, so that this can be interrupted and started anew, and several
 can share the work (--arms). The number of threads changes nothing but the time.
@@ -47,12 +47,13 @@ def main():
     parser.add_argument("runs", type=Path)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--threads", default=str(os.cpu_count()))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     arguments = parser.parse_args()
     found = {name: [] for name in arguments.arms}
     # Seed by seed, so that an interrupted table has all arms.
-    for seed in range(1, arguments.seeds + 1):
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         for name in arguments.arms:
             options = [*ARMS[name], "--epochs", str(arguments.epochs), "--seed", str(seed), "-j", arguments.threads]
             place = "".join(c if c.isalnum() or c == "." else "-" for c in name)
@@ -60,15 +61,16 @@ def main():
             found[name].append(metrics)
             accuracy = 100 * metrics["test_accuracy"]
             print(f"{name}, seed {seed}: {accuracy:.2f} %, {metrics['images_per_second']:.0f} images/s", flush=True)
-    print(f"\n{arguments.epochs} epochs, test accuracy in %, mean and standard deviation over the seeds\n")
-    print("| method | mean | deviation | seeds | zeros |\n|---|---|---|---|---|")
+    print(f"\n{arguments.epochs} epochs, test accuracy in %, mean, standard deviation over the seeds, standard error of the mean\n")
+    print("| method | mean | deviation | error | seeds | zeros |\n|---|---|---|---|---|---|")
     for name, metrics in found.items():
         accuracy = [100 * m["test_accuracy"] for m in metrics]
         deviation = statistics.stdev(accuracy) if len(accuracy) > 1 else float("nan")
         zeros = [m["sparsity"] for m in metrics if m["sparsity"] is not None]
         share = f"{100 * statistics.mean(zeros):.1f} %" if zeros else ""
         each = ", ".join(f"{a:.2f}" for a in accuracy)
-        print(f"| {name} | {statistics.mean(accuracy):.3f} | {deviation:.3f} | {each} | {share} |")
+        error = deviation / len(accuracy) ** 0.5
+        print(f"| {name} | {statistics.mean(accuracy):.3f} | {deviation:.3f} | {error:.3f} | {each} | {share} |")
 
 
 main()

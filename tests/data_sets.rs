@@ -190,6 +190,26 @@ fn normalization_comes_last() {
     }
 }
 
+/// A checksum is of all that is used: a byte of any image or label changes it, one behind them does not.
+#[test]
+fn checksums_are_of_every_image_and_label() {
+    let checksum = |files: &[(&str, Vec<u8>)], images| open(files, Split::Test).unwrap().checksum(images).unwrap();
+    let cifar = |labels: [u8; 3], pixel: u8| {
+        let mut bytes = records(0, &[&labels[..1], &labels[1..2], &labels[2..]]);
+        *bytes.last_mut().unwrap() ^= pixel;
+        [("test_batch.bin", bytes)]
+    };
+    let whole = checksum(&cifar([3, 8, 0], 0), 3);
+    assert_eq!(checksum(&cifar([3, 8, 0], 0), 3), whole);
+    assert_ne!(checksum(&cifar([3, 8, 1], 0), 3), whole);
+    assert_ne!(checksum(&cifar([3, 8, 0], 1), 3), whole);
+    let two = checksum(&cifar([3, 8, 0], 0), 2);
+    assert_ne!(two, whole);
+    assert_eq!(checksum(&cifar([3, 8, 1], 1), 2), two);
+    let normalized = open(&cifar([3, 8, 0], 0), Split::Test).unwrap().with_normalization(Normalization::CIFAR10);
+    assert_ne!(normalized.unwrap().checksum(3).unwrap(), whole);
+}
+
 #[test]
 fn requests_that_make_no_sense() {
     let data = open(&cifar10(), Split::Test).unwrap();

@@ -184,6 +184,7 @@ fn a_run_that_is_cancelled_in_its_first_epoch_goes_on() {
             directory: Path::new(&directory),
             resume,
             new_recipe: false,
+            new_data: false,
             progress: Some(&|_| cancel.store(true, Ordering::Relaxed)),
             epoch: None,
             cancel: Some(&cancel),
@@ -225,7 +226,7 @@ fn a_broken_image_costs_no_step() {
     let train = |code, name: &str, more: &[&str]| {
         let output = world.path(&format!("{name}.safetensors"));
         let fixed = ["train", "--net", &world.network, "--data", &data, "-o", &output, "--epochs", "1", "--batch", "4"];
-        expect(code, &[&fixed[..], &["-q"], more].concat()).1
+        expect(code, &[&fixed[..], &["--progress", "never"], more].concat()).1
     };
     write(None);
     train(0, "whole", &[]);
@@ -235,9 +236,38 @@ fn a_broken_image_costs_no_step() {
     let state = world.bytes("run.run/state.safetensors");
     let header = String::from_utf8_lossy(&state[8..4096.min(state.len())]).into_owned();
     assert!(header.contains("batches") && !header.contains(r#"\"batches\":0"#), "{header}");
+    assert!(stderr.contains("--resume --new-data goes on"), "{stderr}");
     write(None);
-    train(0, "run", &["--resume"]);
+    let stderr = train(2, "run", &["--resume"]);
+    assert!(stderr.contains("the training images, or their labels"), "{stderr}");
+    train(0, "run", &["--resume", "--new-data"]);
     assert!(world.bytes("whole.safetensors") == world.bytes("run.safetensors"));
+    // The state knows of the new data at once.
+    train(0, "run", &["--resume", "-f"]);
+}
+
+/// A run belongs to all of its images and labels, not to the first.
+#[test]
+fn a_run_goes_on_with_its_own_labels_only() {
+    let world = World::new();
+    let labels = Path::new(&world.data).join("t10k-labels-idx1-ubyte");
+    let zipped = labels.with_extension("gz");
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(std::fs::File::open(&zipped).unwrap()), &mut bytes)
+        .unwrap();
+    std::fs::remove_file(&zipped).unwrap();
+    std::fs::write(&labels, &bytes).unwrap();
+    let run = |code, more: &[&str]| world.train(code, "run", &[&["--epochs", "1", "-q"], more].concat()).1;
+    run(0, &["--test-images", "40"]);
+    let resume = ["--test-images", "40", "--resume", "-f"];
+    for (image, code) in [(39, 2), (63, 0)] {
+        let mut changed = bytes.clone();
+        changed[8 + image] = (changed[8 + image] + 1) % 10;
+        std::fs::write(&labels, changed).unwrap();
+        let stderr = run(code, &resume);
+        assert_eq!(stderr.contains("data: the test images, or their labels"), code == 2, "{image}: {stderr}");
+        assert!(!stderr.contains("the training images"), "{stderr}");
+    }
 }
 
 /// Rules are those of packing, with training's methods; recipes bring theirs, and images are changed as was said.
@@ -281,7 +311,11 @@ fn what_a_checkpoint_has_for_no_layer_is_named() {
     let world = World::new();
     world.train(0, "float", &["--method", "none", "--epochs", "1", "-q"]);
     std::fs::write(&world.network, NETWORK.replace(", bias = \"lm_head.bias\"", "")).unwrap();
-    let (_, stderr) = world.train(0, "tuned", &["--init", &world.path("float.safetensors"), "--epochs", "1"]);
+    let float = world.path("float.safetensors");
+    let (_, stderr) = world.train(0, "tuned", &["--init", &float, "--epochs", "1"]);
+    // The file is no part of the memory that is said, and that is said too.
+    let size = twn_pack::report::bytes(std::fs::metadata(&float).unwrap().len());
+    assert!(stderr.contains(&format!("besides the images and {size} of --init, mapped\n")), "{stderr}");
     assert!(stderr.contains("which are left out: lm_head.bias\n"), "{stderr}");
 }
 
@@ -444,7 +478,13 @@ fn two_processes_do_not_train_in_one_directory() {
     let (_, stderr) = world.train(2, "run", &["--epochs", "1", "-q"]);
     assert!(stderr.contains("another process is training"), "{stderr}");
     drop(lock);
+    // What a kill left of a state is gone with the next run; what is another's stays.
+    let (left, other) = (".state.safetensors.a1B2c3.twn-partial", ".other.safetensors.a1B2c3.twn-partial");
+    for name in [left, other] {
+        std::fs::write(world.path(&format!("run.run/{name}")), "half").unwrap();
+    }
     world.train(0, "run", &["--epochs", "1", "-q"]);
+    assert_eq!([left, other].map(|name| Path::new(&world.path(&format!("run.run/{name}"))).exists()), [false, true]);
 }
 
 /// A folder of images in ImageNet's layout goes through all of it: random crops, a residual network, packing.
@@ -550,10 +590,90 @@ fn each_layer_has_the_method_that_was_asked_for() {
     };
     assert_eq!(became("block.conv.weight"), "t2 twn tensor");
     assert_eq!(became("lm_head.weight"), "t2 optimal filter");
+    // a is said for all layers with esa, and for some.
+    let options = ["--epochs", "1", "-q", "--sparsity-alpha", "0.9", "--set", "lm_head.*", "method=esa"];
+    let own = ["--set", "block.*", "method=esa,sparsity-alpha=0.3"];
+    world.train(0, "alpha", &[&options[..], &own].concat());
+    let setup = &world.metrics("alpha")[0];
+    let alpha = |name: &str| setup["methods"][name]["sparsity_alpha"].as_f64();
+    assert_eq!(["conv1.weight", "block.conv.weight", "lm_head.weight"].map(alpha), [None, Some(0.3), Some(0.9)]);
+    let (float, packed) = (world.path("alpha.safetensors"), world.path("alpha.twn"));
+    let (_, stderr) = expect(2, &[&float, "-o", &packed, "-f", "--set", "*", "sparsity-alpha=0.5"]);
+    assert!(stderr.contains("for training with esa"), "{stderr}");
+    let refused = world.arguments("bad", &["--epochs", "1", "--set", "lm_head.weight", "sparsity-alpha=0.5"]);
+    let stderr = String::from_utf8(common::run(&refused).stderr).unwrap();
+    assert!(stderr.contains("method `twn` takes no sparsity alpha"), "{stderr}");
     // But what is said for that layer has to make sense.
     let refused = world.arguments("bad", &["--epochs", "1", "--set", "lm_head.weight", "method=esa,factor=0.6"]);
     let stderr = String::from_utf8(common::run(&refused).stderr).unwrap();
     assert!(stderr.contains("method `esa` takes no factor"), "{stderr}");
+}
+
+/// What packing makes ternary of the network's float weights, training does under the same options.
+#[test]
+fn the_same_options_choose_the_same_layers_as_packing() {
+    let world = World::new();
+    world.train(0, "float", &["--method", "none", "--epochs", "1", "-q"]);
+    let float = world.path("float.safetensors");
+    let rules = world.path("rules.toml");
+    std::fs::write(&rules, "include = [\"*.weight\"]\n[[override]]\nmatch = \"conv1.*\"\nkeep = \"dense\"\n").unwrap();
+    let [conv1, block, head] = ["conv1.weight", "block.conv.weight", "lm_head.weight"];
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["-i", "*.weight"], &[block, conv1, head]),
+        (&["-i", "block.*"], &[block]),
+        (&["-i", "*.weight", "-x", "conv1.*"], &[block, head]),
+        (&["-i", "block.*", "--set", "conv1.*", "keep=ternary"], &[block, conv1]),
+        (&["-i", "*.weight", "--set", "block.*", "keep=dense"], &[conv1, head]),
+        (&["-i", "*.weight", "-x", "[bl]*", "--set", "*", "keep=ternary"], &[conv1]),
+        (&["--rules", &rules, "-x", "lm_head.*"], &[block]),
+    ];
+    for (i, (options, expected)) in cases.into_iter().enumerate() {
+        let name = format!("case{i}");
+        world.train(0, &name, &[&["--epochs", "1", "-q"], options].concat());
+        let setup = &world.metrics(&name)[0];
+        let trained: Vec<&str> = setup["methods"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(trained, expected, "{options:?}");
+        let report = expect(0, &[&["inspect", &float, "--json"], options].concat()).0;
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let ternary = |tensor: &&Value| tensor["became"].as_str().unwrap().starts_with("t2 ");
+        let packed = report["tensors"].as_array().unwrap().iter().filter(ternary);
+        let mut packed: Vec<&str> = packed.map(|tensor| tensor["name"].as_str().unwrap()).collect();
+        packed.sort_unstable();
+        assert_eq!(packed, expected, "packing, {options:?}");
+    }
+}
+
+/// Under a negative variance every logit is NaN, and no image is right.
+#[test]
+fn a_checkpoint_with_a_negative_variance_is_refused() {
+    let world = World::new();
+    world.train(0, "float", &["--method", "none", "--epochs", "1", "-q"]);
+    let mut bytes = world.bytes("float.safetensors");
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    let at = start + header["block.bn.running_var"]["data_offsets"][0].as_u64().unwrap() as usize + 4;
+    bytes[at..at + 4].copy_from_slice(&(-1.0f32).to_le_bytes());
+    let damaged = world.path("damaged.safetensors");
+    std::fs::write(&damaged, bytes).unwrap();
+    let (_, stderr) = world.train(2, "tuned", &["--init", &damaged, "--epochs", "1", "-q"]);
+    assert!(stderr.contains("tensor `block.bn.running_var`: element 1 is -1; expected a variance"), "{stderr}");
+}
+
+#[test]
+fn a_plot_takes_metrics_and_leaves_them_alone() {
+    let world = World::new();
+    world.train(0, "run", &["--epochs", "1", "-q"]);
+    let (run, metrics) = (world.path("run.run"), world.path("run.run/metrics.jsonl"));
+    let before = std::fs::read(&metrics).unwrap();
+    for given in [&run, &metrics] {
+        let (_, stderr) = expect(2, &["plot", given, "-f", "-o", &metrics]);
+        assert!(stderr.contains("those are the metrics of"), "{stderr}");
+    }
+    assert_eq!(std::fs::read(&metrics).unwrap(), before);
+    for (given, says) in [("/dev/zero", "not a regular file"), (&*world.path("run.safetensors"), "no text")] {
+        let (_, stderr) = expect(2, &["plot", given, "-o", &world.path("plot.svg")]);
+        assert!(stderr.contains(says) && stderr.contains("expected the metrics of a run"), "{stderr}");
+    }
 }
 
 #[test]
@@ -576,7 +696,7 @@ fn what_makes_no_sense_is_refused() {
         (&["--epochs", "0"], "at least 1 of each"),
         (&["--epochs", "1", "--method", "twm"], "unknown method `twm`"),
         (&["--epochs", "1", "--method", "bwn", "--factor", "0.7"], "takes no factor"),
-        (&["--epochs", "1", "--sparsity-alpha", "0.5"], "--sparsity-alpha is for esa"),
+        (&["--epochs", "1", "--sparsity-alpha", "0.5"], "sparsity-alpha is for esa"),
         (&["--epochs", "1", "--method", "esa", "--sparsity-alpha", "2"], "between 0 and 2"),
         (&["--epochs", "1", "--momentum", "1.5"], "momentum 1.5"),
         (&["--epochs", "1", "--train-images", "65"], "65 images, expected 1 to 64"),
@@ -598,6 +718,9 @@ fn what_makes_no_sense_is_refused() {
         ["train", "--net", &damaged, "--data", &world.data, "--epochs", "1", "-o", &world.path("bad.safetensors")];
     let (_, stderr) = expect(2, &arguments);
     assert!(stderr.contains("two layers have a tensor `conv1.weight`"), "{stderr}");
+    let null = ["train", "--net", &world.network, "--data", &world.data, "--epochs", "1", "-f", "-o", "/dev/null"];
+    let (_, stderr) = expect(2, &null);
+    assert!(stderr.contains("/dev/null: expected a regular file"), "{stderr}");
     for (name, instead) in [("block.bn.num_batches_tracked", "lm_head.bias"), ("__metadata__", "conv1.weight")] {
         std::fs::write(&damaged, NETWORK.replace(instead, name)).unwrap();
         let (_, stderr) = expect(2, &arguments);

@@ -60,7 +60,7 @@ fn memory_is_what_was_said() {
         let method = LayerMethod { name: "twn".to_owned(), request: Request::default() };
         let names = description.weight_names().into_iter().map(|name| (name.to_owned(), method.clone()));
         let recipe = Recipe { epochs: 1, batch, rule, ..Recipe::named("repair").unwrap() };
-        let checksum = data.checksum().unwrap();
+        let checksum = data.checksum(data.len()).unwrap();
         let setup = Setup {
             network: network.to_owned(),
             layers: description.checksum(),
@@ -77,6 +77,7 @@ fn memory_is_what_was_said() {
             directory: directory.path(),
             resume: false,
             new_recipe: false,
+            new_data: false,
             progress: None,
             epoch: None,
             cancel: None,

@@ -63,15 +63,32 @@ type Curve = (String, Vec<(f64, f64)>);
 
 pub(super) fn run(args: PlotArgs) -> anyhow::Result<Exit> {
     let curves = args.runs.iter().map(|path| read(path, args.what)).collect::<anyhow::Result<Vec<_>>>()?;
+    let output = args.output.canonicalize().ok();
+    if let Some(run) = args.runs.iter().find(|run| output.is_some() && metrics_of(run).canonicalize().ok() == output) {
+        let (output, run) = (args.output.display(), run.display());
+        return Err(Error::Request(format!("{output}: those are the metrics of {run}; expected another output")).into());
+    }
     let mut svg = String::new();
     draw(&curves, args.what.title(), &mut svg).map_err(|e| anyhow!("{}: {e}", args.output.display()))?;
     write_atomically(&args.output, args.force, svg.as_bytes())?;
     Ok(Exit::Success)
 }
 
+/// A run's metrics, given by its directory or as they are.
+fn metrics_of(run: &Path) -> PathBuf {
+    if run.is_dir() { run.join(METRICS) } else { run.to_path_buf() }
+}
+
 fn read(path: &Path, what: What) -> anyhow::Result<Curve> {
-    let file = if path.is_dir() { path.join(METRICS) } else { path.to_path_buf() };
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let file = metrics_of(path);
+    if file.exists() && !file.is_file() {
+        return Err(
+            Error::Request(format!("{}: not a regular file; expected the metrics of a run", file.display())).into()
+        );
+    }
+    let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Error::Request(format!("{}: no text; expected the metrics of a run", file.display())))?;
     // A line without an end is being written. Others are epochs, or setups.
     let whole = text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n'));
     let epochs = whole.filter(|(_, line)| serde_json::from_str::<Setup>(line).is_err());

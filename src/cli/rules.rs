@@ -21,7 +21,8 @@ pub(super) struct WhichArgs {
     #[arg(long)]
     keep_first_last: bool,
     /// Other settings for tensors that match (repeatable, later ones win): method, factor, granularity,
-    /// keep=ternary|int8|dense and, for packing, planes, axis, encoding, scale-dtype; as key=value,key=value
+    /// keep=ternary|int8|dense; for packing planes, axis, encoding, scale-dtype, for training sparsity-alpha; as
+    /// key=value,key=value
     #[arg(long, num_args = 2, value_names = ["GLOB", "SETTINGS"], action = clap::ArgAction::Append)]
     set: Vec<String>,
 }

@@ -46,6 +46,9 @@ pub(super) struct TrainArgs {
     /// With --resume: another recipe from there on, such as a lower --rate; batch and optimizer stay
     #[arg(long, requires = "resume")]
     new_recipe: bool,
+    /// With --resume: images or labels that changed since, as where one was mended
+    #[arg(long, requires = "resume")]
+    new_data: bool,
     #[command(flatten)]
     methods: MethodArgs,
     #[command(flatten)]
@@ -208,7 +211,8 @@ impl MethodArgs {
         let mut rules = path.map_or_else(|| Ok(Rules::default()), |path| Rules::from_toml_file_with(path, &known))?;
         let granularity = self.granularity.as_ref().map(|text| format!("granularity={text}"));
         let settings = Settings::parse(&granularity.unwrap_or_default())?;
-        let asked = Settings { method: self.method.clone(), factor: self.factor, ..settings };
+        let (method, sparsity_alpha) = (self.method.clone(), self.sparsity_alpha);
+        let asked = Settings { method, factor: self.factor, sparsity_alpha, ..settings };
         rules.settings = asked.or(&rules.settings);
         let usual = recipe.and_then(Recipe::method).unwrap_or("twn");
         rules.settings.method.get_or_insert_with(|| usual.to_owned());
@@ -242,7 +246,10 @@ impl MethodArgs {
             let mut request = Request {
                 factor: settings.factor,
                 granularity: settings.granularity,
-                sparsity_alpha: self.sparsity_alpha.unwrap_or(Request::default().sparsity_alpha),
+                // What is said for all layers is for those with esa.
+                sparsity_alpha: settings
+                    .sparsity_alpha
+                    .filter(|_| chosen == "esa" || settings.sparsity_alpha != rules.settings.sparsity_alpha),
             };
             if Some(&chosen) != rules.settings.method.as_ref() && train::method::<f32>(&chosen, &request).is_err() {
                 // --factor and --granularity are for --method; a layer with another one may have no use for them.
@@ -256,8 +263,8 @@ impl MethodArgs {
                 methods.insert((*name).to_owned(), LayerMethod { name: chosen, request });
             }
         }
-        if self.sparsity_alpha.is_some() && !uses_esa(&methods) {
-            return Err(Error::Request("--sparsity-alpha is for esa, and no layer has that method".to_owned()));
+        if rules.settings.sparsity_alpha.is_some() && !uses_esa(&methods) {
+            return Err(Error::Request("sparsity-alpha is for esa, and no layer has that method".to_owned()));
         }
         Ok(methods)
     }
@@ -285,15 +292,17 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     let (train, test) = (train?, test?);
     let init = args.init.as_deref().map(|path| open_source(path, session)).transpose()?;
     session.warn(&init.as_ref().and_then(|init| left_over(init, &description)).into_iter().collect::<Vec<_>>());
+    let train_images = args.train_images.unwrap_or(train.len());
+    let test_images = args.test_images.unwrap_or(test.len());
     let setup = Setup {
         network: name_of(description.name()),
         layers: description.checksum(),
-        data: [train.checksum()?, test.checksum()?],
+        data: [train.checksum(train_images)?, test.checksum(test_images)?],
         methods,
         recipe,
         seed: args.seed,
-        train_images: args.train_images.unwrap_or(train.len()),
-        test_images: args.test_images.unwrap_or(test.len()),
+        train_images,
+        test_images,
     };
     let needed = train::memory(&description, &setup);
     if let Some(available) = available().filter(|&available| needed > available) {
@@ -309,13 +318,17 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
             let _ = writeln!(io::stderr(), "{}", printable(text));
         }
     };
-    say(&format!("{}; up to {} of memory besides the images", summary(&setup), report::bytes(needed)));
+    // Pages of a mapped file count for the process, but the system takes them back where memory is short.
+    let mapped = init.as_ref().map(|init| format!(" and {} of --init, mapped", report::bytes(file_bytes(init))));
+    let mapped = mapped.unwrap_or_default();
+    say(&format!("{}; up to {} of memory besides the images{mapped}", summary(&setup), report::bytes(needed)));
     let display = Display::of_images(&session.global);
     let options = train::Options {
         init: init.as_ref(),
         directory: &directory,
         resume: args.resume,
         new_recipe: args.new_recipe,
+        new_data: args.new_data,
         progress: Some(&|progress| {
             let state = format!("loss {:.4}, {:.2} %", progress.loss, 100.0 * progress.accuracy);
             let what = format!("epoch {}: {state}", progress.epoch);
@@ -331,6 +344,15 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
             let directory = directory.display();
             say(&format!("interrupted; the run is in {directory}: the same command with --resume goes on with it"));
             return Err(Error::Cancelled.into());
+        }
+        // As an image that cannot be decoded.
+        Err(error @ Error::Data { .. }) if directory.join(train::STATE).exists() => {
+            let directory = directory.display();
+            say(&format!(
+                "the run is in {directory}: once the images are mended, the same command with --resume --new-data goes on \
+                 with it"
+            ));
+            return Err(error.into());
         }
         outcome => outcome?,
     };
@@ -358,6 +380,13 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
 
 /// With fewer of the weights near their ternary values, the end of a run is another network than its last epoch's.
 const SETTLED: f64 = 0.99;
+
+fn file_bytes(init: &Source) -> u64 {
+    match init {
+        Source::Checkpoint(checkpoint) => checkpoint.file_bytes(),
+        Source::Container(container) => std::fs::metadata(container.path()).map_or(0, |file| file.len()),
+    }
+}
 
 /// What of a file is for no layer of the network: it is read for nothing, or a name is another one than was meant.
 fn left_over(init: &Source, description: &Description) -> Option<String> {
@@ -398,6 +427,10 @@ fn check_outputs(args: &TrainArgs, directory: &Path) -> Result<()> {
             return Err(Error::Request(format!(
                 "{output} is a directory; expected the name of a file for -o and --pack"
             )));
+        }
+        if output.exists() && !output.is_file() {
+            let output = output.display();
+            return Err(Error::Request(format!("{output}: expected a regular file to replace for -o and --pack")));
         }
         if output.exists() && !args.force {
             return Err(Error::OutputExists { path: (*output).clone() });

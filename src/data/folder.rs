@@ -135,20 +135,35 @@ impl Images for Folder {
         decode(&self.path(number))
     }
 
+    fn checksum(&self, number: usize) -> Result<u32> {
+        read_file(&self.path(number)).map(|bytes| crc32fast::hash(&bytes))
+    }
+
     fn path(&self, number: usize) -> PathBuf {
         self.directory.join(&self.classes[self.labels[number] as usize]).join(&*self.files[number])
     }
 }
 
-/// Reads and decodes a file to RGB. Without an alpha channel; grey becomes three times the same.
-fn decode(path: &Path) -> Result<Image<'static>> {
-    let problem = |message: String| Error::Data { path: path.to_path_buf(), problem: DataProblem::Image(message) };
+/// What is wrong with an image's file.
+fn problem(path: &Path, message: String) -> Error {
+    Error::Data { path: path.to_path_buf(), problem: DataProblem::Image(message) }
+}
+
+/// A file's bytes, if they are not too many.
+fn read_file(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = open_regular(path)?;
     BufReader::new(file).take(IMAGE_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
     if bytes.len() as u64 > IMAGE_FILE_BYTES {
-        return Err(problem(format!("more than {IMAGE_FILE_BYTES} bytes")));
+        return Err(problem(path, format!("more than {IMAGE_FILE_BYTES} bytes")));
     }
+    Ok(bytes)
+}
+
+/// Reads and decodes a file to RGB. Without an alpha channel; grey becomes three times the same.
+fn decode(path: &Path) -> Result<Image<'static>> {
+    let problem = |message: String| problem(path, message);
+    let bytes = read_file(path)?;
     if is_cut_off(&bytes) {
         return Err(problem("ends in the middle of the image".to_owned()));
     }

@@ -14,6 +14,11 @@ pub(super) trait Images: Debug + Send + Sync {
     /// Image `number`, which is one of them.
     fn get(&self, number: usize) -> Result<Image<'_>>;
 
+    /// A CRC-32 of its bytes as they are stored.
+    fn checksum(&self, number: usize) -> Result<u32> {
+        Ok(crc32fast::hash(&self.get(number)?.bytes))
+    }
+
     /// The file that it is in.
     fn path(&self, number: usize) -> PathBuf;
 }

@@ -227,17 +227,22 @@ impl DataSet {
         Ok(())
     }
 
-    /// A number that another data set hardly has: of the shape, the labels, and the first image as it is read.
+    /// A number that other images hardly have: a CRC-32 of the shape and the normalization, and of the labels and all
+    /// bytes of the first `images`, as they are stored (a folder's are not decoded).
     ///
     /// # Errors
-    /// A first image that cannot be read.
-    pub fn checksum(&self) -> Result<u32> {
+    /// An image that cannot be read.
+    pub fn checksum(&self, images: usize) -> Result<u32> {
         let mut hasher = crc32fast::Hasher::new();
         self.shape.iter().for_each(|n| hasher.update(&(*n as u64).to_le_bytes()));
-        self.labels.iter().for_each(|label| hasher.update(&label.to_le_bytes()));
-        let mut image = vec![0.0; self.shape.iter().product()];
-        self.fill_one(0, None, &mut image)?;
-        image.iter().for_each(|x| hasher.update(&x.to_le_bytes()));
+        let numbers = (0..images.min(self.len())).into_par_iter();
+        let images: Vec<u32> = numbers.map(|number| self.images.checksum(number)).collect::<Result<_>>()?;
+        self.labels.iter().zip(images).for_each(|(label, image)| {
+            hasher.update(&label.to_le_bytes());
+            hasher.update(&image.to_le_bytes());
+        });
+        let normalization = self.normalization.iter().flat_map(|Normalization { mean, std }| mean.iter().chain(&**std));
+        normalization.for_each(|x| hasher.update(&x.to_le_bytes()));
         Ok(hasher.finalize())
     }
 

@@ -63,6 +63,9 @@ pub struct Settings {
     /// The type of the scales.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<ScaleDtype>,
+    /// Training with `esa`: the paper's controller of sparsity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsity_alpha: Option<f64>,
     /// Ternary or int8 although the default exceptions speak against it, or dense.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
@@ -104,7 +107,7 @@ impl Settings {
             let (key, value) = (key.trim(), value.trim());
             let value = match key {
                 "axis" | "planes" => value.parse().map(toml::Value::Integer).ok(),
-                "factor" => value.parse().map(toml::Value::Float).ok(),
+                "factor" | "sparsity-alpha" => value.parse().map(toml::Value::Float).ok(),
                 _ => None,
             }
             .unwrap_or_else(|| toml::Value::String(value.to_owned()));
@@ -127,6 +130,7 @@ impl Settings {
             axis: self.axis.or(other.axis),
             encoding: self.encoding.or(other.encoding),
             scale_dtype: self.scale_dtype.or(other.scale_dtype),
+            sparsity_alpha: self.sparsity_alpha.or(other.sparsity_alpha),
             keep: self.keep.or(other.keep),
         }
     }
@@ -134,8 +138,13 @@ impl Settings {
     /// With the defaults in place of what is not said: `twn`, one scale per filter along axis 0, `t2`.
     ///
     /// # Errors
-    /// An unknown method, or settings that contradict each other.
+    /// An unknown method, settings that contradict each other, or one that is for training alone.
     pub fn treatment(&self) -> Result<Treatment> {
+        if self.sparsity_alpha.is_some() {
+            return Err(Error::Request(
+                "sparsity-alpha is for training with esa; packing has no use for it".to_owned(),
+            ));
+        }
         let name = self.method.as_deref().unwrap_or(ternarize::METHODS[0].name);
         let method = ternarize::method(name, self.factor)?;
         let encoding = self.encoding.unwrap_or(if method.binary() { Encoding::B1 } else { Encoding::T2 });

@@ -32,5 +32,5 @@ pub use self::methods::{METHODS, Method, MethodInfo, Request, method};
 pub use self::network::{Choose, Network, Step};
 pub use self::optimizer::{Optimizer, Rule};
 pub use self::recipe::{Augment, RECIPES, Recipe};
-pub use self::run::{LayerMethod, METRICS, Metrics, Options, Outcome, Progress, Setup, train};
+pub use self::run::{LayerMethod, METRICS, Metrics, Options, Outcome, Progress, STATE, Setup, train};
 pub use self::schedule::Schedule;

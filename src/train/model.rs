@@ -14,25 +14,27 @@ impl Network<f32> {
     /// Takes weights, biases and statistics from a file, by name; ternary ones are unpacked.
     ///
     /// # Errors
-    /// A tensor that is missing, damaged, or of another shape or type.
+    /// A tensor that is missing, damaged, or of another shape or type; numbers that are not finite, a negative variance.
     pub fn load(&mut self, source: &Source) -> Result<()> {
         let tensors = Tensors::new(source, true)?;
         let mut failed = Ok(());
         self.visit(&mut |tensor| {
+            let squares = matches!(tensor, Tensor::Statistics { variance: true, .. });
             let (name, shape, values) = match tensor {
                 Tensor::Weights(weights) => {
                     (&*weights.name, weights.shape.clone(), weights.value.as_slice_mut().unwrap_or_default())
                 }
-                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value } => {
+                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value, .. } => {
                     (name, vec![value.len()], value)
                 }
             };
             if failed.is_ok() {
                 failed = tensors.values(name, &shape).and_then(|found| {
-                    if let Some(at) = found.iter().position(|x| !x.is_finite()) {
-                        let path = source.path().display();
-                        let message =
-                            format!("{path}: tensor `{name}`: element {at} is {}; expected finite numbers", found[at]);
+                    let good = |x: &f32| x.is_finite() && (!squares || *x >= 0.0);
+                    if let Some(at) = found.iter().position(|x| !good(x)) {
+                        let (path, x) = (source.path().display(), found[at]);
+                        let expected = if squares { "a variance, from 0 on" } else { "finite numbers" };
+                        let message = format!("{path}: tensor `{name}`: element {at} is {x}; expected {expected}");
                         return Err(Error::Request(message));
                     }
                     values.copy_from_slice(&found);
@@ -63,7 +65,7 @@ impl Network<f32> {
             Tensor::Vector { name, value, .. } => {
                 tensors.push(floats(name.to_owned(), vec![value.len()], value));
             }
-            Tensor::Statistics { name, value } => {
+            Tensor::Statistics { name, value, .. } => {
                 tensors.push(floats(name.to_owned(), vec![value.len()], value));
                 if let Some(layer) = name.strip_suffix("running_var") {
                     let name = format!("{layer}num_batches_tracked");

@@ -174,7 +174,7 @@ impl<R: Real> Network<R> {
         self.layers.visit(&mut |tensor| {
             let (name, good) = match &tensor {
                 Tensor::Weights(w) => (&*w.name, w.value.as_slice().is_none_or(finite)),
-                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value } => (*name, finite(value)),
+                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value, .. } => (*name, finite(value)),
             };
             if !good {
                 found.get_or_insert_with(|| format!("tensor `{name}`"));

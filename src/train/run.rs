@@ -19,6 +19,7 @@ use super::optimizer::Optimizer;
 use super::random;
 use super::recipe::Recipe;
 use super::state::{self, Position};
+use crate::atomic_file::PARTIAL_SUFFIX;
 use crate::data::DataSet;
 use crate::net::{Description, Source};
 use crate::{Error, Result, write_atomically};
@@ -31,7 +32,7 @@ pub struct Setup {
     pub network: String,
     /// A checksum of its layers ([`Description::checksum`]).
     pub layers: u32,
-    /// Checksums of the data sets' labels and first images ([`DataSet::checksum`]): training, test.
+    /// Checksums of the images and labels that are used ([`DataSet::checksum`]): training, test.
     pub data: [u32; 2],
     /// By the name of a layer's weights: how they become ternary. Layers that are missing do not.
     pub methods: BTreeMap<String, LayerMethod>,
@@ -66,6 +67,8 @@ pub struct Options<'a> {
     pub resume: bool,
     /// With another recipe from there on, of the same batch size and optimizer.
     pub new_recipe: bool,
+    /// With images or labels that changed since.
+    pub new_data: bool,
     /// Is told of every step.
     pub progress: Option<&'a dyn Fn(&Progress)>,
     /// Is told of every epoch.
@@ -132,7 +135,7 @@ pub struct Outcome {
 }
 
 /// The state's file in a run's directory.
-const STATE: &str = "state.safetensors";
+pub const STATE: &str = "state.safetensors";
 /// The metrics' file in a run's directory: a JSON object per line, [`Setup`] or [`Metrics`]. The first one is
 /// the setup; another one follows where the recipe changed.
 pub const METRICS: &str = "metrics.jsonl";
@@ -162,12 +165,28 @@ impl Directory<'_> {
         let path = self.0.join(LOCK);
         let file = File::create(&path).map_err(Error::io(&path, "open"))?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => {
+                self.sweep();
+                Ok(file)
+            }
             Err(TryLockError::WouldBlock) => Err(Error::Request(format!(
                 "{}: another process is training in this directory; wait for it, or choose another one with --run",
                 self.0.display()
             ))),
             Err(TryLockError::Error(e)) => Err(Error::io(&path, "lock")(e)),
+        }
+    }
+
+    /// Removes what runs that were killed left of files that they wrote just then. Whoever calls holds the lock.
+    fn sweep(&self) {
+        let left = |name: &str| {
+            let ours = [STATE, METRICS].iter().any(|file| name.starts_with(&format!(".{file}.")));
+            ours && name.ends_with(PARTIAL_SUFFIX)
+        };
+        for entry in fs::read_dir(self.0).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(left) {
+                let _ = fs::remove_file(entry.path());
+            }
         }
     }
 
@@ -255,6 +274,9 @@ pub fn train(
         let before = found.setup.clone();
         if options.new_recipe {
             found.change_recipe(recipe).map_err(|what| Error::Request(format!("{}: {what}", path.display())))?;
+        }
+        if options.new_data {
+            found.setup.data = setup.data;
         }
         if found.setup != *setup {
             return Err(Error::Request(differences(&path, &found.setup, setup)?));
@@ -464,8 +486,16 @@ impl Sums {
 /// Which parts of two setups differ.
 fn differences(path: &Path, found: &Setup, asked: &Setup) -> Result<String> {
     let json = |setup: &Setup| serde_json::to_value(setup).map_err(|e| Error::Request(e.to_string()));
-    let (found, asked) = (json(found)?, json(asked)?);
     let mut lines = vec![format!("{}: that run is another one, and cannot go on as this:", path.display())];
+    for (i, images) in ["training", "test"].into_iter().enumerate() {
+        if found.data[i] != asked.data[i] {
+            lines.push(format!(
+                "data: the {images} images, or their labels or normalization, are not those that the run began with (if \
+                 they are meant to be others, --new-data goes on with them)"
+            ));
+        }
+    }
+    let (found, asked) = (json(&Setup { data: asked.data, ..found.clone() })?, json(asked)?);
     compare(String::new(), &found, &asked, &mut lines);
     Ok(lines.join("\n  "))
 }

@@ -86,7 +86,7 @@ fn visit(network: &mut Network<f32>, momenta: &mut [Vec<f32>], visit: &mut dyn F
             }
         }
         Tensor::Vector { name, value, .. } => visit(format!("value/{name}"), value),
-        Tensor::Statistics { name, value } => visit(format!("value/{name}"), value),
+        Tensor::Statistics { name, value, .. } => visit(format!("value/{name}"), value),
     });
     for (i, momenta) in momenta.iter_mut().enumerate() {
         visit(format!("momenta/{i:05}"), momenta);

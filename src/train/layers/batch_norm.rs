@@ -112,8 +112,8 @@ impl<R: Real> Layer<R> for BatchNorm<R> {
         for Bias { name, value, gradient } in [&mut self.weight, &mut self.bias] {
             visit(Tensor::Vector { name, value, gradient });
         }
-        for (name, value) in [&mut self.mean, &mut self.variance] {
-            visit(Tensor::Statistics { name, value });
+        for ((name, value), variance) in [(&mut self.mean, false), (&mut self.variance, true)] {
+            visit(Tensor::Statistics { name, value, variance });
         }
     }
 }

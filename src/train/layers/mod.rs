@@ -70,6 +70,8 @@ pub enum Tensor<'a, R: Real> {
         name: &'a str,
         /// What it is.
         value: &'a mut [R],
+        /// Whether it is the variance, else the mean.
+        variance: bool,
     },
 }
 

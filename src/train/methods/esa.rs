@@ -28,8 +28,11 @@ use crate::select::Settings;
 use crate::ternarize::{self, ScaleDtype, Twn};
 use crate::train::layers::Pass;
 use crate::train::maps::{Real, sum};
+use crate::vector::Task;
 use crate::{Error, Isa, Result};
 
+/// a, where nobody asks for another.
+pub(super) const SPARSITY_ALPHA: f64 = 0.5;
 /// Where w/s is cut off at the start, for a up to 1: beyond, tanh hardly moves.
 const STEEPEST: f64 = 0.8;
 /// By how much θ is faster than float weights: with 1 it is behind `twn` in every epoch (docs/accuracy.md).
@@ -91,6 +94,50 @@ fn round<R: Real>(w: R) -> R {
     }
 }
 
+/// What of a filter is multiplied.
+struct Used<'a, R> {
+    theta: &'a [R],
+    s: R,
+    pass: Pass,
+    /// As many as θ.
+    used: &'a mut [R],
+}
+
+impl<R: Real> Task for Used<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        let Self { theta, s, pass, used } = self;
+        match pass {
+            Pass::Train => used.iter_mut().zip(theta).for_each(|(used, theta)| *used = s * theta.tanh()),
+            Pass::Evaluate => used.iter_mut().zip(theta).for_each(|(used, theta)| *used = s * round(theta.tanh())),
+        }
+    }
+}
+
+/// A step down the slope of the penalty.
+struct Slope<'a, R> {
+    theta: &'a mut [R],
+    a: R,
+    /// Twice the distance.
+    distance: R,
+}
+
+impl<R: Real> Task for Slope<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        let two = R::from_f64(2.0);
+        for theta in self.theta {
+            let w = theta.tanh();
+            let square = w * w;
+            *theta -= self.distance * w * (self.a - two * square) * (R::one() - square);
+        }
+    }
+}
+
 impl<R: Real> Method<R> for Esa<R> {
     fn start(&mut self, mut w: ArrayViewMut2<'_, R>) {
         self.scales.clear();
@@ -116,10 +163,7 @@ impl<R: Real> Method<R> for Esa<R> {
         let n = w.ncols();
         let (Some(w), Some(used)) = (w.as_slice(), used.as_slice_mut()) else { return };
         let filters = used.par_chunks_mut(n).zip(w.par_chunks(n)).zip(&self.scales);
-        filters.for_each(|((used, w), &s)| match pass {
-            Pass::Train => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * w.tanh()),
-            Pass::Evaluate => used.iter_mut().zip(w).for_each(|(used, &w)| *used = s * round(w.tanh())),
-        });
+        filters.for_each(|((used, theta), &s)| self.isa.run(Used { theta, s, pass, used }));
     }
 
     fn backward(&mut self, _w: ArrayView2<'_, R>, used: ArrayView2<'_, R>, mut gradient: ArrayViewMut2<'_, R>) {
@@ -149,14 +193,8 @@ impl<R: Real> Method<R> for Esa<R> {
     fn after_step(&mut self, mut w: ArrayViewMut2<'_, R>, distance: f64) {
         self.scales.iter_mut().zip(&self.least).for_each(|(s, &least)| *s = if *s < least { least } else { *s });
         let Some(theta) = w.as_slice_mut() else { return };
-        let [a, distance, two] = [self.sparsity_alpha, 2.0 * distance.min(FARTHEST), 2.0].map(R::from_f64);
-        theta.par_chunks_mut(PIECE).for_each(|theta| {
-            for theta in theta {
-                let w = theta.tanh();
-                let square = w * w;
-                *theta -= distance * w * (a - two * square) * (R::one() - square);
-            }
-        });
+        let [a, distance] = [self.sparsity_alpha, 2.0 * distance.min(FARTHEST)].map(R::from_f64);
+        theta.par_chunks_mut(PIECE).for_each(|theta| self.isa.run(Slope { theta, a, distance }));
     }
 
     fn settled(&self, w: ArrayView2<'_, R>) -> Option<usize> {
@@ -174,5 +212,27 @@ impl<R: Real> Method<R> for Esa<R> {
 
     fn saves_used(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The seed decides, not the machine's instructions.
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let start: Vec<f32> = (0..1001).map(|i| (i as f32 - 500.0) * 0.013).collect();
+        let results = |isa: Isa| {
+            let (mut theta, mut used) = (start.clone(), vec![f32::NAN; 2 * start.len()]);
+            isa.run(Slope { theta: &mut theta, a: 0.7, distance: 0.1 });
+            for (pass, used) in [Pass::Train, Pass::Evaluate].into_iter().zip(used.chunks_mut(start.len())) {
+                isa.run(Used { theta: &theta, s: 0.03, pass, used });
+            }
+            theta.iter().chain(&used).map(|x| x.to_bits()).collect::<Vec<_>>()
+        };
+        let expected = results(Isa::PORTABLE);
+        assert_ne!(expected[..start.len()], start.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+        Isa::all().into_iter().for_each(|isa| assert!(results(isa) == expected, "{}", isa.name()));
     }
 }

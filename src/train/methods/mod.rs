@@ -63,20 +63,14 @@ pub trait Method<R: Real>: Debug + Send {
 }
 
 /// What can be asked of a method.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// `twn`: Δ = factor·mean|w|.
     pub factor: Option<f64>,
     /// Which weights share a scale; `None`: as the method's paper has it.
     pub granularity: Option<Granularity>,
-    /// `esa`: the paper's controller of sparsity, from 0 to 2.
-    pub sparsity_alpha: f64,
-}
-
-impl Default for Request {
-    fn default() -> Self {
-        Self { factor: None, granularity: None, sparsity_alpha: 0.5 }
-    }
+    /// `esa`: the paper's controller of sparsity, from 0 to 2; `None`: 0.5.
+    pub sparsity_alpha: Option<f64>,
 }
 
 /// A method that can be named.
@@ -116,11 +110,12 @@ pub fn method<R: Real>(name: &str, request: &Request) -> Result<Option<Box<dyn M
         Err(Error::Request(format!("method `{name}` takes no {what}; only {} does", methods.join(", "))))
     };
     only(request.factor.is_some(), "factor", &["twn"])?;
+    only(request.sparsity_alpha.is_some(), "sparsity alpha", &["esa"])?;
     only(request.granularity.is_some(), "granularity", &["twn", "bwn", "absmean", "optimal"])?;
     Ok(match info.name {
         "none" => None,
-        "tga" => Some(Box::new(tga::Tga::default())),
-        "esa" => Some(Box::new(esa::Esa::new(request.sparsity_alpha)?)),
+        "tga" => Some(Box::new(tga::Tga::new()?)),
+        "esa" => Some(Box::new(esa::Esa::new(request.sparsity_alpha.unwrap_or(esa::SPARSITY_ALPHA))?)),
         "binaryconnect" => Some(Box::new(binary_connect::BinaryConnect)),
         name => Some(Box::new(straight_through::StraightThrough::new(name, request)?)),
     })

@@ -78,7 +78,7 @@ fn tga_learns_its_threshold() {
 
 #[test]
 fn esa_goes_from_tanh_to_codes() {
-    let mut esa = made("esa", &Request { sparsity_alpha: 0.5, ..Request::default() });
+    let mut esa = made("esa", &Request { sparsity_alpha: Some(0.5), ..Request::default() });
     let mut w = array![[0.4, -0.1, 0.25, -0.25], [0.0, 0.0, 0.0, 0.0]];
     esa.start(w.view_mut());
     let trained = used(&mut *esa, &w, Pass::Train);
@@ -120,7 +120,7 @@ fn esa_goes_from_tanh_to_codes() {
 #[test]
 fn esa_goes_down_its_penalty_until_weights_settle() {
     let a = 1.0;
-    let mut esa = made("esa", &Request { sparsity_alpha: a, ..Request::default() });
+    let mut esa = made("esa", &Request { sparsity_alpha: Some(a), ..Request::default() });
     // The barrier is at tanh θ = √(a/2) = 0.707, θ = 0.881.
     let start = array![[0.1, 0.87, 0.89, -0.87, -0.89, 0.0, 2.0]];
     let penalty = |theta: f64| (a - theta.tanh().powi(2)) * theta.tanh().powi(2);
@@ -145,7 +145,7 @@ fn esa_goes_down_its_penalty_until_weights_settle() {
 #[test]
 fn esa_starts_beyond_its_barrier() {
     for a in [0.05, 0.5, 1.0, 1.2, 1.28, 1.5, 1.8, 1.95, 1.999] {
-        let mut esa = made("esa", &Request { sparsity_alpha: a, ..Request::default() });
+        let mut esa = made("esa", &Request { sparsity_alpha: Some(a), ..Request::default() });
         let mut w = array![[0.4, -0.01, 0.25, -0.4]];
         esa.start(w.view_mut());
         let start = w[[0, 0]].tanh();
@@ -163,6 +163,6 @@ fn requests_that_make_no_sense() {
     let refused = |name: &str, request: Request| method::<f32>(name, &request).unwrap_err().to_string();
     assert!(refused("twm", Request::default()).contains("twn, bwn"));
     assert!(refused("bwn", Request { factor: Some(0.5), ..Request::default() }).contains("factor"));
-    assert!(refused("esa", Request { sparsity_alpha: 2.0, ..Request::default() }).contains("between 0 and 2"));
+    assert!(refused("esa", Request { sparsity_alpha: Some(2.0), ..Request::default() }).contains("between 0 and 2"));
     assert!(method::<f32>("none", &Request::default()).unwrap().is_none());
 }

@@ -15,6 +15,7 @@
 //! α out again: there Δ hardly moves under SGD, and it takes Adam, which does not mind how small a derivative is.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
 
 use super::Method;
 use super::straight_through::project;
@@ -23,6 +24,8 @@ use crate::select::Settings;
 use crate::ternarize::Threshold;
 use crate::train::layers::Pass;
 use crate::train::maps::Real;
+use crate::vector::Task;
+use crate::{Isa, Result};
 
 /// Where Δ starts, of max|w|.
 const START: f64 = 0.05;
@@ -30,20 +33,61 @@ const START: f64 = 0.05;
 /// Δ stays under so many σ: beyond, hardly a weight is left, and P₊+P₋ vanishes.
 const LARGEST: f64 = 3.0;
 
+/// Weights per piece of work.
+const PIECE: usize = 1 << 14;
+
 /// One layer's threshold.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tga<R> {
+    isa: Isa,
     delta: [R; 1],
     gradient: [R; 1],
     /// dα/dΔ, of the last forward pass.
     slope: f64,
 }
 
+impl<R: Real> Tga<R> {
+    pub fn new() -> Result<Self> {
+        Ok(Self { isa: Isa::detect()?, delta: [R::zero()], gradient: [R::zero()], slope: 0.0 })
+    }
+}
+
+/// Σ f over pairs of values, in lanes: the same bits for every instruction set.
+struct Sum<'a, R, F> {
+    a: &'a [R],
+    /// As many as `a`.
+    b: &'a [R],
+    f: F,
+}
+
+impl<R: Real, F: Fn(f64, f64) -> f64> Task for Sum<'_, R, F> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn portable(self) -> f64 {
+        let mut lanes = [0.0; 16];
+        let ((a, a_rest), (b, b_rest)) = (self.a.as_chunks::<16>(), self.b.as_chunks::<16>());
+        for (a, b) in a.iter().zip(b) {
+            for i in 0..16 {
+                lanes[i] += (self.f)(a[i].to_f64(), b[i].to_f64());
+            }
+        }
+        let rest = a_rest.iter().zip(b_rest).map(|(a, b)| (self.f)(a.to_f64(), b.to_f64()));
+        lanes.iter().sum::<f64>() + rest.sum::<f64>()
+    }
+}
+
+/// Σ f, piece by piece on all threads, added up in their order.
+fn sum<R: Real>(isa: Isa, a: &[R], b: &[R], f: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) -> f64 {
+    let pieces = a.par_chunks(PIECE).zip(b.par_chunks(PIECE)).map(|(a, b)| isa.run(Sum { a, b, f }));
+    pieces.collect::<Vec<f64>>().iter().sum()
+}
+
 /// μ and σ.
-fn moments<R: Real>(w: ArrayView2<'_, R>) -> [f64; 2] {
+fn moments<R: Real>(isa: Isa, w: &[R]) -> [f64; 2] {
     let count = w.len() as f64;
-    let mean = w.iter().map(|w| w.to_f64()).sum::<f64>() / count;
-    let variance = w.iter().map(|w| (w.to_f64() - mean).powi(2)).sum::<f64>() / count;
+    let mean = sum(isa, w, w, |w, _| w) / count;
+    let variance = sum(isa, w, w, |w, _| (w - mean) * (w - mean)) / count;
     [mean, variance.sqrt()]
 }
 
@@ -68,22 +112,25 @@ impl<R: Real> Method<R> for Tga<R> {
     }
 
     fn ternarize(&mut self, w: ArrayView2<'_, R>, mut used: ArrayViewMut2<'_, R>, _pass: Pass) {
-        let [mu, sigma] = moments(w);
+        let (Some(w), Some(used)) = (w.as_slice(), used.as_slice_mut()) else { return };
+        let [mu, sigma] = moments(self.isa, w);
         // Not clamp, which panics where σ is NaN; that is for the loss to say.
         let delta = self.delta[0].to_f64().min(LARGEST * sigma).max(0.0);
         self.delta = [R::from_f64(delta)];
         let [alpha, slope] = truncated([mu, sigma], delta);
         self.slope = slope;
-        let (Some(w), Some(used)) = (w.as_slice(), used.as_slice_mut()) else { return };
-        project(Threshold::Delta(self.delta[0].to_f64()), R::from_f64(alpha), w, used);
+        let (threshold, alpha) = (Threshold::Delta(self.delta[0].to_f64()), R::from_f64(alpha));
+        used.par_chunks_mut(PIECE).zip(w.par_chunks(PIECE)).for_each(|(used, w)| project(threshold, alpha, w, used));
     }
 
     fn backward(&mut self, _w: ArrayView2<'_, R>, used: ArrayView2<'_, R>, gradient: ArrayViewMut2<'_, R>) {
-        let signed = used.iter().zip(&gradient).map(|(used, gradient)| match used.to_f64() {
-            0.0 => 0.0,
-            used => gradient.to_f64() * used.signum(),
+        let (Some(used), Some(gradient)) = (used.as_slice(), gradient.as_slice()) else { return };
+        // By the sign of what was used.
+        let signed = sum(self.isa, used, gradient, |used, gradient| {
+            let plus = if used > 0.0 { gradient } else { 0.0 };
+            if used < 0.0 { -gradient } else { plus }
         });
-        self.gradient = [R::from_f64(signed.sum::<f64>() * self.slope / used.len().max(1) as f64)];
+        self.gradient = [R::from_f64(signed * self.slope / used.len().max(1) as f64)];
     }
 
     fn learned(&mut self) -> Option<(&mut [R], &mut [R])> {
