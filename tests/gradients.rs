@@ -41,7 +41,7 @@ fn small(name: &str) -> (Network<f64>, Maps<f64>, Vec<usize>) {
     let weights = read("small.safetensors");
     network.visit(&mut |tensor| match tensor {
         Tensor::Weights(w) => w.value.iter_mut().zip(&weights[&w.name]).for_each(|(w, value)| *w = *value),
-        Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value } => {
+        Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value, .. } => {
             value.copy_from_slice(&weights[name])
         }
     });
@@ -97,7 +97,7 @@ fn steps_are_those_of_pytorch() {
         network.visit(&mut |tensor| {
             let (tensor, value) = match tensor {
                 Tensor::Weights(w) => (w.name.clone(), w.value.iter().copied().collect::<Vec<_>>()),
-                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value } => {
+                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value, .. } => {
                     (name.to_owned(), value.to_vec())
                 }
             };
