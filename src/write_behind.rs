@@ -18,7 +18,7 @@ const CHUNK: usize = 1 << 20;
 const OPEN: usize = 16;
 
 /// Chunks that may wait for the disk; whoever fills one more waits as well.
-const QUEUED: usize = 8;
+const QUEUED: usize = 4;
 
 /// Bytes that are copied at a time.
 const COPIED: usize = 4096;
@@ -49,7 +49,7 @@ struct Table {
 enum State {
     #[default]
     Untouched,
-    /// Went out before it was full: the rest of it is written at once.
+    /// Did not come here, or went out before it was full: the rest of it is written at once.
     InPart,
     /// Full, and with the worker.
     Sent,
@@ -171,7 +171,12 @@ impl WriteBehind {
             // What it replaces has to be there before.
             table.flush(&self.plain)?;
         }
-        if state != State::Untouched {
+        // Whoever has a whole chunk needs no copy of it.
+        let whole = bytes.len() == CHUNK;
+        if whole {
+            table.set_state(number, State::InPart);
+        }
+        if whole || state != State::Untouched {
             return write_all_at(&self.plain, bytes, (number * CHUNK + start) as u64);
         }
         let open = match open {
@@ -422,8 +427,8 @@ mod tests {
         let read_only = File::open(file.path()).unwrap();
         // No other path to the file either.
         let behind = WriteBehind::new(&read_only, Path::new("/nowhere")).unwrap();
-        let piece = vec![1; CHUNK];
-        let told = (0..20).find_map(|i| behind.write_at(&piece, i * CHUNK as u64).err());
+        let piece = vec![1; CHUNK / 2];
+        let told = (0..40).find_map(|i| behind.write_at(&piece, i * piece.len() as u64).err());
         assert!(told.is_some() || behind.flush().is_err());
         assert!(behind.flush().is_err(), "and again");
     }
