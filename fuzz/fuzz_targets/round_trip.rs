@@ -60,6 +60,7 @@ fn case(input: &mut Bytes<'_>) -> Case {
         planes: input.pick(&[None, None, Some(2), Some(3)]),
         axis: Some(input.pick(&[0, 0, 1, 2, 3, 4])),
         encoding,
+        sparsity_alpha: None,
         scale_dtype: input.pick(&[None, Some(ScaleDtype::F16)]),
         keep: input.pick(&[None, None, None, Some(Keep::Int8)]),
     };
