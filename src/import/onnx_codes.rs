@@ -25,6 +25,12 @@ pub(super) struct Found<'m> {
     pub other: Option<&'m str>,
     /// How many bytes of codes there are.
     pub bytes: usize,
+    order: Order,
+}
+
+/// In which order codes and scales lie.
+#[derive(Debug, Clone, Copy)]
+struct Order {
     axis: usize,
     /// Filters, and neighbours of one filter: codes are [outer][filters][inner].
     filters: usize,
@@ -108,12 +114,7 @@ impl<'m> Found<'m> {
             scales,
             other: None,
             bytes,
-            axis,
-            filters,
-            inner,
-            filter_len,
-            unit_len,
-            units_first,
+            order: Order { axis, filters, inner, filter_len, unit_len, units_first },
         })
     }
 
@@ -128,9 +129,9 @@ impl<'m> Found<'m> {
                     && next.attribute("perm").is_some_and(|perm| perm.ints == [1, 0]) =>
             {
                 self.shape.reverse();
-                (self.axis, self.name) = (1 - self.axis, output);
+                (self.order.axis, self.name) = (1 - self.order.axis, output);
             }
-            ("Reshape", "", &[_, dims]) if called(".flat") && self.axis == 0 && self.shape.len() == 2 => {
+            ("Reshape", "", &[_, dims]) if called(".flat") && self.order.axis == 0 && self.shape.len() == 2 => {
                 let Some(initializer) = own(dims).filter(|dims| dims.data_type == data_type::INT64) else { return };
                 let Data::Here(range) = &initializer.data else { return };
                 let dims = file[range.clone()].as_chunks::<8>().0.iter();
@@ -138,8 +139,8 @@ impl<'m> Found<'m> {
                 let fits = |dims: &Vec<usize>| {
                     let rest = dims.iter().skip(1).try_fold(1usize, |n, &d| n.checked_mul(d));
                     dims.len() <= crate::limits::RANK
-                        && dims.first() == Some(&self.filters)
-                        && rest == Some(self.filter_len)
+                        && dims.first() == Some(&self.order.filters)
+                        && rest == Some(self.order.filter_len)
                 };
                 if let Some(dims) = dims.filter(fits) {
                     (self.shape, self.name, self.other) = (dims, output, Some(initializer.name));
@@ -154,12 +155,7 @@ impl<'m> Found<'m> {
         let Data::Here(scales) = self.scales.data.clone() else { return None };
         let dtype = dtype(self.scales.data_type)?;
         let layout = Int2 {
-            axis: self.axis,
-            filters: self.filters,
-            inner: self.inner,
-            filter_len: self.filter_len,
-            unit_len: self.unit_len,
-            units_first: self.units_first,
+            order: self.order,
             per_tensor: self.scales.elements() == Some(1),
             file: file.clone(),
             scales,
@@ -172,12 +168,7 @@ impl<'m> Found<'m> {
 /// Four codes to a byte across the whole tensor, lowest bits first, in two's complement.
 #[derive(Debug)]
 struct Int2 {
-    axis: usize,
-    filters: usize,
-    inner: usize,
-    filter_len: usize,
-    unit_len: usize,
-    units_first: bool,
+    order: Order,
     per_tensor: bool,
     file: MappedFile,
     scales: Range<usize>,
@@ -192,16 +183,16 @@ fn recode(byte: u8) -> u8 {
 
 impl TernaryLayout for Int2 {
     fn axis(&self) -> usize {
-        self.axis
+        self.order.axis
     }
 
     fn unit_len(&self) -> usize {
-        self.unit_len
+        self.order.unit_len
     }
 
     fn codes(&self, data: &[u8], filter: usize, codes: &mut [u8]) -> Result<(), String> {
         for (j, code) in codes.iter_mut().enumerate() {
-            let at = (j / self.inner * self.filters + filter) * self.inner + j % self.inner;
+            let at = (j / self.order.inner * self.order.filters + filter) * self.order.inner + j % self.order.inner;
             let byte = *data.get(at / 4).ok_or("its bytes end early")?;
             *code = recode(byte) >> (2 * (at % 4)) & 3;
             if *code == 3 {
@@ -215,7 +206,7 @@ impl TernaryLayout for Int2 {
 
     fn t2(&self, data: &[u8], filter: usize, packed: &mut [u8]) -> bool {
         // Filters that follow one another, each on bytes of its own.
-        if self.inner != self.filter_len || !self.filter_len.is_multiple_of(4) {
+        if self.order.inner != self.order.filter_len || !self.order.filter_len.is_multiple_of(4) {
             return false;
         }
         let Some(bytes) = data.get(filter * packed.len()..(filter + 1) * packed.len()) else { return false };
@@ -224,10 +215,10 @@ impl TernaryLayout for Int2 {
     }
 
     fn scale(&self, _: &[u8], filter: usize, unit: usize) -> f32 {
-        let units = self.filter_len.div_ceil(self.unit_len.max(1));
-        let index = match (self.per_tensor, self.units_first) {
+        let units = self.order.filter_len.div_ceil(self.order.unit_len.max(1));
+        let index = match (self.per_tensor, self.order.units_first) {
             (true, _) => 0,
-            (_, true) => unit * self.filters + filter,
+            (_, true) => unit * self.order.filters + filter,
             (_, false) => filter * units + unit,
         };
         let size = self.dtype.bitsize() / 8;
