@@ -20,9 +20,6 @@ const OPEN: usize = 16;
 /// Chunks that may wait for the disk; whoever fills one more waits as well.
 const QUEUED: usize = 4;
 
-/// Bytes that are copied at a time.
-const COPIED: usize = 4096;
-
 /// What memory and file offset have to be multiples of, for `O_DIRECT` on every file system that has it.
 const ALIGNMENT: usize = 4096;
 
@@ -192,9 +189,7 @@ impl WriteBehind {
             }
         };
         let chunk = &mut table.open[open];
-        // Not in one go: the C library copies long runs by an instruction that is slow for bytes that lie unevenly.
-        let room = chunk.buffer.bytes_mut()[range.clone()].chunks_mut(COPIED);
-        room.zip(bytes.chunks(COPIED)).for_each(|(to, from)| to.copy_from_slice(from));
+        chunk.buffer.bytes_mut()[range.clone()].copy_from_slice(bytes);
         chunk.fill(range);
         if !chunk.is_full() {
             return Ok(());

@@ -14,7 +14,8 @@ impl Network<f32> {
     /// Takes weights, biases and statistics from a file, by name; ternary ones are unpacked.
     ///
     /// # Errors
-    /// A tensor that is missing, damaged, or of another shape or type; numbers that are not finite, a negative variance.
+    /// A tensor that is missing, damaged, or of another shape or type; numbers that are not finite, a negative
+    /// variance.
     pub fn load(&mut self, source: &Source) -> Result<()> {
         let tensors = Tensors::new(source, true)?;
         let mut failed = Ok(());
