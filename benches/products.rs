@@ -23,8 +23,10 @@ use twn_pack::{Encoding, Granularity, Isa};
 const MEMORY: usize = 512 << 20;
 
 fn main() {
-    let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(0.3);
-    let only = std::env::args().nth(2).unwrap_or_default();
+    // Cargo adds a `--bench` of its own.
+    let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
+    let seconds = args.next().and_then(|s| s.parse().ok()).unwrap_or(0.3);
+    let only = args.next().unwrap_or_default();
     let mut codes = vec![0; MEMORY];
     codes.par_chunks_mut(1 << 20).for_each(|codes| {
         let random = random(codes.as_ptr() as u64);
