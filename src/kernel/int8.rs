@@ -9,12 +9,14 @@
 //! ```
 //!
 //! No sum can overflow: a chunk adds at most 8·4·3·127 < 2¹⁴ to a lane, and after [`SEGMENT`]
-//! chunks, which together add less than 2³⁰ to all 16 lanes, sums go on in 64 bits.
+//! chunks, which together add less than 2³⁰ to all 16 lanes, sums go on in 64 bits. Digits that are
+//! multiplied where they are, 4 times as large, add less than 2¹³ to a lane.
 //! Not here: quantization ([`super::activations`]), instruction sets ([`super::lanes`]).
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32};
 use super::tile::{EMPTY, each, map, split, spread};
+use crate::pack::Encoding;
 use crate::vector::block::tree;
 
 /// Chunks whose sums fit into 32 bits: 2¹² · 16 lanes · 2¹⁴ = 2³⁰.
@@ -58,6 +60,9 @@ fn segment<L: Lanes, D: Digits, const R: usize, const C: usize>(
     let chunks = codes[0].len();
     let codes = map(codes, &[][..], |codes| &codes[..chunks]);
     let x = map(x, &[][..], |x| &x[..chunks * D::PER_BYTE]);
+    if C == 1 && L::WIDE && D::ENCODING == Encoding::T2 {
+        return map(in_place::<L, R>(lanes, codes, x[0]), [0; C], |total| [total; C]);
+    }
     let mut sums = [[lanes.ints(&[0; LANES], 0); C]; R];
     // Every addition waits for the one before it. Where a tile has few sums, it takes two steps at a
     // time and adds them apart.
@@ -80,6 +85,36 @@ fn segment<L: Lanes, D: Digits, const R: usize, const C: usize>(
         for c in 0..C {
             totals[r][c] = lanes.total(sums[r][c]) + if C == 1 { lanes.total(apart[r][c]) } else { 0 };
         }
+    }
+    totals
+}
+
+/// A segment of `t2` with one column: of every two digits the upper one stays where it is, four times as large, which
+/// saves half of the shifts, and has sums of its own.
+#[inline(always)]
+fn in_place<L: Lanes, const R: usize>(lanes: L, codes: [&[[u8; CHUNK]]; R], x: &[Line8]) -> [i32; R] {
+    let zero = lanes.ints(&[0; LANES], 0);
+    let (mut ones, mut fours) = ([lanes.start(zero); R], [lanes.start(zero); R]);
+    let (one, four) = (lanes.splat8(3), lanes.splat8(12));
+    for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
+        for part in 0..L::PARTS {
+            let x = x.each_ref().map(|x| lanes.load8(x, part));
+            for r in 0..R {
+                let codes = &codes[r][i];
+                lanes.prefetch(codes);
+                let low = lanes.load(codes, part);
+                let high = lanes.shr16::<4>(low);
+                ones[r] = lanes.dot(ones[r], lanes.and(low, one), x[0]);
+                fours[r] = lanes.dot(fours[r], lanes.and(low, four), x[1]);
+                ones[r] = lanes.dot(ones[r], lanes.and(high, one), x[2]);
+                fours[r] = lanes.dot(fours[r], lanes.and(high, four), x[3]);
+            }
+        }
+    }
+    let mut totals = [0; R];
+    for r in 0..R {
+        let (ones, fours) = (lanes.finish(zero, ones[r]), lanes.finish(zero, fours[r]));
+        totals[r] = lanes.total(lanes.quarter_and(fours, ones));
     }
     totals
 }

@@ -36,6 +36,8 @@ pub(super) struct Line32(pub [f32; LANES]);
 pub(super) trait Lanes: Copy {
     /// Registers per chunk.
     const PARTS: usize;
+    /// Whether [`Lanes::dot`] takes digits up to 12, any number of times.
+    const WIDE: bool = false;
     /// 64 / `PARTS` bytes, also seen as 16-bit and 32-bit words, little-endian.
     type Bytes: Copy;
     /// 16 / `PARTS` sums.
@@ -56,7 +58,8 @@ pub(super) trait Lanes: Copy {
         chunk[..rest.len()].copy_from_slice(rest);
         chunk
     }
-    /// Asks for what lies a little further on in the same run of memory.
+    /// Asks for what lies a little further on in the same run of memory. Not into the nearest cache, which is full of
+    /// activations where filters are long.
     fn prefetch(self, _chunk: &[u8; CHUNK]) {}
 
     fn splat8(self, byte: u8) -> Self::Bytes;
@@ -74,10 +77,12 @@ pub(super) trait Lanes: Copy {
 
     fn ints(self, lanes: &[i32; LANES], part: usize) -> Self::Ints;
     fn start(self, sums: Self::Ints) -> Self::Partial;
-    /// Adds Σ d·x over the four bytes of each lane; d is at most 3, |x| at most 127, and there are
-    /// at most 8 of these (one per weight of a byte) between `start` and `finish`.
+    /// Adds Σ d·x over the four bytes of each lane. |x| is at most 127, and unless the set is [`Lanes::WIDE`] d is at
+    /// most 3, and there are at most 8 of these (one per weight of a byte) between `start` and `finish`.
     fn dot(self, partial: Self::Partial, digits: Self::Bytes, x: Self::Bytes) -> Self::Partial;
     fn finish(self, sums: Self::Ints, partial: Self::Partial) -> Self::Ints;
+    /// a/4 + b; a is a multiple of 4.
+    fn quarter_and(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn total(self, sums: Self::Ints) -> i32;
     fn to_floats(self, sums: Self::Ints) -> Self::Floats;
 

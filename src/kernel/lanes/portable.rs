@@ -114,6 +114,10 @@ impl Lanes for Portable {
         sums
     }
     #[inline(always)]
+    fn quarter_and(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        zip(a, b, |a, b| (a >> 2) + b)
+    }
+    #[inline(always)]
     fn total(self, sums: Self::Ints) -> i32 {
         sums.iter().sum()
     }

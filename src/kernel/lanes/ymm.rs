@@ -40,6 +40,7 @@ fn half<T, const N: usize>(all: &[T], part: usize) -> &[T; N] {
 
 impl<const VNNI: bool> Lanes for Ymm<VNNI> {
     const PARTS: usize = 2;
+    const WIDE: bool = VNNI;
     type Bytes = __m256i;
     type Ints = __m256i;
     /// With VNNI 32-bit sums; without, 16-bit sums of two products each.
@@ -58,7 +59,7 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
     }
     #[inline(always)]
     fn prefetch(self, chunk: &[u8; CHUNK]) {
-        there!(_mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(2048).cast()));
+        there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(2048).cast()));
     }
     #[inline(always)]
     fn splat8(self, byte: u8) -> __m256i {
@@ -118,6 +119,10 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
     #[inline(always)]
     fn finish(self, sums: __m256i, partial: __m256i) -> __m256i {
         if VNNI { partial } else { there!(_mm256_add_epi32(sums, _mm256_madd_epi16(partial, _mm256_set1_epi16(1)))) }
+    }
+    #[inline(always)]
+    fn quarter_and(self, a: __m256i, b: __m256i) -> __m256i {
+        there!(_mm256_add_epi32(_mm256_srai_epi32::<2>(a), b))
     }
     #[inline(always)]
     fn total(self, sums: __m256i) -> i32 {

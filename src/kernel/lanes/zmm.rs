@@ -34,6 +34,7 @@ macro_rules! there {
 
 impl<const VNNI: bool> Lanes for Zmm<VNNI> {
     const PARTS: usize = 1;
+    const WIDE: bool = VNNI;
     type Bytes = __m512i;
     type Ints = __m512i;
     /// With VNNI 32-bit sums; without, 16-bit sums of two products each.
@@ -61,7 +62,7 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
     }
     #[inline(always)]
     fn prefetch(self, chunk: &[u8; CHUNK]) {
-        there!(_mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(2048).cast()));
+        there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(2048).cast()));
     }
     #[inline(always)]
     fn splat8(self, byte: u8) -> __m512i {
@@ -121,6 +122,10 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
     #[inline(always)]
     fn finish(self, sums: __m512i, partial: __m512i) -> __m512i {
         if VNNI { partial } else { there!(_mm512_add_epi32(sums, _mm512_madd_epi16(partial, _mm512_set1_epi16(1)))) }
+    }
+    #[inline(always)]
+    fn quarter_and(self, a: __m512i, b: __m512i) -> __m512i {
+        there!(_mm512_add_epi32(_mm512_srai_epi32::<2>(a), b))
     }
     #[inline(always)]
     fn total(self, sums: __m512i) -> i32 {
