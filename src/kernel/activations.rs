@@ -9,6 +9,8 @@ use ndarray::ArrayView2;
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Line8, Line32};
+#[cfg(target_arch = "x86_64")]
+use crate::vector::Avx512;
 use crate::vector::Task;
 
 /// Columns that are laid down together, so that whole cache lines of a row-major X are used.
@@ -75,6 +77,13 @@ impl<D: Digits> Task for Pack8<'_, D> {
     #[inline(always)]
     fn portable(mut self) {
         if is_tall(self.x) { self.columns() } else { self.rows() }
+    }
+
+    /// What the compiler makes of it for AVX2 is faster: it scatters no bytes.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx512(self, proof: Avx512) {
+        proof.avx2().run(self);
     }
 }
 

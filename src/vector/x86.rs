@@ -19,7 +19,7 @@ impl Avx2 {
     }
 
     #[inline]
-    pub(super) fn run<T: Task>(self, task: T) -> T::Output {
+    pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
         #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
         fn inner<T: Task>(task: T, proof: Avx2) -> T::Output {
             task.avx2(proof)
@@ -118,7 +118,7 @@ impl Avx512 {
 
     /// AVX-512 machines have AVX2; `new` saw that too.
     #[inline]
-    pub(super) fn avx2(self) -> Avx2 {
+    pub(crate) fn avx2(self) -> Avx2 {
         Avx2(())
     }
 
