@@ -55,14 +55,13 @@ fn scale_of_a_truncated_gaussian() {
     }
 }
 
-/// dL/dΔ through the scale, for a loss Σ c·(α·t) whose codes do not change.
+/// dL/df through the scale, for a loss Σ c·(α·t) whose codes do not change.
 #[test]
 fn tga_learns_its_threshold() {
     let mut tga = made("tga", &Request::default());
-    let mut w = array![[0.5, -0.4, 0.02, 1.0], [-0.9, 0.01, 0.3, -0.2]];
+    let w = array![[0.5, -0.4, 0.02, 1.0], [-0.9, 0.01, 0.3, -0.2]];
     let c = array![[1.0, 2.0, -3.0, 0.5], [-1.0, 4.0, 2.0, 1.5]];
-    tga.start(w.view_mut());
-    assert_eq!(tga.learned().unwrap().0, [0.05]);
+    assert_eq!(tga.learned().unwrap().0, [0.6]);
     let mut gradient = c.clone();
     let now = used(&mut *tga, &w, Pass::Train);
     tga.backward(w.view(), now.view(), gradient.view_mut());
@@ -70,7 +69,7 @@ fn tga_learns_its_threshold() {
     // It is the mean over the 8 weights.
     let found = 8.0 * tga.learned().unwrap().1[0];
     let ends = [1e-6, -1e-6].map(|by| {
-        tga.learned().unwrap().0[0] = 0.05 + by;
+        tga.learned().unwrap().0[0] = 0.6 + by;
         (&used(&mut *tga, &w, Pass::Train) * &c).sum()
     });
     assert!((found - (ends[0] - ends[1]) / 2e-6).abs() < 1e-6, "{found}");

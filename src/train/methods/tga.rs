@@ -1,18 +1,22 @@
-//! `tga`: Δ is learned with the weights, one per layer, and α follows from it: the mean of |w|
-//! beyond Δ if the weights were N(μ, σ²) (Truncated Gaussian Approximation, arXiv 1810.01018).
+//! `tga`: Δ = f·σ, where f is learned with the weights, one per layer, and α follows from Δ: the mean of |w|
+//! beyond it if the weights were N(μ, σ²) (Truncated Gaussian Approximation, arXiv 1810.01018).
 //!
 //! ```text
 //! a = (Δ−μ)/σ, b = (−Δ−μ)/σ, P₊ = 1−Φ(a), P₋ = Φ(b)
 //! α(Δ) = (σ·(φ(a)+φ(b)) + μ·(P₊−P₋)) / (P₊+P₋)
 //! dα/dΔ = (α−Δ)·(φ(a)+φ(b)) / (σ·(P₊+P₋))
-//! dL/dΔ = Σ dL/d(α·t)·t·dα/dΔ
+//! dL/df = σ·Σ dL/d(α·t)·t·dα/dΔ
 //! ```
 //!
-//! The straight-through derivatives are TWN's. Δ starts at 0.05·max|w|. The sum over a layer's n weights is
-//! divided by n: to Adam, with which the paper trains, that is nothing; under plain SGD Δ would move n times
-//! as far as a weight, and in a last layer without batch norm, where a larger α is always welcome, lose all
-//! of its weights in the first epoch. The loss reaches Δ through α alone, and batch norm behind a layer takes
-//! α out again: there Δ hardly moves under SGD, and it takes Adam, which does not mind how small a derivative is.
+//! The straight-through derivatives are TWN's. f starts at 0.6, TWN's threshold for Gaussian weights (arXiv 1605.04711,
+//! section 2.2), and Δ follows the weights as they spread. The paper learns Δ itself, from 0.05·max|w| of a trained
+//! network; of random weights, which are uniform and have no tails, that is 0.09·σ, and since Δ hardly moves under SGD
+//! next to no weight becomes zero from there.
+//!
+//! The sum over a layer's n weights is divided by n: to Adam, with which the paper trains, that is nothing; under plain
+//! SGD f would move n times as far as a weight, and in a last layer without batch norm, where a larger α is always
+//! welcome, lose all of its weights in the first epoch. The loss reaches f through α alone, and batch norm behind a layer
+//! takes α out again: there f hardly moves under SGD, and it takes Adam, which does not mind how small a derivative is.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
@@ -27,10 +31,10 @@ use crate::train::maps::Real;
 use crate::vector::Task;
 use crate::{Isa, Result};
 
-/// Where Δ starts, of max|w|.
-const START: f64 = 0.05;
+/// Where f starts.
+const START: f64 = 0.6;
 
-/// Δ stays under so many σ: beyond, hardly a weight is left, and P₊+P₋ vanishes.
+/// f stays under this: beyond, hardly a weight is left, and P₊+P₋ vanishes.
 const LARGEST: f64 = 3.0;
 
 /// Weights per piece of work.
@@ -40,15 +44,16 @@ const PIECE: usize = 1 << 14;
 #[derive(Debug)]
 pub(super) struct Tga<R> {
     isa: Isa,
-    delta: [R; 1],
+    /// f, which is Δ over σ.
+    factor: [R; 1],
     gradient: [R; 1],
-    /// dα/dΔ, of the last forward pass.
+    /// dα/df, of the last forward pass.
     slope: f64,
 }
 
 impl<R: Real> Tga<R> {
     pub fn new() -> Result<Self> {
-        Ok(Self { isa: Isa::detect()?, delta: [R::zero()], gradient: [R::zero()], slope: 0.0 })
+        Ok(Self { isa: Isa::detect()?, factor: [R::from_f64(START)], gradient: [R::zero()], slope: 0.0 })
     }
 }
 
@@ -106,20 +111,16 @@ pub(super) fn truncated([mu, sigma]: [f64; 2], delta: f64) -> [f64; 2] {
 }
 
 impl<R: Real> Method<R> for Tga<R> {
-    fn start(&mut self, w: ArrayViewMut2<'_, R>) {
-        let max = w.iter().fold(0.0, |max: f64, w| max.max(w.abs().to_f64()));
-        self.delta = [R::from_f64(START * max)];
-    }
-
     fn ternarize(&mut self, w: ArrayView2<'_, R>, mut used: ArrayViewMut2<'_, R>, _pass: Pass) {
         let (Some(w), Some(used)) = (w.as_slice(), used.as_slice_mut()) else { return };
         let [mu, sigma] = moments(self.isa, w);
-        // Not clamp, which panics where σ is NaN; that is for the loss to say.
-        let delta = self.delta[0].to_f64().min(LARGEST * sigma).max(0.0);
-        self.delta = [R::from_f64(delta)];
+        // Not clamp, which leaves NaN; that is for the loss to say.
+        let factor = self.factor[0].to_f64().min(LARGEST).max(0.0);
+        self.factor = [R::from_f64(factor)];
+        let delta = factor * sigma;
         let [alpha, slope] = truncated([mu, sigma], delta);
-        self.slope = slope;
-        let (threshold, alpha) = (Threshold::Delta(self.delta[0].to_f64()), R::from_f64(alpha));
+        self.slope = slope * sigma;
+        let (threshold, alpha) = (Threshold::Delta(delta), R::from_f64(alpha));
         used.par_chunks_mut(PIECE).zip(w.par_chunks(PIECE)).for_each(|(used, w)| project(threshold, alpha, w, used));
     }
 
@@ -134,7 +135,7 @@ impl<R: Real> Method<R> for Tga<R> {
     }
 
     fn learned(&mut self) -> Option<(&mut [R], &mut [R])> {
-        Some((&mut self.delta, &mut self.gradient))
+        Some((&mut self.factor, &mut self.gradient))
     }
 
     fn settings(&self) -> Settings {
