@@ -165,7 +165,7 @@ fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
     let Treatment { axis, scale_dtype, .. } = *treatment;
     ternary
         .chain([Decision::Int8(Int8 { axis, scale_dtype }), Decision::Dense])
-        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.to_owned(), fixed: false })
+        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.into(), fixed: false })
         .collect()
 }
 

@@ -216,7 +216,7 @@ impl Report {
             let shape = shape.iter().map(|&d| d as u64).collect();
             let mut report = TensorReport::unmeasured(tensor.name, dtype, shape, source_bytes, bytes);
             report.became = planned.decision.to_string();
-            report.reason.clone_from(&planned.reason);
+            report.reason = planned.reason.to_string();
             totals.add(&report, elements);
             tensors.push(report);
         }
