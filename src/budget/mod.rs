@@ -384,7 +384,7 @@ impl<'a> Ladder<'a> {
     fn fixed_bytes(&self) -> u64 {
         let metadata = self.checkpoint.metadata().clone();
         let index = Index { metadata, producer: Producer::this(), tensors: Vec::new() };
-        64 + index.to_json().len() as u64 + (self.slots.len() as u64).saturating_sub(1) + self.reserve
+        64 + index.json_length() + (self.slots.len() as u64).saturating_sub(1) + self.reserve
     }
 
     /// The size of the file, to the byte.

@@ -64,7 +64,7 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         // A name may hold anything; a table's line may not.
         tensor.name.escape_debug().to_string(),
         format!("[{}]", shape.join(", ")),
-        tensor.dtype.clone(),
+        tensor.dtype.to_string(),
         if with_reason {
             let repaired = tensor.repaired.iter().map(|by| format!(", {}", by.escape_debug()));
             let became = tensor.became.escape_debug();
