@@ -10,6 +10,8 @@ mod json;
 mod table;
 mod units;
 
+use std::io;
+
 use serde::Serialize;
 
 pub use self::budget::{Budget, CurvePoint, Rung};
@@ -246,15 +248,23 @@ impl Report {
         json::render(self)
     }
 
+    /// The same, written as it comes: of many tensors it is longer than all that a run keeps of them.
+    ///
+    /// # Errors
+    /// Of `to`.
+    pub fn write_json(&self, to: impl io::Write) -> io::Result<()> {
+        json::write(self, to)
+    }
+
     /// As CSV with a header line: one line per tensor, numbers in full. Text that a spreadsheet would
     /// take for a formula, or that begins with an apostrophe, has one more apostrophe in front.
     pub fn to_csv(&self) -> String {
         csv::render(self)
     }
 
-    /// As a table for people, with a summary below; `color` for a terminal.
+    /// As a table for people, with a summary below, in parts to be printed one behind another; `color` for a terminal.
     #[cfg(feature = "cli")]
-    pub fn to_table(&self, color: bool) -> String {
+    pub fn to_table(&self, color: bool) -> impl Iterator<Item = String> {
         table::render(self, color)
     }
 
