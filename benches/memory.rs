@@ -2,7 +2,7 @@
 //! GiB (sparse files, so they need no disk; what is written is real). The mapped input is the
 //! kernel's to drop and does not count. Linux only: it samples `RssAnon` every millisecond.
 //!
-//! `cargo bench --bench memory`
+//! `cargo bench --bench memory`, or with `-- --only TEXT` the cases that say so.
 
 use std::fs::File;
 use std::io::Write;
@@ -48,14 +48,18 @@ fn main() {
         ),
         case("bf16, 4 GiB, one filter of 2 G weights", "BF16", 2, [1, 1 << 31], 1, &["-m", "optimal", "-e", "t5"]),
         case("f32, 8 GiB, all dense", "F32", 4, [32768, 4096], 16, &["-x", "*"]),
-        case("f32, 1 GiB in 20,000 tensors", "F32", 4, [16, 840], 20_000, &["-m", "twn"]),
+        case("f32, 1 GiB in 20,000 tensors", "F32", 4, [16, 840], 20_000, &["-m", "twn", "--quiet"]),
+        case("bf16, 176 MiB in 90,000 tensors", "BF16", 2, [16, 64], 90_000, &["-m", "twn", "--quiet"]),
+        case("90,000 tensors, and the table", "BF16", 2, [16, 64], 90_000, &["-m", "twn"]),
     ];
-    let dir = std::env::args().skip_while(|a| a != "--dir").nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
+    let option = |name: &str| std::env::args().skip_while(|a| a != name).nth(1);
+    let dir = option("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
+    let only = option("--only").unwrap_or_default();
     println!("{:<46} {:>16} {:>14} {:>10}", "checkpoint and options", "peak anonymous", "bound", "");
-    for case in cases {
+    for case in cases.into_iter().filter(|case| case.what.contains(&only)) {
         let (input, output) = (dir.join("memory.safetensors"), dir.join("memory.twn"));
         checkpoint(&input, &case);
-        let mut command = vec!["--force", "--quiet", "-j", "2"];
+        let mut command = vec!["--force", "-j", "2"];
         command.extend(case.args);
         let peak = peak(&input, &output, &command);
         // The largest filter, decoded to f32.
@@ -77,7 +81,9 @@ fn checkpoint(path: &Path, case: &Case) {
         .map(|i| {
             let (from, to) = (i * bytes, (i + 1) * bytes);
             format!(
-                r#""layer.{i}.weight":{{"dtype":"{}","shape":[{filters},{n}],"data_offsets":[{from},{to}]}}"#,
+                r#""model.layers.{}.mlp.experts.{}.w1.weight":{{"dtype":"{}","shape":[{filters},{n}],"data_offsets":[{from},{to}]}}"#,
+                i / 256,
+                i % 256,
                 case.dtype
             )
         })

@@ -9,6 +9,8 @@ mod rules_file;
 mod settings;
 mod trained;
 
+use std::borrow::Cow;
+
 use self::decide::{Pattern, checked_treatment, decide, matching, moved, segments};
 pub use self::decision::{BUDGET, Decision, Int8, MOVED, Moved, Treatment};
 pub(crate) use self::decision::{became, became_int8};
@@ -28,7 +30,7 @@ pub struct Planned {
     /// What is to become of it.
     pub decision: Decision,
     /// Why, in words for a report.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     /// Whether its planes or its granularity were asked for by its name, or it was trained so: no budget changes them.
     pub fixed: bool,
 }
@@ -56,7 +58,7 @@ impl Plan {
         let trained = trained(checkpoint)?;
         let mut otherwise = Vec::new();
         let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
-        let mut overruled = None;
+        let (mut overruled, mut last) = (None, None);
         for (i, tensor) in checkpoint.tensors().enumerate() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
             let mut settings = rules.settings.clone();
@@ -69,7 +71,7 @@ impl Plan {
             if let Some(ternary) = checkpoint.ternary(i) {
                 let decision = Decision::Moved(moved(tensor, &settings, &exclude)?);
                 let (name, reason) =
-                    (tensor.name.to_owned(), format!("ternary in the checkpoint, {:?}", ternary.shape));
+                    (tensor.name.to_owned(), format!("ternary in the checkpoint, {:?}", ternary.shape).into());
                 let asked = match &settings {
                     Settings { method: Some(method), .. } if method != AUTO => Some(method.as_str()),
                     Settings { granularity: Some(_), .. } => Some("granularity"),
@@ -94,9 +96,9 @@ impl Plan {
             let (keep, reason) = decide(tensor, &settings, (forced, before), &include, &exclude);
             let decision = match keep {
                 Keep::Dense => Decision::Dense,
-                Keep::Ternary => Decision::Ternary(checked_treatment(tensor, &settings)?),
+                Keep::Ternary => Decision::Ternary(checked_treatment(tensor, &settings, &mut last)?),
                 Keep::Int8 => {
-                    let Treatment { axis, scale_dtype, .. } = checked_treatment(tensor, &settings)?;
+                    let Treatment { axis, scale_dtype, .. } = checked_treatment(tensor, &settings, &mut last)?;
                     Decision::Int8(Int8 { axis, scale_dtype })
                 }
             };
@@ -161,7 +163,7 @@ impl Plan {
         let ends = [(ternary.first(), "first"), (ternary.last(), "last")];
         for (i, end) in ends.into_iter().filter_map(|(i, end)| Some((*i?, end))) {
             self.tensors[i].decision = Decision::Dense;
-            self.tensors[i].reason = format!("{end} layer, by name");
+            self.tensors[i].reason = format!("{end} layer, by name").into();
         }
     }
 }

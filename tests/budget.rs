@@ -106,7 +106,7 @@ fn no_combination_is_better() {
         for b in rungs {
             let rules = Rules { overrides: vec![set("a*", a), set("b*", b)], ..Rules::default() };
             let mut plan = Plan::new(&checkpoint, &rules).unwrap();
-            plan.tensors.iter_mut().for_each(|planned| planned.reason = "budget".to_owned());
+            plan.tensors.iter_mut().for_each(|planned| planned.reason = "budget".into());
             let report = pack(&checkpoint, &plan, &output);
             files.push((report.totals.file_bytes, error_of(&report)));
         }

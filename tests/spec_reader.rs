@@ -355,7 +355,7 @@ fn write_planes(path: &Path) {
         codes: writer.section(&packed).unwrap(),
         encoding: Encoding::T2,
         granularity: Granularity::Filter,
-        method: MethodEntry { name: "by hand".to_owned(), parameters: BTreeMap::new() },
+        method: MethodEntry { name: "by hand".to_owned(), parameters: BTreeMap::new() }.into(),
         planes: 3,
         reason: String::new(),
         scale_dtype: ScaleDtype::F32,

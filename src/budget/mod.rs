@@ -165,7 +165,7 @@ fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
     let Treatment { axis, scale_dtype, .. } = *treatment;
     ternary
         .chain([Decision::Int8(Int8 { axis, scale_dtype }), Decision::Dense])
-        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.to_owned(), fixed: false })
+        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.into(), fixed: false })
         .collect()
 }
 
@@ -384,7 +384,7 @@ impl<'a> Ladder<'a> {
     fn fixed_bytes(&self) -> u64 {
         let metadata = self.checkpoint.metadata().clone();
         let index = Index { metadata, producer: Producer::this(), tensors: Vec::new() };
-        64 + index.to_json().len() as u64 + (self.slots.len() as u64).saturating_sub(1) + self.reserve
+        64 + index.json_length() + (self.slots.len() as u64).saturating_sub(1) + self.reserve
     }
 
     /// The size of the file, to the byte.

@@ -12,7 +12,7 @@ use super::calibration::CalibrationArgs;
 use super::exit::Exit;
 use super::progress::Display;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, is_container, naming_input, print};
+use super::{ColorWhen, Session, is_container, naming_input, print, print_with};
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -102,13 +102,14 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
     };
     args.arrange(&mut report.tensors)?;
     if args.json {
-        print(report.to_json())
+        print_with(|stdout| report.write_json(stdout))
     } else if args.csv {
         print(report.to_csv())
     } else if args.html {
         print(report.to_html())
     } else {
-        print(report.to_table(args.color.on_stdout()))
+        let mut table = report.to_table(args.color.on_stdout());
+        print_with(|stdout| table.try_for_each(|part| stdout.write_all(part.as_bytes())))
     }
 }
 

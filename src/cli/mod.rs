@@ -235,8 +235,13 @@ fn open_ternary(path: &Path, method: Option<&str>, session: &Session) -> anyhow:
 
 /// Results go to stdout.
 fn print(text: impl AsRef<[u8]>) -> anyhow::Result<Exit> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_ref())?;
+    print_with(|stdout| stdout.write_all(text.as_ref()))
+}
+
+/// What is too long to be put together first.
+fn print_with(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<Exit> {
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    write(&mut stdout)?;
     stdout.flush()?;
     Ok(Exit::Success)
 }

@@ -14,7 +14,7 @@ use super::exit::Exit;
 use super::progress::Display;
 use super::repair::RepairArgs;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, naming_input, print};
+use super::{ColorWhen, Session, naming_input, print_with};
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
@@ -116,12 +116,13 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         repairs.warn_of_unadjusted(&report, session);
     }
     if args.json {
-        return print(report.to_json());
+        return print_with(|stdout| report.write_json(stdout));
     }
     if session.global.quiet {
         return Ok(Exit::Success);
     }
-    print(report.to_table(args.color.on_stdout()))
+    let mut table = report.to_table(args.color.on_stdout());
+    print_with(|stdout| table.try_for_each(|part| stdout.write_all(part.as_bytes())))
 }
 
 /// Packs by the plan, or by what a budget makes of it.

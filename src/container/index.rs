@@ -2,6 +2,7 @@
 //! Fields stand in the order of their keys, so that the JSON comes out sorted. Not here: any I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,12 +50,12 @@ impl Producer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorEntry {
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
-    dense: Option<DenseEntry>,
+    dense: Option<Box<DenseEntry>>,
     /// The checkpoint's data type.
     #[serde(deserialize_with = "named")]
     pub dtype: Dtype,
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
-    int8: Option<Int8Entry>,
+    int8: Option<Box<Int8Entry>>,
     /// The tensor's name, unique in the file.
     pub name: String,
     /// Its shape, outermost dimension first.
@@ -96,7 +97,7 @@ pub struct Int8Entry {
     /// What was known of the inputs, where the run was given any, and the outputs' error; codes and scales
     /// do not depend on it.
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
-    pub calibration: Option<CalibrationEntry>,
+    pub calibration: Option<Box<CalibrationEntry>>,
     /// The codes −127 to 127, two's complement: `[filters][weights per filter]`.
     #[serde(deserialize_with = "object")]
     pub codes: Section,
@@ -121,7 +122,7 @@ pub struct TernaryEntry {
     pub axis: u64,
     /// What was known of the inputs, where the run was given any; not needed to decode.
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "optional_object")]
-    pub calibration: Option<CalibrationEntry>,
+    pub calibration: Option<Box<CalibrationEntry>>,
     /// The codes: `[planes][filters][bytes per filter]`.
     #[serde(deserialize_with = "object")]
     pub codes: Section,
@@ -132,7 +133,7 @@ pub struct TernaryEntry {
     pub granularity: Granularity,
     /// How thresholds and scales were chosen; not needed to decode.
     #[serde(deserialize_with = "object")]
-    pub method: MethodEntry,
+    pub method: Arc<MethodEntry>,
     /// How many planes, P.
     pub planes: u64,
     /// Why it became that, where a budget decided.
@@ -177,12 +178,12 @@ pub struct MethodEntry {
 impl TensorEntry {
     /// A tensor kept bit by bit.
     pub fn dense(name: String, dtype: Dtype, shape: Vec<u64>, entry: DenseEntry) -> Self {
-        Self { dense: Some(entry), dtype, int8: None, name, shape, ternary: None }
+        Self { dense: Some(Box::new(entry)), dtype, int8: None, name, shape, ternary: None }
     }
 
     /// A tensor of 8-bit codes.
     pub fn int8(name: String, dtype: Dtype, shape: Vec<u64>, entry: Int8Entry) -> Self {
-        Self { dense: None, dtype, int8: Some(entry), name, shape, ternary: None }
+        Self { dense: None, dtype, int8: Some(Box::new(entry)), name, shape, ternary: None }
     }
 
     /// A ternary tensor.
@@ -192,7 +193,16 @@ impl TensorEntry {
 
     /// Where the bytes of a tensor that is kept are, and what is said of them; `None` for ternary ones.
     pub(crate) fn dense_mut(&mut self) -> Option<&mut DenseEntry> {
-        self.dense.as_mut()
+        self.dense.as_deref_mut()
+    }
+
+    /// Has the method in common with the tensor before where it is the same: thousands of tensors may have it.
+    pub(crate) fn share_method(&mut self, last: &mut Option<Arc<MethodEntry>>) {
+        let Some(ternary) = &mut self.ternary else { return };
+        match last {
+            Some(last) if *last == ternary.method => ternary.method = Arc::clone(last),
+            _ => *last = Some(Arc::clone(&ternary.method)),
+        }
     }
 
     /// What the tensor became. An index that was checked has exactly one of the three.
@@ -225,8 +235,8 @@ impl TensorEntry {
     pub(crate) fn calibration(&self) -> Option<&CalibrationEntry> {
         match self.body() {
             Body::Dense(_) => None,
-            Body::Int8(int8) => int8.calibration.as_ref(),
-            Body::Ternary(ternary) => ternary.calibration.as_ref(),
+            Body::Int8(int8) => int8.calibration.as_deref(),
+            Body::Ternary(ternary) => ternary.calibration.as_deref(),
         }
     }
 
@@ -328,7 +338,7 @@ impl TensorEntry {
         check_length("scales", int8.scales, filters.checked_mul(int8.scale_dtype.size() as u64))?;
         let Int8Stats { alpha, squared_error, squared_norm } = int8.stats;
         check_spreads(&alpha, None)?;
-        check_errors([squared_error, squared_norm], int8.calibration.as_ref())
+        check_errors([squared_error, squared_norm], int8.calibration.as_deref())
     }
 
     fn check_ternary(&self, ternary: &TernaryEntry) -> Result<(), String> {
@@ -345,7 +355,7 @@ impl TensorEntry {
         check_length("scales", ternary.scales, scales)?;
         let stats = &ternary.stats;
         check_spreads(&stats.alpha, stats.delta.as_ref())?;
-        check_errors([stats.squared_error, stats.squared_norm], ternary.calibration.as_ref())?;
+        check_errors([stats.squared_error, stats.squared_norm], ternary.calibration.as_deref())?;
         let counted = stats.negative.checked_add(stats.zeros).and_then(|n| n.checked_add(stats.positive));
         if counted != self.elements().checked_mul(ternary.planes) {
             return Err(format!(
@@ -392,21 +402,50 @@ fn check_length(part: &str, section: Section, expected: Option<u64>) -> Result<(
 }
 
 impl Index {
-    /// As stored: keys sorted, no white space, the same bytes for the same content.
-    pub(crate) fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("an index has string keys and finite numbers")
+    /// As stored: keys sorted, no white space, the same bytes for the same content. In parts, one for each tensor: all
+    /// of it may be more than there is to be in memory.
+    pub(crate) fn json(&self) -> impl Iterator<Item = Vec<u8>> {
+        let Self { metadata, producer, .. } = self;
+        let head = Self { metadata: metadata.clone(), producer: producer.clone(), tensors: Vec::new() };
+        let mut head = to_json(&head);
+        let end = head.split_off(head.len() - b"]}".len());
+        let tensors = self.tensors.iter().enumerate().map(|(i, tensor)| {
+            let mut json = to_json(tensor);
+            if i > 0 {
+                json.insert(0, b',');
+            }
+            json
+        });
+        std::iter::once(head).chain(tensors).chain([end])
+    }
+
+    /// Bytes of that.
+    pub(crate) fn json_length(&self) -> u64 {
+        self.json().map(|part| part.len() as u64).sum()
+    }
+
+    /// Whether readers would take it, as it comes out of [`Index::json`].
+    pub(crate) fn check_readable(&self, index_offset: u64) -> Result<(), Problem> {
+        for tensor in &self.tensors {
+            let json = to_json(tensor);
+            object::<_, TensorEntry>(&mut serde_json::Deserializer::from_slice(&json)).map_err(|e| problem(&e))?;
+        }
+        self.check(index_offset)
     }
 
     /// Parses and checks an index whose sections have to end right before `index_offset`.
     pub(crate) fn parse(json: &[u8], index_offset: u64) -> Result<Self, Problem> {
         let mut json = serde_json::Deserializer::from_slice(json);
         let index: Result<Self, _> = object(&mut json).and_then(|index| json.end().map(|()| index));
-        let index = index.map_err(|e| {
-            let text = e.to_string().replace('\0', "");
-            Problem::Index(format!("{text}; pack it again, or update twn-pack if a later one wrote it"))
-        })?;
+        let index = index.map_err(|e| problem(&e))?;
+        index.check(index_offset)?;
+        Ok(index)
+    }
+
+    /// Every entry by itself, no name twice, and that sections tile the file.
+    fn check(&self, index_offset: u64) -> Result<(), Problem> {
         let mut names = BTreeSet::new();
-        for tensor in &index.tensors {
+        for tensor in &self.tensors {
             tensor.check()?;
             if !names.insert(&tensor.name) {
                 return Err(Problem::Index(format!(
@@ -415,8 +454,7 @@ impl Index {
                 )));
             }
         }
-        index.check_tiling(index_offset)?;
-        Ok(index)
+        self.check_tiling(index_offset)
     }
 
     /// Every section begins where the one before ends, rounded up to 64; so does the index.
@@ -445,6 +483,15 @@ impl Index {
     }
 }
 
+fn to_json(what: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(what).expect("an index has string keys")
+}
+
+fn problem(error: &serde_json::Error) -> Problem {
+    let text = error.to_string().replace('\0', "");
+    Problem::Index(format!("{text}; pack it again, or update twn-pack if a later one wrote it"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -468,7 +515,12 @@ mod tests {
 
     #[test]
     fn a_good_index_passes() {
-        with(&[]).unwrap();
+        let mut index = with(&[]).unwrap();
+        // What is written in parts is what it is as a whole.
+        for tensors in [index.tensors.clone(), vec![index.tensors[0].clone(); 3], Vec::new()] {
+            index.tensors = tensors;
+            assert_eq!(index.json().collect::<Vec<_>>().concat(), to_json(&index));
+        }
         with(&[(r#""filter""#, r#""group:7""#)]).unwrap();
     }
 

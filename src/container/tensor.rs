@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bitvec::prelude::{BitVec, Lsb0};
 use ndarray::ArrayD;
@@ -57,7 +58,7 @@ pub struct TernaryTensor<'a> {
     /// The type of the stored scales.
     pub scale_dtype: ScaleDtype,
     /// How thresholds and scales were chosen.
-    pub method: MethodEntry,
+    pub method: Arc<MethodEntry>,
     /// Counts and errors.
     pub stats: Stats,
     codes: Cow<'a, [u8]>,

@@ -122,18 +122,21 @@ impl ContainerWriter {
     }
 
     fn write_index(&self, index: &Index) -> Result<Prefix> {
-        let json = index.to_json();
         let problem = Error::container(self.file.path());
-        if json.len() as u64 > crate::limits::INDEX_BYTES {
+        index.check_readable(self.end).map_err(&problem)?;
+        let (mut length, mut crc32) = (0, crc32fast::Hasher::new());
+        for json in index.json() {
+            self.file.write_at(&json, self.end + length)?;
+            crc32.update(&json);
+            length += json.len() as u64;
+        }
+        if length > crate::limits::INDEX_BYTES {
             return Err(problem(ContainerProblem::Index(format!(
-                "{} bytes for {} tensors is over the limit of {}",
-                json.len(),
+                "{length} bytes for {} tensors is over the limit of {}",
                 index.tensors.len(),
                 crate::limits::INDEX_BYTES
             ))));
         }
-        Index::parse(&json, self.end).map_err(problem)?;
-        self.file.write_at(&json, self.end)?;
         if self.file.is_kept() {
             // Damage between the sections.
             for (_, section) in index.tensors.iter().flat_map(TensorEntry::sections) {
@@ -142,7 +145,7 @@ impl ContainerWriter {
             }
         }
         // What a run before, or a draft, had behind the index.
-        self.file.set_len(self.end + json.len() as u64)?;
-        Ok(Prefix { index_offset: self.end, index_length: json.len() as u64, index_crc32: crc32fast::hash(&json) })
+        self.file.set_len(self.end + length)?;
+        Ok(Prefix { index_offset: self.end, index_length: length, index_crc32: crc32.finalize() })
     }
 }

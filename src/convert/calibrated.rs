@@ -1,7 +1,6 @@
 //! A tensor of which the inputs are known: some filters at a time are rounded together
 //! ([`crate::calibration`]), on all threads. Not here: the arithmetic, or tensors without statistics.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -93,22 +92,16 @@ impl Calibrated<'_> {
     pub fn fit_tensor(&self, tensor: TensorView<'_>, work: &mut TernaryWork<'_>, run: Run<'_>) -> Result<()> {
         let Treatment { scale_dtype, method, .. } = work.treatment;
         for _ in 0..ROUNDS {
-            let systems = Mutex::new(BTreeMap::new());
-            self.each_group(work.view, run, true, |inputs, filters| {
+            let mut system = LeastSquares::default();
+            let job = |inputs: &Inputs, filters| {
                 run.monitor.check()?;
-                let first = filters.start;
                 let solved = match work.view.is_f64() {
                     true => inputs.solve::<f64>(work, filters, run.isa),
                     false => inputs.solve::<f32>(work, filters, run.isa),
                 };
-                let solved = solved.map_err(|problem| weights_error(tensor.name, problem))?;
-                systems.lock().unwrap_or_else(PoisonError::into_inner).insert(first, solved.system);
-                Ok(Done::default())
-            })?;
-            // In the order of the filters, whoever was first.
-            let mut system = LeastSquares::default();
-            let systems = systems.into_inner().unwrap_or_else(PoisonError::into_inner);
-            systems.values().for_each(|next| system.add(next));
+                Ok(solved.map_err(|problem| weights_error(tensor.name, problem))?.system)
+            };
+            self.each_group(work.view, run, true, job, |next| system.add(&next))?;
             let old: Vec<f64> = work.fits[0].scales().iter().map(|&scale| f64::from(scale)).collect();
             let Some(new) = system.rescaled(&old, *scale_dtype) else { break };
             let scales = new.into_iter().map(|scale| scale.abs() as f32).collect();
@@ -126,41 +119,48 @@ impl Calibrated<'_> {
         work: &TernaryWork<'_>,
         places: Places,
         run: Run<'_>,
-    ) -> Result<Vec<Done>> {
-        self.each_group(work.view, run, true, |inputs, filters| {
+    ) -> Result<Done> {
+        let mut done = Done::of_planes(work.treatment.planes);
+        let job = |inputs: &Inputs, filters: Range<usize>| {
             run.output(tensor, filters.len() * work.view.filter_len(), places, || match work.view.is_f64() {
                 true => inputs.round::<f64>(work, filters.clone(), run.isa),
                 false => inputs.round::<f32>(work, filters.clone(), run.isa),
             })
-        })
+        };
+        self.each_group(work.view, run, true, job, |next| done.add(&next))?;
+        Ok(done)
     }
 
     /// All the work on an int8 tensor: only its error is measured by the inputs.
-    pub fn int8(&self, tensor: TensorView<'_>, work: &Int8Work<'_>, places: Places, run: Run<'_>) -> Result<Vec<Done>> {
-        self.each_group(work.view, run, false, |inputs, filters| {
+    pub fn int8(&self, tensor: TensorView<'_>, work: &Int8Work<'_>, places: Places, run: Run<'_>) -> Result<Done> {
+        let mut done = Done::of_planes(1);
+        let job = |inputs: &Inputs, filters: Range<usize>| {
             run.output(tensor, filters.len() * work.view.filter_len(), places, || match work.view.is_f64() {
                 true => inputs.int8::<f64>(work, filters.clone(), run.isa),
                 false => inputs.int8::<f32>(work, filters.clone(), run.isa),
             })
-        })
+        };
+        self.each_group(work.view, run, false, job, |next| done.add(&next))?;
+        Ok(done)
     }
 
-    /// Gives all filters to `each`, some at a time, with what is known of their inputs; `solve`: for codes.
-    fn each_group(
+    /// Gives all filters to `job`, some at a time, with what is known of their inputs (`solve`: for codes), and what
+    /// comes of it to `add`, in their order.
+    fn each_group<T: Send>(
         &self,
         view: FilterView<'_>,
         run: Run<'_>,
         solve: bool,
-        each: impl Fn(&Inputs, Range<usize>) -> Result<Done> + Sync,
-    ) -> Result<Vec<Done>> {
+        job: impl Fn(&Inputs, Range<usize>) -> Result<T> + Sync,
+        mut add: impl FnMut(T) + Send,
+    ) -> Result<()> {
         let filters = view.filters() / self.moments.groups;
-        let mut done = Vec::new();
         for group in 0..self.moments.groups {
             let inputs = self.inputs(group, view.filter_len(), solve, run.isa)?;
-            let pieces: Vec<Range<usize>> = super::steps(group * filters..(group + 1) * filters, FILTERS).collect();
-            done.extend(in_order(&pieces, |piece| each(&inputs, piece.clone()))?);
+            let pieces = super::steps(group * filters..(group + 1) * filters, FILTERS);
+            in_order(pieces, |piece| job(&inputs, piece.clone()), |_, next| add(next))?;
         }
-        Ok(done)
+        Ok(())
     }
 
     /// What is known of a group's inputs; `solve`: enough to find codes by.

@@ -42,13 +42,14 @@ impl<'a> Int8Work<'a> {
     }
 
     /// All the work, on as many filters at a time as are held in memory; nothing where they are not scattered.
-    pub fn by_windows(&self, tensor: TensorView<'_>, places: Places, run: Run<'_>) -> Result<Vec<Done>> {
-        let (mut held, mut done) = (Held::default(), Vec::new());
+    pub fn by_windows(&self, tensor: TensorView<'_>, places: Places, run: Run<'_>) -> Result<Done> {
+        let (mut held, mut done) = (Held::default(), Done::of_planes(1));
         let Some(window) = filters_held(&self.view, false) else { return Ok(done) };
         for filters in steps(0..self.view.filters(), window) {
             let view = held.read(self.view, filters.clone(), run.isa);
             let part = Int8Work { view, first: filters.start, ..*self };
-            done.extend(in_order(&part.pieces(), |range| part.piece(tensor, range.clone(), places, run))?);
+            let job = |range: &Range<usize>| part.piece(tensor, range.clone(), places, run);
+            in_order(part.pieces().into_iter(), job, |_, next| done.add(&next))?;
         }
         Ok(done)
     }

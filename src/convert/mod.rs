@@ -19,20 +19,22 @@ mod unit;
 mod window;
 mod work;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
 #[cfg(feature = "calibration")]
 pub use self::bias::correct_bias;
-use self::job::{Monitor, Run};
+use self::job::{Done, Monitor, Run};
 use self::journal::Journal;
 pub use self::repair::Repair;
 use self::tally::Tally;
 use self::tensor::{PlaneBytes, TernaryWork};
-use self::work::{Offsets, Work, filter_view, ternary_entry};
+use self::work::{Look, Offsets, Work, filter_view, ternary_entry};
 #[cfg(feature = "calibration")]
 use crate::calibration::Calibration;
 use crate::container::{Body, ContainerWriter, Index, Producer, Section, TensorEntry, TernaryTensor};
@@ -50,6 +52,10 @@ const PIECE: usize = 3 * BLOCK;
 /// Bytes of the checkpoint that are worked on, about, before a run that may be resumed notes what is finished: a
 /// hundredth of a second, or what one calibrated tensor takes.
 const BATCH: u64 = 64 << 20;
+
+/// Tensors that are worked on before the next ones are begun, at the most: what works and their sums take does not grow
+/// with a checkpoint. That threads wait for the end of the last piece is nothing beside so many.
+const BATCH_TENSORS: usize = 4096;
 
 /// The reason of tensors that the method `auto` packed.
 pub const NATIVE: &str = "ternary already";
@@ -119,15 +125,17 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     }
     checkpoint.check_unchanged()?;
     calibrated::check_unchanged(options)?;
-    let (found, limit) = (length(&index), options.limit.unwrap_or(u64::MAX));
-    if found > limit {
-        return Err(Error::TooLarge { found, limit });
+    if let Some(limit) = options.limit {
+        let found = length(&index);
+        if found > limit {
+            return Err(Error::TooLarge { found, limit });
+        }
     }
     let length = writer.map(|writer| writer.finish(&index)).transpose()?.unwrap_or_default();
     if let Some(journal) = journal {
         journal.remove();
     }
-    Ok(Report::of_index(&index, length))
+    Ok(Report::of_entries(index.tensors, length))
 }
 
 /// Does everything that [`pack`] does but write: what packing would give.
@@ -136,13 +144,14 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
 /// As [`pack`], but for the output.
 pub fn measure(checkpoint: &Checkpoint, plan: &Plan, options: &Options<'_>) -> Result<Report> {
     let (index, _) = run_plan(checkpoint, plan, None, None, options)?;
-    Ok(Report::of_index(&index, length(&index)))
+    let length = length(&index);
+    Ok(Report::of_entries(index.tensors, length))
 }
 
 /// Bytes of a file with that index.
 fn length(index: &Index) -> u64 {
     let end = index.tensors.iter().flat_map(TensorEntry::sections).map(|(_, s)| s.offset + s.length).max();
-    crate::container::align(end.unwrap_or(64)).unwrap_or_default() + index.to_json().len() as u64
+    crate::container::align(end.unwrap_or(64)).unwrap_or_default() + index.json_length()
 }
 
 fn refuse_own_input(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
@@ -195,7 +204,7 @@ pub(crate) fn is_calibrated(options: &Options<'_>) -> bool {
 
 /// The work on those tensors; `shared` is for what they have in common, where they are one.
 fn run<'a>(
-    tensors: impl Iterator<Item = (Input<'a>, &'a Planned)>,
+    tensors: impl Iterator<Item = (Input<'a>, &'a Planned)> + Clone,
     mut writer: Option<ContainerWriter>,
     mut journal: Option<&mut Journal>,
     shared: &calibrated::Shared,
@@ -203,109 +212,113 @@ fn run<'a>(
 ) -> Result<(Vec<TensorEntry>, Option<ContainerWriter>)> {
     let isa = options.isa.map_or_else(Isa::detect, Ok)?;
     let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
-    let mut works = Vec::new();
-    for (input, planned) in tensors {
-        works.push(Work::new(input, planned, &mut offsets, options, shared, isa)?);
+    // Works are made twice: now, for what they refuse and where they go, and again when they are due. There may be a
+    // hundred thousand tensors; of each there is room for a look.
+    let (mut looks, mut total) = (Vec::with_capacity(tensors.size_hint().0), 0);
+    for (input, planned) in tensors.clone() {
+        let look = Look::new(input, planned, options, shared, isa)?;
+        total += Work::new(input, planned, &look, &mut offsets)?.bytes();
+        looks.push(look);
     }
-    let monitor = Monitor { total: works.iter().map(Work::bytes).sum(), done: AtomicU64::new(0), options };
+    let monitor = Monitor { total, done: AtomicU64::new(0), options };
     let run = Run { isa, writer: writer.as_ref(), monitor: &monitor };
-    let mut entries = Vec::with_capacity(works.len());
-    // Without a journal all tensors at once: no thread waits for the end of any.
-    let batch = if journal.is_some() { BATCH } else { u64::MAX };
-    let mut rest = &mut works[..];
-    while !rest.is_empty() {
-        let mut bytes = 0u64;
-        let end = rest.iter().position(|work| {
+    let mut entries: Vec<TensorEntry> = Vec::with_capacity(looks.len());
+    let longest = if journal.is_some() { BATCH } else { u64::MAX };
+    let (mut tensors, mut offsets, mut method) = (tensors.zip(&looks), Offsets { writer: None, end: 64 }, None);
+    loop {
+        let (mut batch, mut bytes) = (Vec::new(), 0u64);
+        while bytes < longest
+            && batch.len() < BATCH_TENSORS
+            && let Some(((input, planned), look)) = tensors.next()
+        {
+            let work = Work::new(input, planned, look, &mut offsets)?;
             bytes = bytes.saturating_add(work.effort());
-            bytes >= batch
-        });
-        let (works, others) = rest.split_at_mut(end.map_or(rest.len(), |end| end + 1));
-        rest = others;
-        let first = entries.len();
-        let known = recall(works, first, journal.as_deref_mut(), run)?;
-        for (i, entry) in run_batch(works, known, run, options)?.into_iter().enumerate() {
-            let (entry, is_new) = entry;
-            if let (Some(journal), true) = (&mut journal, is_new) {
-                journal.add(first + i, &entry)?;
-            }
+            batch.push(work);
+        }
+        if batch.is_empty() {
+            break;
+        }
+        recall(&mut batch, entries.len(), journal.as_deref_mut(), run)?;
+        let totals = run_batch(&mut batch, run)?;
+        for (mut work, total) in batch.into_iter().zip(totals) {
+            let mut entry = match work.known.take() {
+                Some(known) => *known,
+                None => {
+                    let entry = work.entry(total, calibrated::is_asked(options))?;
+                    if let Some(journal) = &mut journal {
+                        journal.add(entries.len(), &entry)?;
+                    }
+                    entry
+                }
+            };
+            entry.share_method(&mut method);
             entries.push(entry);
         }
     }
     Ok((entries, writer))
 }
 
-/// What is finished of these tensors, of which the first has that number.
-fn recall(
-    works: &[Work<'_>],
-    first: usize,
-    journal: Option<&mut Journal>,
-    run: Run<'_>,
-) -> Result<Vec<Option<TensorEntry>>> {
-    let (Some(journal), Some(writer)) = (journal, run.writer) else { return Ok(vec![None; works.len()]) };
-    let mut known = Vec::with_capacity(works.len());
-    for (i, work) in works.iter().enumerate() {
+/// Finds what is finished of these tensors, of which the first has that number.
+fn recall(works: &mut [Work<'_>], first: usize, journal: Option<&mut Journal>, run: Run<'_>) -> Result<()> {
+    let (Some(journal), Some(writer)) = (journal, run.writer) else { return Ok(()) };
+    for (i, work) in works.iter_mut().enumerate() {
         let entry = journal.take(first + i).filter(|entry| work.is_described_by(entry));
-        let holds = entry.as_ref().map_or(Ok(false), |entry| writer.holds(entry))?;
-        if holds {
+        if let Some(entry) = entry
+            && writer.holds(&entry)?
+        {
             run.monitor.advance(work.bytes(), work.tensor.name);
+            work.known = Some(Box::new(entry));
         }
-        known.push(entry.filter(|_| holds));
     }
-    Ok(known)
+    Ok(())
 }
 
-/// All the work on some tensors but those that are known; what the index says of each, and whether that is new.
-fn run_batch(
-    works: &mut [Work<'_>],
-    known: Vec<Option<TensorEntry>>,
-    run: Run<'_>,
-    options: &Options<'_>,
-) -> Result<Vec<(TensorEntry, bool)>> {
-    for (work, _) in works.iter_mut().zip(&known).filter(|(_, known)| known.is_none()) {
-        work.prefit(run)?;
-    }
-    let pieces: Vec<Piece> = works
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| known[*i].is_none())
-        .flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }))
-        .collect();
-    let done = in_order(&pieces, |piece| works[piece.work].run(piece.range.clone(), run))?;
-    let mut pieces = pieces.iter().zip(done).peekable();
-    let entries = works.iter().zip(known).enumerate().map(|(i, (work, known))| {
-        if let Some(entry) = known {
-            return Ok((entry, false));
-        }
-        let mut total = work.start();
-        work.done.iter().for_each(|done| total.add(done));
-        while let Some((_, done)) = pieces.next_if(|(piece, _)| piece.work == i) {
-            total.add(&done);
-        }
-        Ok((work.entry(total, calibrated::is_asked(options))?, true))
-    });
-    entries.collect()
+/// All the work on some tensors but those that are known; what it adds up to.
+fn run_batch(works: &mut [Work<'_>], run: Run<'_>) -> Result<Vec<Done>> {
+    let totals: Result<Vec<Done>> = works.iter_mut().map(|work| work.prefit(run)).collect();
+    let (mut totals, works) = (totals?, &*works);
+    let pieces = works.iter().enumerate();
+    let pieces = pieces.flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }));
+    let job = |piece: &Piece| works[piece.work].run(piece.range.clone(), run);
+    in_order(pieces, job, |piece, done| totals[piece.work].add(&done))?;
+    Ok(totals)
 }
 
-/// Runs `job` for every piece, on all threads of the pool, each taking the next piece. The results
-/// are in the order of the pieces; of several errors the first in that order is returned.
-fn in_order<P: Sync, T: Send>(pieces: &[P], job: impl Fn(&P) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let mut results: Vec<(usize, Result<T>)> = rayon::broadcast(|_| {
-        let mut mine = Vec::new();
+/// Runs `job` for every piece, on all threads of the pool, each taking the next piece. The results go to `add` in the
+/// order of the pieces, as soon as all before are there; of several errors the first in that order is returned.
+fn in_order<P: Send, T: Send>(
+    pieces: impl Iterator<Item = P> + Send,
+    job: impl Fn(&P) -> Result<T> + Sync,
+    add: impl FnMut(P, T) + Send,
+) -> Result<()> {
+    let (pieces, failed) = (Mutex::new(pieces.enumerate()), AtomicBool::new(false));
+    // The number of the result that is next, and those that came too early.
+    let sums = Mutex::new((0, BTreeMap::new(), add));
+    rayon::broadcast(|_| {
         while !failed.load(Ordering::Relaxed) {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(piece) = pieces.get(i) else { break };
-            let result = job(piece);
+            let Some((i, piece)) = lock(&pieces).next() else { break };
+            let result = job(&piece);
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
-            mine.push((i, result));
+            let (next, early, add) = &mut *lock(&sums);
+            early.insert(i, (piece, result));
+            while let Some(first) = early.first_entry()
+                && *first.key() == *next
+                && first.get().1.is_ok()
+            {
+                if let (piece, Ok(result)) = first.remove() {
+                    add(piece, result);
+                }
+                *next += 1;
+            }
         }
-        mine
-    })
-    .into_iter()
-    .flatten()
-    .collect();
-    results.sort_unstable_by_key(|(i, _)| *i);
-    results.into_iter().map(|(_, result)| result).collect()
+    });
+    // An error stops the sums: it is the first of what is left, and all before it was taken.
+    let (_, left, _) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    left.into_values().try_for_each(|(_, result)| result.map(drop))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ternarizes one tensor in memory, on the threads of the current rayon pool. `tensor` is what
@@ -356,4 +369,43 @@ fn steps(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>>
 
 fn weights_error(tensor: &str, problem: WeightsProblem) -> Error {
     Error::Weights { tensor: tensor.to_owned(), problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn pool(threads: usize) -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+    }
+
+    /// They were all kept to the end: 200 bytes for each MiB of a checkpoint, and some KiB for each tensor.
+    #[test]
+    fn results_are_added_as_they_come() {
+        let added = AtomicUsize::new(0);
+        let pieces = (0..100).inspect(|&piece| assert_eq!(added.load(Ordering::Relaxed), piece));
+        let add = |piece, result| {
+            assert_eq!((piece, added.fetch_add(1, Ordering::Relaxed)), (result, result));
+        };
+        pool(1).install(|| in_order(pieces, |&piece| Ok(piece), add)).unwrap();
+        assert_eq!(added.into_inner(), 100);
+    }
+
+    #[test]
+    fn the_first_error_in_order_ends_the_sums() {
+        let (both, mut added) = (Barrier::new(2), Vec::new());
+        let job = |&piece: &usize| match piece {
+            3 | 5 => {
+                both.wait();
+                Err(Error::Request(piece.to_string()))
+            }
+            _ => Ok(piece),
+        };
+        let error = pool(3).install(|| in_order(0..100, job, |_, result| added.push(result))).unwrap_err();
+        assert!(matches!(&error, Error::Request(piece) if piece == "3"), "{error}");
+        assert_eq!(added, [0, 1, 2]);
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -27,10 +28,8 @@ pub(super) struct MovedWork<'a> {
 }
 
 impl<'a> MovedWork<'a> {
-    /// Looks at every scale: what all weights of a filter, or all filters, share is stored once.
-    pub fn new(view: TernaryView<'a>, moved: Moved) -> Result<Self, WeightsProblem> {
-        let granularity = granularity(view).map_err(|message| WeightsProblem::Packed { message })?;
-        Ok(Self { view, moved, granularity })
+    pub fn new(view: TernaryView<'a>, moved: Moved, granularity: Granularity) -> Self {
+        Self { view, moved, granularity }
     }
 
     /// Bytes of codes and of scales.
@@ -140,7 +139,7 @@ impl<'a> MovedWork<'a> {
             codes,
             encoding: self.moved.encoding,
             granularity: self.granularity,
-            method: MethodEntry { name: MOVED.to_owned(), parameters: BTreeMap::new() },
+            method: Arc::new(MethodEntry { name: MOVED.to_owned(), parameters: BTreeMap::new() }),
             planes: 1,
             reason: String::new(),
             scale_dtype: self.moved.scale_dtype,
@@ -153,8 +152,9 @@ impl<'a> MovedWork<'a> {
     }
 }
 
-/// The coarsest granularity that holds every scale exactly.
-fn granularity(view: TernaryView<'_>) -> Result<Granularity, String> {
+/// The coarsest granularity that holds every scale exactly: what all weights of a filter, or all filters, share is
+/// stored once. Looks at every scale.
+pub(super) fn granularity(view: TernaryView<'_>) -> Result<Granularity, String> {
     // Per filter its scale; none where all its codes are zero, and any would do.
     let scales: Vec<Scales> =
         (0..view.filters()).into_par_iter().map(|filter| scales_of(view, filter)).collect::<Result<_, _>>()?;

@@ -2,12 +2,13 @@
 //! Not here: in which order, on which threads ([`super`]), or the arithmetic.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::calibrated::{self, Calibrated};
 use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
-use super::moved::MovedWork;
+use super::moved::{self, MovedWork};
 use super::tally::Tally;
 use super::tensor::TernaryWork;
 use super::unit::LongRange;
@@ -16,6 +17,7 @@ use crate::container::{
     CalibrationEntry, ContainerWriter, DenseEntry, Granularity, Int8Entry, MethodEntry, Section, TensorEntry,
     TernaryEntry,
 };
+use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
 use crate::pack::Encoding;
 use crate::select::{BUDGET, Decision, Planned, Treatment};
@@ -29,15 +31,23 @@ pub(super) struct Work<'a> {
     pub tensor: TensorView<'a>,
     reason: &'a str,
     kind: Kind<'a>,
-    /// Pieces that are done already: those of scattered filters.
-    pub done: Vec<Done>,
+    /// What the index says of it, where an earlier run has done it.
+    pub known: Option<Box<TensorEntry>>,
 }
 
 enum Kind<'a> {
     Dense(Section),
-    Int8 { places: Places, work: Int8Work<'a>, calibrated: Option<Calibrated<'a>> },
+    Int8 { places: Places, work: Int8Work<'a>, calibrated: Option<&'a Calibrated<'a>> },
     Moved { places: Places, work: MovedWork<'a> },
-    Ternary { places: Places, work: Box<TernaryWork<'a>>, calibrated: Option<Calibrated<'a>> },
+    Ternary { places: Places, work: TernaryWork<'a>, calibrated: Option<&'a Calibrated<'a>> },
+}
+
+/// What only weights and statistics say of a tensor, found once. Works are made from it when they are due.
+pub(super) struct Look<'a> {
+    reason: &'a str,
+    /// Of tensors that are moved.
+    granularity: Option<Granularity>,
+    calibrated: Option<Box<Calibrated<'a>>>,
 }
 
 /// Hands out the places of sections, with or without a file to put them in.
@@ -48,29 +58,33 @@ pub(super) struct Offsets<'w> {
 
 impl Offsets<'_> {
     fn reserve(&mut self, length: u64) -> Result<Section> {
-        if let Some(writer) = &mut self.writer {
-            return writer.reserve(length);
-        }
-        let section = Section { crc32: 0, length, offset: self.end };
+        let section = match &mut self.writer {
+            Some(writer) => writer.reserve(length)?,
+            None => Section { crc32: 0, length, offset: self.end },
+        };
         self.end = crate::container::align(self.end.saturating_add(length)).unwrap_or(u64::MAX);
         Ok(section)
     }
 }
 
-impl<'a> Work<'a> {
+/// The filters of a tensor that is to have codes.
+fn view_of<'a>(tensor: TensorView<'a>, decision: &Decision) -> Result<Option<FilterView<'a>>> {
+    match decision {
+        Decision::Dense | Decision::Moved(_) => Ok(None),
+        Decision::Int8(treatment) => filters_of(tensor, treatment.axis).map(Some),
+        Decision::Ternary(treatment) => filter_view(tensor, treatment).map(Some),
+    }
+}
+
+impl<'a> Look<'a> {
     pub fn new(
         Input { tensor, ternary }: Input<'a>,
         planned: &'a Planned,
-        offsets: &mut Offsets<'_>,
         options: &Options<'a>,
         shared: &calibrated::Shared,
         isa: Isa,
     ) -> Result<Self> {
-        let view = match &planned.decision {
-            Decision::Dense | Decision::Moved(_) => None,
-            Decision::Int8(treatment) => Some(filters_of(tensor, treatment.axis)?),
-            Decision::Ternary(treatment) => Some(filter_view(tensor, treatment)?),
-        };
+        let view = view_of(tensor, &planned.decision)?;
         let mut reason = &planned.reason[..];
         if view.is_some() && options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel) {
             reason = NON_FINITE;
@@ -83,32 +97,59 @@ impl<'a> Work<'a> {
                 NOT_NATIVE
             };
         }
-        let left = [NON_FINITE, NOT_NATIVE].contains(&reason);
+        let view = view.filter(|_| !is_left(reason));
+        let calibrated = match view {
+            Some(view) => calibrated::of(options, tensor, view, shared)?.map(Box::new),
+            None => None,
+        };
+        let granularity = match (&planned.decision, ternary) {
+            (Decision::Moved(_), Some(ternary)) => {
+                let problem = |message| weights_error(tensor.name, WeightsProblem::Packed { message });
+                Some(moved::granularity(ternary).map_err(problem)?)
+            }
+            _ => None,
+        };
+        Ok(Self { reason, granularity, calibrated })
+    }
+}
+
+/// Whether a tensor stays dense for that reason, whatever the plan says.
+fn is_left(reason: &str) -> bool {
+    [NON_FINITE, NOT_NATIVE].contains(&reason)
+}
+
+impl<'a> Work<'a> {
+    pub fn new(
+        Input { tensor, ternary }: Input<'a>,
+        planned: &'a Planned,
+        Look { reason, granularity, calibrated }: &'a Look<'a>,
+        offsets: &mut Offsets<'_>,
+    ) -> Result<Self> {
+        let view = view_of(tensor, &planned.decision)?.filter(|_| !is_left(reason));
+        let calibrated = calibrated.as_deref();
         let mut places = |planes: u64, plane: (u64, u64)| -> Result<Places> {
             let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
             Ok(Places { codes, scales, plane })
         };
-        let kind = match (&planned.decision, view.filter(|_| !left)) {
+        let kind = match (&planned.decision, view) {
             (Decision::Ternary(treatment), Some(view)) => {
-                let work = Box::new(TernaryWork::new(view, treatment));
-                let calibrated = calibrated::of(options, tensor, view, shared)?;
+                let work = TernaryWork::new(view, treatment);
                 Kind::Ternary { places: places(treatment.planes as u64, work.plane_bytes())?, work, calibrated }
             }
             (Decision::Int8(treatment), Some(view)) => {
                 let work = Int8Work::new(view, *treatment);
-                let calibrated = calibrated::of(options, tensor, view, shared)?;
                 Kind::Int8 { places: places(1, work.bytes())?, work, calibrated }
             }
             (Decision::Moved(moved), _) => {
-                let ternary = ternary.ok_or_else(|| {
+                let (ternary, granularity) = ternary.zip(*granularity).ok_or_else(|| {
                     Error::Request(format!("tensor `{}` is not ternary in the checkpoint; plan it again", tensor.name))
                 })?;
-                let work = MovedWork::new(ternary, *moved).map_err(|problem| weights_error(tensor.name, problem))?;
+                let work = MovedWork::new(ternary, *moved, granularity);
                 Kind::Moved { places: places(1, work.bytes())?, work }
             }
             _ => Kind::Dense(offsets.reserve(tensor.data.len() as u64)?),
         };
-        Ok(Self { tensor, reason, kind, done: Vec::new() })
+        Ok(Self { tensor, reason, kind, known: None })
     }
 
     /// Bytes of the checkpoint that are read for it; those of a second look count again.
@@ -148,17 +189,18 @@ impl<'a> Work<'a> {
 
     /// What has to happen before there are pieces: units that no piece holds whole are fitted. Where
     /// filters are scattered over the file that is the whole work, on some filters after another.
-    pub fn prefit(&mut self, run: Run<'_>) -> Result<()> {
-        let Self { tensor, kind, done, .. } = self;
-        let (places, work) = match kind {
-            Kind::Dense(_) | Kind::Moved { .. } => return Ok(()),
-            Kind::Int8 { places, work, calibrated } => {
-                *done = match calibrated {
-                    Some(calibrated) => calibrated.int8(*tensor, work, *places, run)?,
-                    None => work.by_windows(*tensor, *places, run)?,
-                };
-                return Ok(());
+    /// Nothing where it is known already.
+    pub fn prefit(&mut self, run: Run<'_>) -> Result<Done> {
+        if self.known.is_some() {
+            return Ok(Done::default());
+        }
+        let Self { tensor, kind, .. } = self;
+        let done = match kind {
+            Kind::Dense(_) | Kind::Moved { .. } => Done::of_planes(1),
+            Kind::Int8 { places, work, calibrated: Some(calibrated) } => {
+                calibrated.int8(*tensor, work, *places, run)?
             }
+            Kind::Int8 { places, work, calibrated: None } => work.by_windows(*tensor, *places, run)?,
             Kind::Ternary { places, work, calibrated: Some(calibrated) } => {
                 if work.treatment.granularity == Granularity::Tensor {
                     run.fit(*tensor, work)?;
@@ -167,29 +209,33 @@ impl<'a> Work<'a> {
                         run.write(bytes, places.plane(p).1)?;
                     }
                 }
-                *done = calibrated.ternary(*tensor, work, *places, run)?;
-                return Ok(());
+                calibrated.ternary(*tensor, work, *places, run)?
             }
-            Kind::Ternary { places, work, calibrated: None } => (places, work),
+            Kind::Ternary { places, work, calibrated: None } => {
+                let mut done = Done::of_planes(work.treatment.planes);
+                run.fit(*tensor, work)?;
+                if work.is_scattered() {
+                    work.each_window(run.isa, |part| {
+                        run.fit(*tensor, part)?;
+                        let job = |range: &Range<usize>| run.ternary(*tensor, part, range.clone(), *places);
+                        in_order(part.pieces().into_iter(), job, |_, next| done.add(&next))
+                    })?;
+                }
+                for (p, bytes) in work.fit_scales().iter().enumerate() {
+                    run.write(bytes, places.plane(p).1)?;
+                }
+                done
+            }
         };
-        run.fit(*tensor, work)?;
-        if work.is_scattered() {
-            work.each_window(run.isa, |part| {
-                run.fit(*tensor, part)?;
-                let job = |range: &Range<usize>| run.ternary(*tensor, part, range.clone(), *places);
-                done.extend(in_order(&part.pieces(), job)?);
-                Ok::<_, Error>(())
-            })?;
-        }
-        for (p, bytes) in work.fit_scales().iter().enumerate() {
-            run.write(bytes, places.plane(p).1)?;
-        }
-        Ok(())
+        let mut total = self.start();
+        total.add(&done);
+        Ok(total)
     }
 
-    /// The tensor's pieces, in order.
+    /// The tensor's pieces, in order; none where it is known already.
     pub fn pieces(&self) -> Vec<Range<usize>> {
         match &self.kind {
+            _ if self.known.is_some() => Vec::new(),
             Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
             Kind::Ternary { calibrated: Some(_), .. } | Kind::Int8 { calibrated: Some(_), .. } => Vec::new(),
             Kind::Moved { work, .. } => work.pieces(),
@@ -210,7 +256,7 @@ impl<'a> Work<'a> {
     }
 
     /// What is known before the first piece: units that were fitted beforehand.
-    pub fn start(&self) -> Done {
+    fn start(&self) -> Done {
         let Kind::Ternary { work, .. } = &self.kind else { return Done::of_planes(1) };
         let mut done = Done::of_planes(work.treatment.planes);
         for (sums, scales) in done.planes.iter_mut().zip(work.fit_scales()) {
@@ -233,7 +279,7 @@ impl<'a> Work<'a> {
             Kind::Int8 { places: Places { codes, scales, .. }, work, calibrated } => {
                 let entry = Int8Entry {
                     axis: work.treatment.axis as u64,
-                    calibration: calibration.then(|| calibrated::entry(calibrated.as_ref(), false, tally.output())),
+                    calibration: calibration.then(|| Box::new(calibrated::entry(*calibrated, false, tally.output()))),
                     codes: Section { crc32: codes_crc, ..*codes },
                     reason: self.reason.to_owned(),
                     scale_dtype: work.treatment.scale_dtype,
@@ -251,7 +297,7 @@ impl<'a> Work<'a> {
                 self.tensor,
                 work.treatment,
                 if [BUDGET, NATIVE].contains(&self.reason) { self.reason } else { "" },
-                calibration.then(|| calibrated::entry(calibrated.as_ref(), true, tally.output())),
+                calibration.then(|| Box::new(calibrated::entry(*calibrated, true, tally.output()))),
                 Section { crc32: codes_crc, ..*codes },
                 Section { crc32: scales_crc, ..*scales },
                 &tally,
@@ -268,7 +314,7 @@ pub(super) fn ternary_entry(
     tensor: TensorView<'_>,
     treatment: &Treatment,
     reason: &str,
-    calibration: Option<CalibrationEntry>,
+    calibration: Option<Box<CalibrationEntry>>,
     codes: Section,
     scales: Section,
     tally: &Tally,
@@ -281,7 +327,7 @@ pub(super) fn ternary_entry(
         codes,
         encoding: treatment.encoding,
         granularity: treatment.granularity,
-        method,
+        method: Arc::new(method),
         planes,
         reason: reason.to_owned(),
         scale_dtype: treatment.scale_dtype,

@@ -23,7 +23,9 @@ pub(super) fn render(report: &Report) -> String {
 fn line(tensor: &TensorReport) -> String {
     let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
     let mut fields: Vec<String> =
-        [&tensor.name, &shape.join("x"), &tensor.dtype, &tensor.became, &tensor.reason].map(|text| quote(text)).into();
+        [&tensor.name, &shape.join("x"), &tensor.dtype.to_string(), &tensor.became, &tensor.reason]
+            .map(|text| quote(text))
+            .into();
     fields.push(number(tensor.sparsity));
     fields.extend(spread(tensor.delta));
     fields.extend(spread(tensor.alpha));

@@ -10,11 +10,13 @@ mod json;
 mod table;
 mod units;
 
+use std::io;
+
 use serde::Serialize;
 
 pub use self::budget::{Budget, CurvePoint, Rung};
 pub use self::units::{bytes, count, ratio};
-use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TernaryEntry, relative};
+use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TensorEntry, TernaryEntry, relative};
 use crate::dtype::Dtype;
 use crate::select::{Decision, Plan, became, became_int8};
 use crate::source::Checkpoint;
@@ -39,14 +41,14 @@ pub struct TensorReport {
     /// Its shape, outermost dimension first.
     pub shape: Vec<u64>,
     /// The checkpoint's data type.
-    pub dtype: String,
+    pub dtype: Dtype,
     /// What it became: `dense`, or encoding, method and granularity.
     pub became: String,
     /// Why it stayed dense or became int8, or that a budget decided; empty for other ternary tensors.
     pub reason: String,
     /// What changed its values, where they are not the checkpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub repaired: Option<String>,
+    pub repaired: Option<Box<str>>,
     /// Share of zeros among the codes.
     pub sparsity: Option<f64>,
     /// Thresholds Δ, in the weights' unit.
@@ -135,27 +137,33 @@ fn share(a: u64, b: u64) -> f64 {
 impl Report {
     /// Of a file of `file_bytes` bytes with that index.
     pub fn of_index(index: &Index, file_bytes: u64) -> Self {
+        Self::of_entries(index.tensors.iter().cloned(), file_bytes)
+    }
+
+    /// The same of entries that nobody needs any more.
+    pub(crate) fn of_entries(entries: impl IntoIterator<Item = TensorEntry>, file_bytes: u64) -> Self {
         let mut totals = Totals { file_bytes, ..Totals::default() };
         let (mut error, mut norm, mut zeros, mut codes) = (0.0, 0.0, 0, 0);
-        let mut tensors = Vec::with_capacity(index.tensors.len());
-        for entry in &index.tensors {
-            let (shape, source_bytes) = (entry.shape.clone(), entry.source_bytes());
+        // There may be a hundred thousand: a `Vec` of them is changed in place, a report being no larger than an entry.
+        let tensors = entries.into_iter().map(|mut entry| {
+            let (elements, source_bytes) = (entry.elements(), entry.source_bytes());
             let bytes = entry.sections().map(|(_, section)| section.length).sum();
-            let mut tensor = TensorReport::unmeasured(&entry.name, entry.dtype, shape, source_bytes, bytes);
-            totals.add(&tensor, entry.elements());
+            let (name, shape) = (std::mem::take(&mut entry.name), std::mem::take(&mut entry.shape));
+            let mut tensor = TensorReport::unmeasured(name, entry.dtype, shape, source_bytes, bytes);
+            totals.add(&tensor, elements);
             match entry.body() {
                 Body::Dense(dense) => {
                     tensor.reason.clone_from(&dense.reason);
-                    tensor.repaired.clone_from(&dense.repaired);
+                    tensor.repaired = dense.repaired.as_deref().map(Box::from);
                     totals.dense_bytes += dense.section.length;
                 }
                 Body::Int8(int8) => {
                     tensor.measure_int8(int8);
-                    totals.add_int8(entry.elements(), bytes);
+                    totals.add_int8(elements, bytes);
                 }
                 Body::Ternary(ternary) => {
                     tensor.measure(ternary);
-                    totals.add_ternary(entry.elements(), source_bytes, ternary.codes.length, ternary.scales.length);
+                    totals.add_ternary(elements, source_bytes, ternary.codes.length, ternary.scales.length);
                     let stats = &ternary.stats;
                     error += stats.squared_error;
                     norm += stats.squared_norm;
@@ -163,8 +171,9 @@ impl Report {
                     codes += stats.negative + stats.zeros + stats.positive;
                 }
             }
-            tensors.push(tensor);
-        }
+            tensor
+        });
+        let tensors = tensors.collect();
         totals.finish();
         if totals.ternary_tensors > 0 {
             totals.sparsity = Some(share(zeros, codes));
@@ -214,9 +223,9 @@ impl Report {
             let bytes = sections.iter().sum();
             totals.file_bytes += sections.iter().map(|n| n.next_multiple_of(crate::container::ALIGNMENT)).sum::<u64>();
             let shape = shape.iter().map(|&d| d as u64).collect();
-            let mut report = TensorReport::unmeasured(tensor.name, dtype, shape, source_bytes, bytes);
+            let mut report = TensorReport::unmeasured(tensor.name.to_owned(), dtype, shape, source_bytes, bytes);
             report.became = planned.decision.to_string();
-            report.reason.clone_from(&planned.reason);
+            report.reason = planned.reason.to_string();
             totals.add(&report, elements);
             tensors.push(report);
         }
@@ -239,15 +248,23 @@ impl Report {
         json::render(self)
     }
 
+    /// The same, written as it comes: of many tensors it is longer than all that a run keeps of them.
+    ///
+    /// # Errors
+    /// Of `to`.
+    pub fn write_json(&self, to: impl io::Write) -> io::Result<()> {
+        json::write(self, to)
+    }
+
     /// As CSV with a header line: one line per tensor, numbers in full. Text that a spreadsheet would
     /// take for a formula, or that begins with an apostrophe, has one more apostrophe in front.
     pub fn to_csv(&self) -> String {
         csv::render(self)
     }
 
-    /// As a table for people, with a summary below; `color` for a terminal.
+    /// As a table for people, with a summary below, in parts to be printed one behind another; `color` for a terminal.
     #[cfg(feature = "cli")]
-    pub fn to_table(&self, color: bool) -> String {
+    pub fn to_table(&self, color: bool) -> impl Iterator<Item = String> {
         table::render(self, color)
     }
 
@@ -272,11 +289,11 @@ impl TensorReport {
     }
 
     /// Dense, for no reason yet.
-    fn unmeasured(name: &str, dtype: Dtype, shape: Vec<u64>, source_bytes: u64, bytes: u64) -> Self {
+    fn unmeasured(name: String, dtype: Dtype, shape: Vec<u64>, source_bytes: u64, bytes: u64) -> Self {
         Self {
-            name: name.to_owned(),
+            name,
             shape,
-            dtype: dtype.to_string(),
+            dtype,
             became: "dense".to_owned(),
             reason: String::new(),
             repaired: None,
@@ -377,5 +394,21 @@ impl Totals {
         self.ternary_ratio_f32 = share(4 * self.ternary_weights, ternary);
         self.ternary_ratio_f64 = share(8 * self.ternary_weights, ternary);
         self.bits_per_weight = share(8 * ternary, self.ternary_weights);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::{DenseEntry, Section};
+
+    /// Both at once would be a third of what a run takes for a tensor.
+    #[test]
+    fn a_report_takes_the_place_of_its_entries() {
+        let section = Section { crc32: 0, length: 4, offset: 64 };
+        let dense = DenseEntry { reason: String::new(), repaired: None, section };
+        let entries = vec![TensorEntry::dense("w".to_owned(), Dtype::F32, vec![1], dense); 3];
+        let place = entries.as_ptr().addr();
+        assert_eq!(Report::of_entries(entries, 68).tensors.as_ptr().addr(), place);
     }
 }

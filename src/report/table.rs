@@ -1,14 +1,20 @@
 //! The report as a table for people: aligned columns, units, a summary below. Not here: colour
 //! decisions; the caller knows whether this is a terminal.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
 
-use super::{Report, TensorReport, bytes, count, ratio};
+use super::{Budget, Report, TensorReport, bytes, count, ratio};
 use crate::container::Spread;
 use crate::select::BUDGET;
 
 /// From here on an error stands out: more than half of a tensor's energy is lost.
 const LARGE_ERROR: f64 = 0.5;
+
+/// Lines that are laid out together; each takes some KiB meanwhile.
+const LINES: usize = 1000;
+
+/// Spaces between columns.
+const GAP: u16 = 2;
 
 const BOLD: &str = "\x1b[1m";
 const RED: &str = "\x1b[31m";
@@ -28,31 +34,47 @@ pub(super) const HEADER: [&str; 11] = [
     "ratio",
 ];
 
-pub(super) fn render(report: &Report, color: bool) -> String {
+/// In parts: the header, lines, and the summary.
+pub(super) fn render(report: &Report, color: bool) -> impl Iterator<Item = String> {
+    // The header comes first, with no tensors.
+    let parts = std::iter::once(&[][..]).chain(report.tensors.chunks(LINES));
+    let mut widths = [0u16; HEADER.len()];
+    for part in parts.clone() {
+        let found = lay_out(part).column_max_content_widths();
+        widths.iter_mut().zip(found).for_each(|(width, found)| *width = found.max(*width));
+    }
+    let lines = parts.map(move |part| {
+        let mut table = lay_out(part);
+        for (column, width) in table.column_iter_mut().zip(widths) {
+            column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width.saturating_add(GAP))));
+        }
+        let styles = part.iter().map(|tensor| match tensor.relative_squared_error {
+            Some(error) if error > LARGE_ERROR => RED,
+            _ => "",
+        });
+        let lines = table.lines().zip(std::iter::once(BOLD).chain(styles)).skip(usize::from(!part.is_empty()));
+        let lines = lines.map(|(line, style)| match line.trim_end() {
+            line if color && !style.is_empty() => format!("{style}{line}{RESET}\n"),
+            line => format!("{line}\n"),
+        });
+        lines.collect()
+    });
+    let budget = report.budget.as_ref().map(Budget::to_table).unwrap_or_default();
+    lines.chain([format!("\n{}{budget}", summary(report))])
+}
+
+/// The header and these lines, as wide as they are.
+fn lay_out(tensors: &[TensorReport]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(HEADER);
-    table.add_rows(report.tensors.iter().map(row));
+    table.add_rows(tensors.iter().map(row));
     for (i, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
+        column.set_padding((0, GAP));
         if matches!(i, 4 | 7..=10) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let styles = std::iter::once(BOLD).chain(report.tensors.iter().map(|tensor| match tensor.relative_squared_error {
-        Some(error) if error > LARGE_ERROR => RED,
-        _ => "",
-    }));
-    let mut text = String::new();
-    for (line, style) in table.lines().zip(styles) {
-        let line = line.trim_end();
-        text += &if color && !style.is_empty() { format!("{style}{line}{RESET}\n") } else { format!("{line}\n") };
-    }
-    text += "\n";
-    text += &summary(report);
-    if let Some(budget) = &report.budget {
-        text += &budget.to_table();
-    }
-    text
+    table
 }
 
 pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
@@ -64,7 +86,7 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         // A name may hold anything; a table's line may not.
         tensor.name.escape_debug().to_string(),
         format!("[{}]", shape.join(", ")),
-        tensor.dtype.clone(),
+        tensor.dtype.to_string(),
         if with_reason {
             let repaired = tensor.repaired.iter().map(|by| format!(", {}", by.escape_debug()));
             let became = tensor.became.escape_debug();

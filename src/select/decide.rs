@@ -1,6 +1,8 @@
 //! The rules for one tensor, in their order, and the exceptions by name. Not here: the plan of all of them
 //! ([`super`]).
 
+use std::borrow::Cow;
+
 use globset::{GlobBuilder, GlobMatcher};
 
 use super::{Keep, Moved, Settings, Treatment};
@@ -38,32 +40,32 @@ pub(super) fn decide(
     (forced, trained): (Option<&str>, Option<Keep>),
     include: &[Pattern],
     exclude: &[Pattern],
-) -> (Keep, String) {
-    let dense = |reason: String| (Keep::Dense, reason);
-    let ternary = |reason: String| (Keep::Ternary, reason);
+) -> (Keep, Cow<'static, str>) {
+    let dense = |reason: Cow<'static, str>| (Keep::Dense, reason);
+    let ternary = |reason: Cow<'static, str>| (Keep::Ternary, reason);
     if !is_float(tensor.dtype) {
-        return dense(format!("{} does not become ternary", tensor.dtype));
+        return dense(format!("{} does not become ternary", tensor.dtype).into());
     }
     if tensor.shape.len() < 2 {
-        return dense(format!("rank {}", tensor.shape.len()));
+        return dense(format!("rank {}", tensor.shape.len()).into());
     }
     if tensor.elements() == 0 {
-        return dense("empty".to_owned());
+        return dense("empty".into());
     }
     if let Some(pattern) = matching(exclude, tensor.name) {
-        return dense(format!("excluded by `{}`", pattern.text));
+        return dense(format!("excluded by `{}`", pattern.text).into());
     }
     if let (Some(keep), Some(pattern)) = (settings.keep, forced) {
-        return (keep, format!("set by `{pattern}`"));
+        return (keep, format!("set by `{pattern}`").into());
     }
     if let (Some(keep), true) = (trained, include.is_empty()) {
-        return (keep, "as it was trained".to_owned());
+        return (keep, "as it was trained".into());
     }
     match (matching(include, tensor.name), exception(tensor.name)) {
-        (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text)),
-        (None, _) if !include.is_empty() => dense("not included".to_owned()),
-        (None, Some(reason)) => dense(reason.to_owned()),
-        (None, None) => ternary("floating point, rank 2 or more".to_owned()),
+        (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text).into()),
+        (None, _) if !include.is_empty() => dense("not included".into()),
+        (None, Some(reason)) => dense(reason.into()),
+        (None, None) => ternary("floating point, rank 2 or more".into()),
     }
 }
 
@@ -121,9 +123,16 @@ pub(super) fn moved(tensor: TensorView<'_>, settings: &Settings, exclude: &[Patt
     Ok(Moved { encoding, scale_dtype: settings.scale_dtype.unwrap_or_default() })
 }
 
-/// The treatment, if the tensor can have it.
-pub(super) fn checked_treatment(tensor: TensorView<'_>, settings: &Settings) -> Result<Treatment> {
-    let treatment = settings.treatment()?;
+/// The treatment, if the tensor can have it. `last` is what was made of the settings before: equal ones share it.
+pub(super) fn checked_treatment(
+    tensor: TensorView<'_>,
+    settings: &Settings,
+    last: &mut Option<(Settings, Treatment)>,
+) -> Result<Treatment> {
+    let treatment = match last {
+        Some((its, treatment)) if its == settings => treatment.clone(),
+        _ => last.insert((settings.clone(), settings.treatment()?)).1.clone(),
+    };
     if treatment.axis >= tensor.shape.len() {
         return Err(Error::Request(format!(
             "tensor `{}`: filter axis {} of shape {:?}; there are axes 0 to {}",

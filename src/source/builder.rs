@@ -83,7 +83,7 @@ impl CheckpointBuilder {
             let (tensor, expected) = (name.to_owned(), needs(dtype, &shape64));
             return Err(self.problem(Problem::Size { tensor, shape: shape64, dtype, expected, found }));
         }
-        let (name, shape) = (name.to_owned(), shape.to_vec());
+        let (name, shape) = (name.into(), shape.into());
         self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, ternary: None });
         Ok(())
     }
@@ -112,7 +112,7 @@ impl CheckpointBuilder {
             return Err(self.problem(Problem::Dtype { tensor: name.to_owned(), message }));
         }
         let ternary = Some(Arc::new(Ternary { dtype, shape: shape.to_vec(), layout }));
-        let (name, dtype, shape) = (name.to_owned(), Dtype::U8, vec![found as usize]);
+        let (name, dtype, shape) = (name.into(), Dtype::U8, Box::new([found as usize]));
         self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, ternary });
         Ok(())
     }
@@ -122,8 +122,13 @@ impl CheckpointBuilder {
         let mut chosen: Vec<bool> = self.checkpoint.tensors().map(&mut wanted).collect();
         chosen.reverse();
         let taken = self.checkpoint.tensors.extract_if(.., |_| chosen.pop().unwrap_or_default());
-        let taken =
-            taken.map(|Entry { name, dtype, shape, file, range, .. }| Taken { name, dtype, shape, file, range });
+        let taken = taken.map(|Entry { name, dtype, shape, file, range, .. }| Taken {
+            name: name.into(),
+            dtype,
+            shape: shape.into(),
+            file,
+            range,
+        });
         taken.collect()
     }
 

@@ -75,47 +75,48 @@ impl Header {
         if let Some(byte) = json.first().filter(|byte| **byte != b'{') {
             return Err(Problem::Header(format!("it begins with byte {byte:#04x}, should begin with `{{`")));
         }
+        // Ours is the stricter reader; where the reference reader still objects, it is right. It comes first, so that
+        // what it makes of a long header is gone before we have ours.
+        let reference = safetensors::SafeTensors::deserialize(file).map(drop);
         let raw: RawHeader = serde_json::from_slice(json).map_err(|e| json_problem(&e))?;
         let mut tensors = raw.tensors;
-        tensors.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
+        tensors.sort_unstable_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
         let available = found - start as u64;
-        let tensors = tile(tensors, available)?;
+        let dtypes = tile(&tensors, available)?;
         let tensors = tensors
             .into_iter()
-            .map(|(name, raw, dtype)| HeaderTensor {
+            .zip(dtypes)
+            .map(|((name, raw), dtype)| HeaderTensor {
                 name,
                 dtype,
                 shape: raw.shape.iter().map(|&d| d as usize).collect(),
                 range: start + raw.data_offsets.0 as usize..start + raw.data_offsets.1 as usize,
             })
             .collect();
-        // Ours is the stricter reader; where the reference reader still objects, it is right.
-        safetensors::SafeTensors::deserialize(file).map_err(|e| Problem::Header(e.to_string()))?;
+        reference.map_err(|e| Problem::Header(e.to_string()))?;
         Ok(Self { metadata: raw.metadata, tensors })
     }
 }
 
-/// Checks each tensor by itself and that together they tile the data, in order.
-fn tile(tensors: Vec<(String, RawTensor)>, available: u64) -> Result<Vec<(String, RawTensor, Dtype)>, Problem> {
-    let mut checked: Vec<(String, RawTensor, Dtype)> = Vec::with_capacity(tensors.len());
-    let mut end = 0;
+/// Checks each tensor by itself and that together they tile the data, in order; their types.
+fn tile(tensors: &[(String, RawTensor)], available: u64) -> Result<Vec<Dtype>, Problem> {
+    let mut dtypes = Vec::with_capacity(tensors.len());
+    let (mut end, mut last) = (0, "");
     for (name, raw) in tensors {
-        let dtype = check(&name, &raw, available)?;
+        dtypes.push(check(name, raw, available)?);
         let (begin, stop) = raw.data_offsets;
         if begin > end {
             return Err(Problem::Hole { offset: end, length: begin - end });
         }
         if begin < end {
-            let first = checked.pop().map(|last| last.0).unwrap_or_default();
-            return Err(Problem::Overlap { first, second: name });
+            return Err(Problem::Overlap { first: last.to_owned(), second: name.clone() });
         }
-        end = stop;
-        checked.push((name, raw, dtype));
+        (end, last) = (stop, name);
     }
     if end < available {
         return Err(Problem::Hole { offset: end, length: available - end });
     }
-    Ok(checked)
+    Ok(dtypes)
 }
 
 /// Checks name and rank against this crate's limits.

@@ -40,9 +40,9 @@ pub struct Checkpoint {
 
 #[derive(Debug)]
 struct Entry {
-    name: String,
+    name: Box<str>,
     dtype: Dtype,
-    shape: Vec<usize>,
+    shape: Box<[usize]>,
     file: usize,
     range: Range<usize>,
     /// What its bytes are, where they are codes and scales.
@@ -187,7 +187,7 @@ impl Checkpoint {
     /// Type and shape of the weights of that name, where they are ternary already.
     #[cfg(feature = "eval")]
     pub(crate) fn ternary_by_name(&self, name: &str) -> Option<(Dtype, &[usize])> {
-        let entry = self.tensors.iter().find(|entry| entry.name == name)?;
+        let entry = self.tensors.iter().find(|entry| *entry.name == *name)?;
         entry.ternary.as_ref().map(|ternary| (ternary.dtype, &ternary.shape[..]))
     }
 
@@ -204,14 +204,15 @@ impl Checkpoint {
         let header = Header::parse(&file).map_err(Error::checkpoint(path))?;
         let shard = file_name(path);
         let number = self.files.len();
+        self.tensors.reserve(header.tensors.len());
         for tensor in header.tensors {
             if !self.counts(&tensor.name, &shard, shards)? {
                 continue;
             }
             self.tensors.push(Entry {
-                name: tensor.name,
+                name: tensor.name.into(),
                 dtype: tensor.dtype,
-                shape: tensor.shape,
+                shape: tensor.shape.into(),
                 file: number,
                 range: tensor.range,
                 ternary: None,
@@ -255,7 +256,7 @@ impl Checkpoint {
         for tensor in &self.tensors {
             if let Some(first) = owners.insert(&tensor.name, tensor.file) {
                 return Err(Error::checkpoint(&self.path)(crate::error::CheckpointProblem::DuplicateTensor {
-                    tensor: tensor.name.clone(),
+                    tensor: tensor.name.to_string(),
                     first: file_name(self.files[first].path()),
                     second: file_name(self.files[tensor.file].path()),
                 }));

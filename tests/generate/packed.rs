@@ -112,7 +112,7 @@ pub fn two_planes(scratch: &Path) -> Vec<u8> {
         codes,
         encoding: Encoding::T2,
         granularity: Granularity::Filter,
-        method: MethodEntry { name: "by-hand".to_owned(), parameters: [("planes".to_owned(), 2.0)].into() },
+        method: MethodEntry { name: "by-hand".to_owned(), parameters: [("planes".to_owned(), 2.0)].into() }.into(),
         planes: 2,
         reason: String::new(),
         scale_dtype: ScaleDtype::F32,
