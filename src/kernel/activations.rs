@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2, Axis};
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Line8, Line32};
@@ -123,21 +123,21 @@ impl<D: Digits> Pack8<'_, D> {
         let (n, columns) = self.x.dim();
         let chunks = n.div_ceil(D::PER_CHUNK);
         let mut largest = [0; BLOCK];
-        for j in 0..n {
-            for (max, x) in largest.iter_mut().zip(row(self.x, j)) {
+        for x in self.x.rows() {
+            for (max, x) in largest.iter_mut().zip(filled_up(x)) {
                 *max = (*max).max(magnitude(x));
             }
         }
         let quantizers = largest.map(Quantizer::new);
         let mut totals = [0; BLOCK];
         let mut rounded = [[0; BLOCK]; LONGEST];
-        for i in 0..chunks {
-            for (j, rounded) in (i * D::PER_CHUNK..).zip(&mut rounded[..D::PER_CHUNK]) {
-                let x = row(self.x, j);
-                for ((q, x), quantizer) in rounded.iter_mut().zip(x).zip(&quantizers) {
+        for (i, x) in self.x.axis_chunks_iter(Axis(0), D::PER_CHUNK).enumerate() {
+            for (rounded, x) in rounded.iter_mut().zip(x.rows()) {
+                for ((q, x), quantizer) in rounded.iter_mut().zip(filled_up(x)).zip(&quantizers) {
                     *q = quantizer.round(x);
                 }
             }
+            rounded[x.nrows()..].fill([0; BLOCK]);
             for c in 0..columns {
                 let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
                 for (k, line) in lines.iter_mut().enumerate() {
@@ -220,16 +220,19 @@ fn is_tall(x: ArrayView2<'_, f32>) -> bool {
 /// Row `j`, filled up with zeros; nothing but zeros where X has no more rows.
 #[inline(always)]
 pub(super) fn row(x: ArrayView2<'_, f32>, j: usize) -> [f32; BLOCK] {
+    if j < x.nrows() { filled_up(x.row(j)) } else { [0.0; BLOCK] }
+}
+
+/// A row of at most [`BLOCK`] columns, and zeros.
+#[inline(always)]
+fn filled_up(x: ArrayView1<'_, f32>) -> [f32; BLOCK] {
     let mut row = [0.0; BLOCK];
-    if j < x.nrows() {
-        let x = x.row(j);
-        match x.to_slice() {
-            Some(x) => match x.as_array() {
-                Some(x) => return *x,
-                None => row[..x.len()].copy_from_slice(x),
-            },
-            None => row.iter_mut().zip(x).for_each(|(to, &x)| *to = x),
-        }
+    match x.to_slice() {
+        Some(x) => match x.as_array() {
+            Some(x) => return *x,
+            None => row[..x.len()].copy_from_slice(x),
+        },
+        None => row.iter_mut().zip(x).for_each(|(to, &x)| *to = x),
     }
     row
 }
