@@ -16,6 +16,9 @@ use crate::vector::Task;
 /// Columns that are laid down together, so that whole cache lines of a row-major X are used.
 pub(super) const BLOCK: usize = 16;
 
+/// The same in 8 bits, where there are many: rows that are far apart are read in longer runs.
+pub(super) const WIDE: usize = 4 * BLOCK;
+
 /// Weights of the longest chunk, that of `b1`.
 const LONGEST: usize = CHUNK * 8;
 
@@ -61,7 +64,7 @@ impl Quantizer {
     }
 }
 
-/// Lays down the columns of X, n × at most [`BLOCK`], in 8 bits. `lines` has `PER_BYTE` lines per
+/// Lays down the columns of X, n × at most [`WIDE`], in 8 bits. `lines` has `PER_BYTE` lines per
 /// chunk and column, `sums` the sums per column, chunk and lane.
 pub(super) struct Pack8<'a, D> {
     pub x: ArrayView2<'a, f32>,
@@ -76,7 +79,11 @@ impl<D: Digits> Task for Pack8<'_, D> {
 
     #[inline(always)]
     fn portable(mut self) {
-        if is_tall(self.x) { self.columns() } else { self.rows() }
+        match self.x.ncols() {
+            _ if is_tall(self.x) => self.columns(),
+            ..=BLOCK => self.rows::<BLOCK>(),
+            _ => self.rows::<WIDE>(),
+        }
     }
 
     /// What the compiler makes of it for AVX2 is faster: it scatters no bytes.
@@ -119,25 +126,25 @@ impl<D: Digits> Pack8<'_, D> {
 
     /// Row by row, all columns at once.
     #[inline(always)]
-    fn rows(&mut self) {
+    fn rows<const B: usize>(&mut self) {
         let (n, columns) = self.x.dim();
         let chunks = n.div_ceil(D::PER_CHUNK);
-        let mut largest = [0; BLOCK];
+        let mut largest = [0; B];
         for x in self.x.rows() {
-            for (max, x) in largest.iter_mut().zip(filled_up(x)) {
+            for (max, x) in largest.iter_mut().zip(filled_up::<B>(x)) {
                 *max = (*max).max(magnitude(x));
             }
         }
         let quantizers = largest.map(Quantizer::new);
-        let mut totals = [0; BLOCK];
-        let mut rounded = [[0; BLOCK]; LONGEST];
+        let mut totals = [0; B];
+        let mut rounded = [[0; B]; LONGEST];
         for (i, x) in self.x.axis_chunks_iter(Axis(0), D::PER_CHUNK).enumerate() {
             for (rounded, x) in rounded.iter_mut().zip(x.rows()) {
-                for ((q, x), quantizer) in rounded.iter_mut().zip(filled_up(x)).zip(&quantizers) {
+                for ((q, x), quantizer) in rounded.iter_mut().zip(filled_up::<B>(x)).zip(&quantizers) {
                     *q = quantizer.round(x);
                 }
             }
-            rounded[x.nrows()..].fill([0; BLOCK]);
+            rounded[x.nrows()..].fill([0; B]);
             for c in 0..columns {
                 let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
                 for (k, line) in lines.iter_mut().enumerate() {
@@ -148,7 +155,7 @@ impl<D: Digits> Pack8<'_, D> {
                 }
             }
             for lane in 0..LANES {
-                let mut sums = [0; BLOCK];
+                let mut sums = [0; B];
                 for rounded in &rounded[lane * D::PER_LANE..][..D::PER_LANE] {
                     sums.iter_mut().zip(rounded).for_each(|(sum, &q)| *sum += i32::from(q));
                 }
@@ -223,10 +230,10 @@ pub(super) fn row(x: ArrayView2<'_, f32>, j: usize) -> [f32; BLOCK] {
     if j < x.nrows() { filled_up(x.row(j)) } else { [0.0; BLOCK] }
 }
 
-/// A row of at most [`BLOCK`] columns, and zeros.
+/// A row of at most `B` columns, and zeros.
 #[inline(always)]
-fn filled_up(x: ArrayView1<'_, f32>) -> [f32; BLOCK] {
-    let mut row = [0.0; BLOCK];
+fn filled_up<const B: usize>(x: ArrayView1<'_, f32>) -> [f32; B] {
+    let mut row = [0.0; B];
     match x.to_slice() {
         Some(x) => match x.as_array() {
             Some(x) => return *x,

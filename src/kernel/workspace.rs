@@ -8,7 +8,7 @@ use ndarray::{ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use super::Arithmetic;
-use super::activations::{BLOCK, Pack8, Pack32, Quantized};
+use super::activations::{BLOCK, Pack8, Pack32, Quantized, WIDE};
 use super::digits::Digits;
 use super::fill::Filled;
 use super::image::{Column8, Column32, Image, ImageRows};
@@ -68,16 +68,17 @@ impl Workspace {
         let (n, columns) = x.dim();
         let (lines, quantized, sums) = self.columns8.room::<D>(n, columns);
         let chunks = n.div_ceil(D::PER_CHUNK);
-        let (lines_each, sums_each) = (BLOCK * chunks * D::PER_BYTE, BLOCK * chunks);
+        let block = if columns < 2 * WIDE { BLOCK } else { WIDE };
+        let (lines_each, sums_each) = (block * chunks * D::PER_BYTE, block * chunks);
         let pack = |(((lines, columns), sums), x): (((&mut [_], &mut [_]), &mut [_]), _)| {
             isa.run(Pack8 { x, lines, columns, sums, digits: PhantomData::<D> });
         };
-        let blocks = x.axis_chunks_iter(Axis(1), BLOCK);
-        if parallel && columns > BLOCK {
-            let lines = lines.par_chunks_mut(lines_each).zip(quantized.par_chunks_mut(BLOCK));
+        let blocks = x.axis_chunks_iter(Axis(1), block);
+        if parallel && columns > block {
+            let lines = lines.par_chunks_mut(lines_each).zip(quantized.par_chunks_mut(block));
             lines.zip(sums.par_chunks_mut(sums_each)).zip(blocks.into_par_iter()).for_each(pack);
         } else {
-            let lines = lines.chunks_mut(lines_each).zip(quantized.chunks_mut(BLOCK));
+            let lines = lines.chunks_mut(lines_each).zip(quantized.chunks_mut(block));
             lines.zip(sums.chunks_mut(sums_each)).zip(blocks).for_each(pack);
         }
         Columns8 { lines, columns: quantized, sums, digits: PhantomData }
