@@ -74,6 +74,12 @@ fn both_readers_add_planes_in_order_and_round_each_time() {
     assert_eq!(values[3..], [-1.0, f32::MAX, 0.0]);
 }
 
+/// A format that takes more than an hour to read is not a simple one.
+#[test]
+fn the_second_reader_is_short() {
+    assert!(include_str!("../spec/read_twn.py").lines().count() < 150);
+}
+
 #[test]
 fn python_refuses_every_changed_byte() {
     let Some(python) = python() else { return };
