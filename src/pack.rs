@@ -121,11 +121,17 @@ impl Encoding {
     /// # Errors
     /// What is wrong with the bytes.
     pub fn check(self, isa: Isa, packed: &[u8], n: usize) -> Result<Counts, String> {
+        self.check_from(isa, packed, n, 0)
+    }
+
+    /// The same, of bytes that have so many before them in their filter.
+    pub(crate) fn check_from(self, isa: Isa, packed: &[u8], n: usize, before: usize) -> Result<Counts, String> {
         let census = isa.run(Census { encoding: self, packed });
         if !census.valid {
             let bad = |byte: &u8| !isa.run(Census { encoding: self, packed: &[*byte] }).valid;
             let at = packed.iter().position(bad).unwrap_or_default();
-            return Err(format!("byte {at} is {:#04x}, which holds no valid {} code", packed[at], self.name()));
+            let (found, at) = (packed[at], before + at);
+            return Err(format!("byte {at} is {found:#04x}, which holds no valid {} code", self.name()));
         }
         let rest = n % self.weights_per_byte();
         match packed.last() {

@@ -292,7 +292,7 @@ fn check_codes(
         let (filter, within) = ((start + at) / row, (start + at) % row);
         let length = (row - within).min(bytes.len() - at);
         let weights = (length * per_byte).min(n - within * per_byte);
-        let found = ternary.encoding.check(isa, &bytes[at..at + length], weights);
+        let found = ternary.encoding.check_from(isa, &bytes[at..at + length], weights, within);
         counts = counts.plus(found.map_err(|message| Problem::Code {
             tensor: entry.name.clone(),
             plane: filter / filters as usize,

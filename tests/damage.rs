@@ -208,3 +208,20 @@ fn damaged_checkpoints_are_results_not_panics() {
         bytes[at] = good;
     }
 }
+
+/// Of a filter that is longer than what is looked at together, too.
+#[test]
+fn a_bad_code_is_named_by_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let good = common::pack(directory.path(), &[(Made::gaussian("w", Dtype::F32, &[2, 1_200_000], 1), "encoding=t2")]);
+    let at = good.index().tensors[0].sections().next().unwrap().1.offset as usize;
+    for (byte, filter, within) in [(262_144, 0, 262_144), (299_999, 0, 299_999), (524_288, 1, 224_288)] {
+        let mut bytes = good.bytes().to_vec();
+        bytes[at + byte] = 0xff;
+        let problems = verify::verify(&Container::from_bytes("bad.twn", bytes).unwrap(), None).unwrap().problems;
+        let named = |problem: &String| {
+            problem.contains(&format!("filter {filter}")) && problem.contains(&format!("byte {within} is 0xff"))
+        };
+        assert!(problems.iter().any(named), "{problems:?}");
+    }
+}

@@ -98,6 +98,7 @@ fn small_products_on_the_thread_that_asks() {
     // Below 2²⁰ weights × columns no other thread is woken.
     assert_products_are_free(10, 270, 5);
     assert_products_are_free(10, 270, 40);
+    assert_products_are_free(10, 270, 130);
 }
 
 #[test]

@@ -123,19 +123,20 @@ impl ContainerWriter {
 
     fn write_index(&self, index: &Index) -> Result<Prefix> {
         let problem = Error::container(self.file.path());
-        index.check_readable(self.end).map_err(&problem)?;
-        let (mut length, mut crc32) = (0, crc32fast::Hasher::new());
-        for json in index.json() {
-            self.file.write_at(&json, self.end + length)?;
-            crc32.update(&json);
-            length += json.len() as u64;
-        }
+        let length = index.json_length();
         if length > crate::limits::INDEX_BYTES {
             return Err(problem(ContainerProblem::Index(format!(
                 "{length} bytes for {} tensors is over the limit of {}",
                 index.tensors.len(),
                 crate::limits::INDEX_BYTES
             ))));
+        }
+        index.check_readable(self.end).map_err(&problem)?;
+        let (mut at, mut crc32) = (self.end, crc32fast::Hasher::new());
+        for json in index.json() {
+            self.file.write_at(&json, at)?;
+            crc32.update(&json);
+            at += json.len() as u64;
         }
         if self.file.is_kept() {
             // Damage between the sections.

@@ -195,25 +195,22 @@ impl<'a> TernaryWork<'a> {
         let (at_once, longest) = (self.packs_at_once(), range.len().min(n));
         let mut codes = vec![vec![0; if at_once { 0 } else { longest }]; self.treatment.planes];
         let bytes = range.len().div_ceil(longest) * encoding.bytes(longest);
-        output.planes.iter_mut().for_each(|plane| plane.codes.reserve_exact(bytes));
-        let mut at = range.start;
+        output.planes.iter_mut().for_each(|plane| plane.codes = vec![0; bytes]);
+        let (mut at, mut packed_at) = (range.start, 0);
         while at < range.end {
             let row = at..((at / n + 1) * n).min(range.end);
             let weights = match whole {
                 Some(all) => &all[row.start - range.start..row.end - range.start],
                 None => self.view.read::<W>(row.clone(), isa, &mut row_scratch),
             };
-            for plane in &mut output.planes {
-                plane.codes.resize(plane.codes.len() + encoding.bytes(row.len()), 0);
-            }
-            self.row(weights, row.start, isa, &mut codes, &mut output)?;
+            let packed = packed_at..packed_at + encoding.bytes(row.len());
+            self.row(weights, row.start, isa, &mut codes, packed_at, &mut output)?;
             if !at_once {
-                for (codes, PlaneBytes { codes: packed, .. }) in codes.iter().zip(&mut output.planes) {
-                    let packed_from = packed.len() - encoding.bytes(row.len());
-                    encoding.pack(isa, &codes[..row.len()], &mut packed[packed_from..]);
+                for (codes, plane) in codes.iter().zip(&mut output.planes) {
+                    encoding.pack(isa, &codes[..row.len()], &mut plane.codes[packed.clone()]);
                 }
             }
-            at = row.end;
+            (at, packed_at) = (row.end, packed.end);
         }
         Ok(output)
     }
@@ -227,21 +224,21 @@ impl<'a> TernaryWork<'a> {
             && (unit >= self.view.filter_len() || unit.is_multiple_of(encoding.weights_per_byte()))
     }
 
-    /// Codes for the weights `start..` of one filter, into the last bytes of the output or into `codes`; fits every
-    /// unit that was not fitted before.
+    /// Codes for the weights `start..` of one filter, into the output's bytes from `packed_at` on or into `codes`; fits
+    /// every unit that was not fitted before.
     fn row<W: AsUnit>(
         &self,
         weights: &[W],
         start: usize,
         isa: Isa,
         codes: &mut [Vec<u8>],
+        packed_at: usize,
         output: &mut Output,
     ) -> Result<(), WeightsProblem> {
         let n = self.view.filter_len();
         let unit_len = self.unit_len();
         let Treatment { encoding, scale_dtype, planes, .. } = self.treatment;
         let (at_once, several) = (self.packs_at_once(), *planes > 1);
-        let packed_from = output.planes[0].codes.len() - encoding.bytes(weights.len());
         let (filter, mut j) = (start / n, start % n);
         let mut at = 0;
         while at < weights.len() {
@@ -265,7 +262,7 @@ impl<'a> TernaryWork<'a> {
             } else {
                 let codes = if at_once {
                     let bytes = encoding.bytes(at)..encoding.bytes(end);
-                    Codes::Packed(*encoding, &mut output.planes[0].codes[packed_from..][bytes])
+                    Codes::Packed(*encoding, &mut output.planes[0].codes[packed_at..][bytes])
                 } else {
                     Codes::Bytes(&mut codes[0][at..end])
                 };

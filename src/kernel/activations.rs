@@ -144,7 +144,7 @@ impl<D: Digits> Pack8<'_, D> {
                     *q = quantizer.round(x);
                 }
             }
-            rounded[x.nrows()..].fill([0; B]);
+            rounded[x.nrows()..D::PER_CHUNK].fill([0; B]);
             for c in 0..columns {
                 let lines = &mut self.lines[(c * chunks + i) * D::PER_BYTE..][..D::PER_BYTE];
                 for (k, line) in lines.iter_mut().enumerate() {

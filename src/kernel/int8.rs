@@ -8,9 +8,9 @@
 //! y[r,c] = α[r]·scale[c]·(Σ lanes s[r,c] − Σ x[c])    since d = t + 1
 //! ```
 //!
-//! No sum can overflow: a chunk adds at most 8·4·3·127 < 2¹⁴ to a lane, and after [`SEGMENT`]
-//! chunks, which together add less than 2³⁰ to all 16 lanes, sums go on in 64 bits. Digits that are
-//! multiplied where they are, 4 times as large, add less than 2¹³ to a lane.
+//! No sum can overflow: 64 bytes of codes have at most 512 digits of at most 3 (where codes are not valid), and add at
+//! most 512·3·127 < 2¹⁸ to all lanes of a register together; after [`SEGMENT`] chunks, less than 2³⁰, sums go on in 64
+//! bits. Half of the 256 digits of `t2` multiplied where they are, 4 times as large, add no more: 128·12·127.
 //! Not here: quantization ([`super::activations`]), instruction sets ([`super::lanes`]).
 
 use super::digits::Digits;
@@ -19,7 +19,7 @@ use super::tile::{EMPTY, each, map, split, spread};
 use crate::pack::Encoding;
 use crate::vector::block::tree;
 
-/// Chunks whose sums fit into 32 bits: 2¹² · 16 lanes · 2¹⁴ = 2³⁰.
+/// Chunks whose sums fit into 32 bits: 2¹² · 2¹⁸ = 2³⁰.
 const SEGMENT: usize = 1 << 12;
 
 /// Σ d·x for every filter and column. `x[c]` has `PER_BYTE` lines per chunk, zero where the filter
@@ -90,7 +90,7 @@ fn segment<L: Lanes, D: Digits, const R: usize, const C: usize>(
 }
 
 /// A segment of `t2` with one column: of every two digits the upper one stays where it is, four times as large, which
-/// saves half of the shifts, and has sums of its own.
+/// saves two of three shifts, and has sums of its own.
 #[inline(always)]
 fn in_place<L: Lanes, const R: usize>(lanes: L, codes: [&[[u8; CHUNK]]; R], x: &[Line8]) -> [i32; R] {
     let zero = lanes.ints(&[0; LANES], 0);

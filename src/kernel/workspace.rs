@@ -68,7 +68,9 @@ impl Workspace {
         let (n, columns) = x.dim();
         let (lines, quantized, sums) = self.columns8.room::<D>(n, columns);
         let chunks = n.div_ceil(D::PER_CHUNK);
-        let block = if columns < 2 * WIDE { BLOCK } else { WIDE };
+        // Some for each thread.
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let block = if columns < 2 * WIDE * threads { BLOCK } else { WIDE };
         let (lines_each, sums_each) = (block * chunks * D::PER_BYTE, block * chunks);
         let pack = |(((lines, columns), sums), x): (((&mut [_], &mut [_]), &mut [_]), _)| {
             isa.run(Pack8 { x, lines, columns, sums, digits: PhantomData::<D> });

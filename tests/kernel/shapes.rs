@@ -81,6 +81,18 @@ fn more_columns_than_are_laid_down_at_a_time() {
     }
 }
 
+/// They are laid down 64 at a time; the last chunk and the last block have fewer than others.
+#[test]
+fn many_columns() {
+    let (mut random, mut workspace) = (Random(8), Workspace::default());
+    for (i, encoding) in ENCODINGS.into_iter().enumerate() {
+        for (n, columns) in [(300, 128), (700, 147), (513, 256)] {
+            let w = Weights::random(&mut random, encoding, [1, 3, n], granularity(i, n));
+            assert_right("", &w, gaussian(&mut random, (n, columns)).view(), &mut workspace);
+        }
+    }
+}
+
 #[test]
 fn no_planes_are_nothing() {
     let w = Weights::random(&mut Random(5), ENCODINGS[0], [0, 3, 50], Filter);
