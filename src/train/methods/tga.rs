@@ -114,8 +114,7 @@ impl<R: Real> Method<R> for Tga<R> {
     fn ternarize(&mut self, w: ArrayView2<'_, R>, mut used: ArrayViewMut2<'_, R>, _pass: Pass) {
         let (Some(w), Some(used)) = (w.as_slice(), used.as_slice_mut()) else { return };
         let [mu, sigma] = moments(self.isa, w);
-        // Not clamp, which leaves NaN; that is for the loss to say.
-        let factor = self.factor[0].to_f64().min(LARGEST).max(0.0);
+        let factor = self.factor[0].to_f64().clamp(0.0, LARGEST);
         self.factor = [R::from_f64(factor)];
         let delta = factor * sigma;
         let [alpha, slope] = truncated([mu, sigma], delta);
