@@ -4,8 +4,7 @@
 //! `.NAME.twn-journal` (of packing; `.NAME.twn-measured` of measuring for a target) begins with a line that says which
 //! run it belongs to; every further one has a tensor's number and what the index will say of it, or would say on each
 //! rung. Each line has its own CRC-32 in front, and counts only up to the first one that is not whole. A tensor counts
-//! only if its sections in the partial file have the checksums
-//! that its line says. So nothing has to reach the disk in any order, and what was damaged is done anew.
+//! only if its sections in the partial file have the checksums that its line says. So nothing has to reach the disk in any order, and what was damaged is done anew.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};

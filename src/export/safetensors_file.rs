@@ -1,6 +1,5 @@
 //! The safetensors file that several formats are: its tensors in the order that keeps them aligned, behind their
-//! header.
-//! Not here: what a tensor of the container becomes.
+//! header. Not here: what a tensor of the container becomes.
 
 use std::collections::BTreeMap;
 

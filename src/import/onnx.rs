@@ -1,7 +1,7 @@
 //! The initializers of an ONNX model as a checkpoint. Data in the model and in files beside it are mapped where they
 //! lie, those of ternary codes as what they are; only numbers in fields of varints are decoded, into a temporary file.
-//! Not here: constants that nodes carry,
-//! nested graphs and sparse tensors (a warning names them), what the graph computes.
+//! Not here: constants that nodes carry, nested graphs and sparse tensors (a warning names them), what the graph
+//! computes.
 
 use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};

@@ -1,6 +1,5 @@
 //! INT2 codes of an ONNX model behind `DequantizeLinear`, as the ternary weights that they are: −1, 0, +1, one scale
-//! for
-//! all, along an axis or in blocks. Not here: the floats of a model ([`super::onnx`]), `MatMulNBits`.
+//! for all, along an axis or in blocks. Not here: the floats of a model ([`super::onnx`]), `MatMulNBits`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

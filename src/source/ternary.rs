@@ -6,8 +6,7 @@ use std::fmt::Debug;
 use super::Dtype;
 
 /// How the codes and scales of a ternary tensor lie in its bytes. Nothing is to panic, whatever the bytes are; that
-/// there
-/// are enough of them was checked when the checkpoint was put together.
+/// there are enough of them was checked when the checkpoint was put together.
 pub trait TernaryLayout: Debug + Send + Sync {
     /// The axis along which the filters go.
     fn axis(&self) -> usize {
