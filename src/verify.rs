@@ -10,13 +10,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::container::{
-    Body, Container, DenseEntry, Int8Entry, Int8Stats, Int8Tensor, Quantized, Section, Tensor, TensorEntry,
+    Body, Container, DenseEntry, Int8Entry, Int8Stats, Quantized, Section, Tensor, TensorEntry,
     TernaryEntry, TernaryTensor,
 };
 use crate::error::ContainerProblem as Problem;
 use crate::pack::Counts;
 use crate::source::weights::Element;
 use crate::source::{Checkpoint, FilterView, Input, TensorView, TernaryView};
+use crate::ternarize::ScaleDtype;
 use crate::{Error, Isa, Result};
 
 /// Bytes per piece of work.
@@ -230,10 +231,7 @@ impl Piece {
                 }
                 return checked;
             }
-            Body::Ternary(ternary) => {
-                let tensor = TernaryTensor::new(entry, ternary, Vec::new(), bytes);
-                checked.check_scales(entry, &tensor, self.start, bytes.len(), ternary.scale_dtype.size());
-            }
+            Body::Ternary(ternary) => checked.check_scales(entry, ternary.scale_dtype, bytes, self.start),
             Body::Int8(int8) if self.part == 0 => {
                 let n = entry.filters(int8.axis).1 as usize;
                 let bad = bytes.iter().position(|&byte| byte == 0x80).map(|at| self.start + at);
@@ -246,10 +244,7 @@ impl Piece {
                     ),
                 });
             }
-            Body::Int8(int8) => {
-                let tensor = Int8Tensor::new(entry, int8, &[], bytes);
-                checked.check_scales(entry, &tensor, self.start, bytes.len(), int8.scale_dtype.size());
-            }
+            Body::Int8(int8) => checked.check_scales(entry, int8.scale_dtype, bytes, self.start),
         }
         checked.crc.update(bytes);
         checked
@@ -257,16 +252,34 @@ impl Piece {
 }
 
 impl Checked {
-    /// Scales of `size` bytes in so many bytes from `start` of their section, which `tensor` has as its first ones.
-    fn check_scales(&mut self, entry: &TensorEntry, tensor: &dyn Quantized, start: usize, bytes: usize, size: usize) {
-        for (index, found) in (start / size..).zip((0..bytes / size).map(|i| tensor.scale_at(i))) {
-            self.scales = self.scales.join(Range(found, found));
-            if !found.is_finite() || found.is_sign_negative() {
-                self.problem = Some(Problem::Scale { tensor: entry.name.clone(), index, found });
-                break;
+    /// Scales that begin at byte `start` of their section. Floats that are not negative order as their bits do, and below
+    /// those of every other float; so vectors can compare them.
+    fn check_scales(&mut self, entry: &TensorEntry, dtype: ScaleDtype, bytes: &[u8], start: usize) {
+        let value = |bits: u32| match dtype {
+            ScaleDtype::F32 => f32::from_bits(bits),
+            ScaleDtype::F16 => half::f16::from_bits(bits as u16).to_f32_const(),
+        };
+        let (min, max, bad) = match dtype {
+            ScaleDtype::F32 => extremes(bytes, u32::from_le_bytes, f32::INFINITY.to_bits()),
+            ScaleDtype::F16 => {
+                extremes(bytes, |half| u32::from(u16::from_le_bytes(half)), half::f16::INFINITY.to_bits().into())
             }
-        }
+        };
+        self.scales = self.scales.join(Range(value(min), value(max)));
+        self.problem = bad.map(|(at, bits)| Problem::Scale {
+            tensor: entry.name.clone(),
+            index: start / dtype.size() + at,
+            found: value(bits),
+        });
     }
+}
+
+/// Smallest and largest bits, and the place and bits of the first that are not below `limit`.
+fn extremes<const N: usize>(bytes: &[u8], bits: fn([u8; N]) -> u32, limit: u32) -> (u32, u32, Option<(usize, u32)>) {
+    let all = bytes.as_chunks().0.iter().map(|chunk| bits(*chunk));
+    let (min, max) = all.clone().fold((u32::MAX, 0), |(min, max), bits| (min.min(bits), max.max(bits)));
+    let bad = if max < limit { None } else { all.enumerate().find(|(_, bits)| *bits >= limit) };
+    (min, max, bad)
 }
 
 /// Counts the codes in these bytes of a codes section, or finds the first filter that holds what no
@@ -422,7 +435,7 @@ fn compare_values(name: &str, tensor: &dyn Quantized, source: TensorView<'_>, re
 
 /// (‖W − Ŵ‖², ‖W‖²), plainly in f64.
 fn errors<W: Element>(view: FilterView<'_>, tensor: &dyn Quantized) -> Result<(f64, f64), String> {
-    const STEP: usize = 1 << 18;
+    const STEP: usize = 1 << 13;
     let n = tensor.filter_len();
     let (mut values, mut scratch, mut error, mut norm) = (vec![0.0; STEP.min(n)], Vec::new(), 0.0, 0.0);
     let ranges = (0..tensor.filters()).flat_map(|filter| (0..n).step_by(STEP).map(move |start| (filter, start)));

@@ -35,7 +35,7 @@ const MODULES: [(&str, &[&str]); 31] = [
     ),
     ("budget", &["source", "select", "container", "report", "convert"]),
     ("memory", &["source", "select", "container", "convert"]),
-    ("verify", &["source", "pack", "container"]),
+    ("verify", &["source", "ternarize", "pack", "container"]),
     ("unpack", &["source", "select", "container", "atomic_file"]),
     ("gguf", &[]),
     ("onnx", &[]),
