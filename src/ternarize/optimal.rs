@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use super::unit::{Data, Slice, on_slice, partition};
 use super::{Above, MethodInfo, Ternarizer, Threshold, Unit, no_factor};
-use crate::vector::Isa;
 use crate::vector::block::Weight;
 
 pub(super) const INFO: MethodInfo = MethodInfo {
@@ -28,6 +27,9 @@ pub(super) const INFO: MethodInfo = MethodInfo {
 /// The global least-squares optimum.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Optimal;
+
+/// From here on sums of a few `f32` may overflow.
+const LARGE: f64 = 1e36;
 
 /// So few candidates are sorted at once.
 const FEW: usize = 16;
@@ -44,9 +46,9 @@ impl Ternarizer for Optimal {
         let bracket = Bracket::around_all(weights);
         let max = weights.moments().max;
         Threshold::Delta(match *weights.data() {
-            Data::F32(w) => in_memory(weights.isa(), w, bracket, max),
-            Data::F64(w) => in_memory(weights.isa(), w, bracket, max),
-            Data::Long(_) => streamed(weights, bracket, max),
+            Data::F32(w) if max < LARGE => in_memory(weights, w, bracket, max),
+            Data::F64(w) => in_memory(weights, w, bracket, max),
+            Data::F32(_) | Data::Long(_) => streamed(weights, bracket, max),
         })
     }
 }
@@ -73,34 +75,36 @@ impl Bracket {
     }
 
     /// F applied to both ends, with `between` weights in (lo, hi] of sum `between_sum`. A hair
-    /// outward, so that rounding cannot shut the optimum out.
+    /// outward, so that rounding, of a [`partition`]'s sums as well, cannot shut the optimum out.
     fn inward(self, between: u64, between_sum: f64, max: f64) -> Self {
+        const HAIR: f64 = 1e-6;
         let below = (self.above_sum + between_sum) / (self.above + between) as f64 / 2.0;
         let over = if self.above == 0 { max / 2.0 } else { self.above_sum / self.above as f64 / 2.0 };
-        let lo = self.lo.max(below * (1.0 - 1e-12));
-        Self { lo, hi: self.hi.min(over * (1.0 + 1e-12)).max(lo), ..self }
+        let lo = self.lo.max(below * (1.0 - HAIR));
+        Self { lo, hi: self.hi.min(over * (1.0 + HAIR)).max(lo), ..self }
     }
 }
 
-/// The optimal Δ for weights in memory: each round looks only at what the last one left.
-fn in_memory<W: Weight>(isa: Isa, weights: &[W], mut bracket: Bracket, max: f64) -> f64 {
-    let (mut kept, mut spare) = (vec![W::default(); weights.len()], Vec::new());
-    let mut before = usize::MAX;
+/// The optimal Δ for weights in memory: each round looks only at what the last one left. Rounds add roughly; what is
+/// above the last bracket is summed exactly.
+fn in_memory<W: Weight>(unit: &Unit<'_>, weights: &[W], mut bracket: Bracket, max: f64) -> f64 {
+    let mut kept = vec![W::default(); weights.len()];
+    let mut parts = partition(unit.isa(), weights, bracket.lo, bracket.hi, &mut kept);
+    let (mut spare, mut before) = (vec![W::default(); parts.kept], usize::MAX);
     loop {
-        let from = if before == usize::MAX { weights } else { &spare };
-        let parts = partition(isa, from, bracket.lo, bracket.hi, &mut kept);
         bracket.above += parts.above;
         bracket.above_sum += parts.above_sum;
-        kept.truncate(parts.kept);
-        if parts.kept <= FEW || parts.kept > before / 8 * 7 {
+        let between = parts.kept;
+        if between <= FEW || between > before / 8 * 7 {
+            let Above { count, sum, .. } = unit.above(bracket.hi);
             let mut best = Best::default();
-            best.consider(bracket, &mut kept);
+            best.consider(Bracket { above: count, above_sum: sum, ..bracket }, &mut kept[..between]);
             return best.delta();
         }
-        bracket = bracket.inward(parts.kept as u64, parts.kept_sum, max);
-        before = parts.kept;
+        bracket = bracket.inward(between as u64, parts.kept_sum, max);
+        before = between;
+        parts = partition(unit.isa(), &kept[..between], bracket.lo, bracket.hi, &mut spare[..between]);
         std::mem::swap(&mut kept, &mut spare);
-        kept.resize(before, W::default());
     }
 }
 

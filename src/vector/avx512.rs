@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::block::{Above, LANES, Moments, Parts, tree};
+use super::block::{Above, LANES, Moments, Parts, RUN};
 
 type Sum = [__m512d; 2];
 
@@ -54,17 +54,6 @@ fn add_scaled(mask: __mmask16, sum: Sum, w: __m512) -> Sum {
     [_mm512_add_pd(sum[0], _mm512_castsi512_pd(even)), _mm512_add_pd(sum[1], _mm512_castsi512_pd(odd))]
 }
 
-/// Counts the lanes of a mask, lane by lane; a block has fewer than 2³² weights.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-fn count_in(mask: __mmask16, count: __m512i) -> __m512i {
-    _mm512_mask_add_epi32(count, mask, count, _mm512_set1_epi32(1))
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-fn total_count(count: __m512i) -> u64 {
-    u64::from(_mm512_reduce_add_epi32(count) as u32)
-}
-
 /// The sum of what [`add_scaled`] collected.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn total_scaled(sum: Sum) -> f64 {
@@ -75,15 +64,13 @@ fn total_scaled(sum: Sum) -> f64 {
     total([first, second]) * f64::from_bits((1023 + 896) << 52)
 }
 
+/// [`tree`](super::block::tree), in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn total(sum: Sum) -> f64 {
-    let mut lanes = [0.0; LANES];
-    // SAFETY: both stores write 8 of the 16 lanes.
-    unsafe {
-        _mm512_storeu_pd(lanes.as_mut_ptr(), sum[0]);
-        _mm512_storeu_pd(lanes[8..].as_mut_ptr(), sum[1]);
-    }
-    tree(lanes)
+    let eight = _mm512_add_pd(sum[0], sum[1]);
+    let four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd::<1>(eight));
+    let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+    _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
 }
 
 /// Asks for `lines` lines of 64 bytes from there on. Both passes over a filter do so for one half each of what lies
@@ -121,21 +108,35 @@ pub(super) fn moments(weights: &[f32]) -> Moments {
     Moments { sum: total(sum), sum_of_squares: total(squares), max: f64::from(max) }
 }
 
+/// Which of 64 weights, or of fewer at the end, are above the bound and which below it with the other sign; their
+/// magnitudes are added to `sum`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn sides(weights: impl Iterator<Item = __m512>, [bound, minus]: [__m512; 2], sum: &mut Sum) -> (u64, u64) {
+    let (mut over, mut under) = (0, 0);
+    for (i, w) in weights.enumerate() {
+        let o = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
+        let u = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
+        *sum = add_scaled(o | u, *sum, w);
+        over |= u64::from(o) << (i * LANES);
+        under |= u64::from(u) << (i * LANES);
+    }
+    (over, under)
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 pub(super) fn above(weights: &[f32], delta: f32) -> Above {
-    let bound = _mm512_set1_ps(delta);
-    let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], _mm512_setzero_si512(), _mm512_setzero_si512());
-    let mut step = |w: __m512| {
-        let x = magnitude(w);
-        let (both, over) = (_mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, bound), _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound));
-        count = count_in(both, count);
-        positive = count_in(over, positive);
-        sum = add_scaled(both, sum, w);
+    let bounds = [_mm512_set1_ps(delta), _mm512_set1_ps(-delta)];
+    let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
+    let mut add = |(over, under): (u64, u64)| {
+        count += u64::from((over | under).count_ones());
+        positive += u64::from(over.count_ones());
     };
-    let (chunks, rest) = weights.as_chunks();
-    chunks.iter().for_each(|chunk| step(load(chunk)));
-    step(load_rest(rest));
-    Above { count: total_count(count), positive: total_count(positive), sum: total_scaled(sum) }
+    let (chunks, rest) = weights.as_chunks::<64>();
+    for chunk in chunks {
+        add(sides(chunk.as_chunks().0.iter().map(|w| load(w)), bounds, &mut sum));
+    }
+    add(sides(rest.chunks(LANES).map(|w| load_rest(w)), bounds, &mut sum));
+    Above { count, positive, sum: total_scaled(sum) }
 }
 
 /// [`above`], and the codes on the way; the counts are taken from the codes.
@@ -167,16 +168,9 @@ pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
 /// deposits, the positive ones what `places[1]` does. What fills up the last byte counts as zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 pub(super) fn select_packed(weights: &[f32], delta: f32, places: [u64; 2], packed: &mut [u8]) -> Above {
-    let (bound, minus) = (_mm512_set1_ps(delta), _mm512_set1_ps(-delta));
+    let bounds = [_mm512_set1_ps(delta), _mm512_set1_ps(-delta)];
     let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
-    // Which of 16 weights are over the bound, and which under it with the other sign.
-    let mut step = |w: __m512| {
-        let over = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
-        let under = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
-        sum = add_scaled(over | under, sum, w);
-        (u64::from(over), u64::from(under))
-    };
-    let mut pack = |over: u64, under: u64| {
+    let mut pack = |(over, under): (u64, u64)| {
         let zero = !(over | under);
         count += u64::from(zero.count_zeros());
         positive += u64::from(over.count_ones());
@@ -190,21 +184,10 @@ pub(super) fn select_packed(weights: &[f32], delta: f32, places: [u64; 2], packe
     for (chunk, packed) in chunks.iter().zip(packed.as_chunks_mut::<16>().0) {
         prefetch(next, 2);
         next = next.wrapping_add(32);
-        let (mut over, mut under) = (0, 0);
-        for (i, chunk) in chunk.as_chunks().0.iter().enumerate() {
-            let (o, u) = step(load(chunk));
-            over |= o << (i * LANES);
-            under |= u << (i * LANES);
-        }
-        packed.copy_from_slice(pack(over, under).as_flattened());
+        let sides = sides(chunk.as_chunks().0.iter().map(|w| load(w)), bounds, &mut sum);
+        packed.copy_from_slice(pack(sides).as_flattened());
     }
-    let (mut over, mut under) = (0, 0);
-    for (i, rest) in rest.chunks(LANES).enumerate() {
-        let (o, u) = step(load_rest(rest));
-        over |= o << (i * LANES);
-        under |= u << (i * LANES);
-    }
-    let last = pack(over, under);
+    let last = pack(sides(rest.chunks(LANES).map(|w| load_rest(w)), bounds, &mut sum));
     packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
     Above { count, positive, sum: total_scaled(sum) }
 }
@@ -213,15 +196,21 @@ pub(super) fn select_packed(weights: &[f32], delta: f32, places: [u64; 2], packe
 /// `zeros`, the byte of five zero codes; negative ones take it away.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 pub(super) fn select_by_fives(weights: &[f32], delta: f32, sums: &[u8; 32], zeros: u8, packed: &mut [u8]) -> Above {
-    // Whole registers of weights, bytes of bits, and a register of codes.
+    // Five words of bits, and a register of codes.
     const CHUNK: usize = 320;
-    let (bound, minus) = (_mm512_set1_ps(delta), _mm512_set1_ps(-delta));
+    let bounds = [_mm512_set1_ps(delta), _mm512_set1_ps(-delta)];
     // SAFETY: the array has the 32 bytes that both loads read.
     let halves = unsafe { [_mm_loadu_si128(sums.as_ptr().cast()), _mm_loadu_si128(sums[16..].as_ptr().cast())] };
     let [low, high] = halves.map(|half| _mm512_broadcast_i32x4(half));
-    let sums_of = |bits: &[u64; 8]| {
+    let sums_of = |words: [u64; 5]| {
+        // Five bits to each byte: 40 of them to each word.
+        let fives: [u64; 8] = std::array::from_fn(|i| {
+            let (word, shift) = (40 * i / 64, 40 * i % 64);
+            let next = if shift > 24 { words[word + 1] << (64 - shift) } else { 0 };
+            _pdep_u64(words[word] >> shift | next, 0x1f1f_1f1f_1f1f_1f1f)
+        });
         // SAFETY: the array has the 64 bytes that are read.
-        let bits = unsafe { _mm512_loadu_si512(bits.as_ptr().cast()) };
+        let bits = unsafe { _mm512_loadu_si512(fives.as_ptr().cast()) };
         let upper = _mm512_test_epi8_mask(bits, _mm512_set1_epi8(16));
         let bits = _mm512_and_si512(bits, _mm512_set1_epi8(15));
         _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(low, bits), upper, high, bits)
@@ -229,32 +218,22 @@ pub(super) fn select_by_fives(weights: &[f32], delta: f32, sums: &[u8; 32], zero
     let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
     let mut next = behind_half(weights);
     for (weights, packed) in weights.chunks(CHUNK).zip(packed.chunks_mut(64)) {
-        // Over the bound, under it; the words that are read from them end behind their last bits.
-        let (mut over, mut under) = ([0u8; CHUNK / 8 + 3], [0u8; CHUNK / 8 + 3]);
         prefetch(next, weights.len() / 32);
         next = next.wrapping_add(weights.len() / 2);
-        let (chunks, rest) = weights.as_chunks::<LANES>();
-        let mut step = |i: usize, w: __m512| {
-            let o = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
-            let u = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
-            sum = add_scaled(o | u, sum, w);
+        let (mut over, mut under) = ([0; 5], [0; 5]);
+        let (chunks, rest) = weights.as_chunks::<64>();
+        let mut set = |i: usize, (o, u): (u64, u64)| {
             count += u64::from((o | u).count_ones());
             positive += u64::from(o.count_ones());
-            over[2 * i..2 * i + 2].copy_from_slice(&o.to_le_bytes());
-            under[2 * i..2 * i + 2].copy_from_slice(&u.to_le_bytes());
+            (over[i], under[i]) = (o, u);
         };
-        chunks.iter().enumerate().for_each(|(i, chunk)| step(i, load(chunk)));
-        if !rest.is_empty() {
-            step(chunks.len(), load_rest(rest));
+        for (i, chunk) in chunks.iter().enumerate() {
+            set(i, sides(chunk.as_chunks().0.iter().map(|w| load(w)), bounds, &mut sum));
         }
-        // Five bits to each byte.
-        let spread = |bits: &[u8; CHUNK / 8 + 3]| -> [u64; 8] {
-            std::array::from_fn(|i| match bits[5 * i..].first_chunk() {
-                Some(word) => _pdep_u64(u64::from_le_bytes(*word), 0x1f1f_1f1f_1f1f_1f1f),
-                None => unreachable!("eight bytes from each of the first 36"),
-            })
-        };
-        let (plus, minus) = (sums_of(&spread(&over)), sums_of(&spread(&under)));
+        if !rest.is_empty() {
+            set(chunks.len(), sides(rest.chunks(LANES).map(|w| load_rest(w)), bounds, &mut sum));
+        }
+        let (plus, minus) = (sums_of(over), sums_of(under));
         let codes = _mm512_sub_epi8(_mm512_add_epi8(_mm512_set1_epi8(zeros as i8), plus), minus);
         let wanted = if packed.len() < 64 { (1 << packed.len()) - 1 } else { u64::MAX };
         // SAFETY: only the bytes in the mask are written, and those lie inside `packed`.
@@ -284,27 +263,33 @@ pub(super) fn partition(weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> 
     let (low, high) = (_mm512_set1_ps(lo), _mm512_set1_ps(hi));
     let zero = [_mm512_setzero_pd(); 2];
     let (mut at, mut kept_sum, mut above, mut above_sum) = (0, zero, 0, zero);
-    let mut step = |w: __m512| {
-        let x = magnitude(w);
-        let over = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, high);
-        let inside = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, low) & !over;
-        above += u64::from(over.count_ones());
-        above_sum = add_scaled(over, above_sum, x);
-        kept_sum = add_scaled(inside, kept_sum, x);
-        let packed = _mm512_maskz_compress_ps(inside, x);
-        let room = &mut kept[at..];
-        match room.first_chunk_mut::<LANES>() {
-            // SAFETY: the array has the 16 values that are written.
-            Some(room) => unsafe { _mm512_storeu_ps(room.as_mut_ptr(), packed) },
-            // SAFETY: only the lanes in the mask are written, and those lie inside `kept`.
-            None => unsafe { _mm512_mask_storeu_ps(room.as_mut_ptr(), lanes_of(room.len()), packed) },
-        }
-        at += inside.count_ones() as usize;
-    };
-    let (chunks, rest) = weights.as_chunks();
-    chunks.iter().for_each(|chunk| step(load(chunk)));
-    step(load_rest(rest));
-    Parts { kept: at, kept_sum: total_scaled(kept_sum), above, above_sum: total_scaled(above_sum) }
+    for run in weights.chunks(RUN) {
+        let (mut kept_run, mut above_run) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        let mut step = |w: __m512| {
+            let x = magnitude(w);
+            let over = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, high);
+            let inside = _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, low), x, high);
+            above += u64::from(over.count_ones());
+            above_run = _mm512_mask_add_ps(above_run, over, above_run, x);
+            kept_run = _mm512_mask_add_ps(kept_run, inside, kept_run, x);
+            let packed = _mm512_maskz_compress_ps(inside, x);
+            let room = &mut kept[at..];
+            match room.first_chunk_mut::<LANES>() {
+                // SAFETY: the array has the 16 values that are written.
+                Some(room) => unsafe { _mm512_storeu_ps(room.as_mut_ptr(), packed) },
+                // SAFETY: only the lanes in the mask are written, and those lie inside `kept`.
+                None => unsafe { _mm512_mask_storeu_ps(room.as_mut_ptr(), lanes_of(room.len()), packed) },
+            }
+            at += inside.count_ones() as usize;
+        };
+        let (chunks, rest) = run.as_chunks();
+        chunks.iter().for_each(|chunk| step(load(chunk)));
+        rest.chunks(LANES).for_each(|rest| step(load_rest(rest)));
+        let add = |sum: Sum, run: Sum| [_mm512_add_pd(sum[0], run[0]), _mm512_add_pd(sum[1], run[1])];
+        kept_sum = add(kept_sum, widen(kept_run));
+        above_sum = add(above_sum, widen(above_run));
+    }
+    Parts { kept: at, kept_sum: total(kept_sum), above, above_sum: total(above_sum) }
 }
 
 /// IEEE half precision, little-endian, to single; `out` is as long as `halves`.

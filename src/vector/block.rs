@@ -16,7 +16,7 @@ pub const BLOCK: usize = 81_920;
 pub(crate) const LANES: usize = 16;
 
 /// `f32` or `f64`: what a checkpoint's weights are decoded to.
-pub trait Weight: Copy + PartialOrd + Default + Send + Sync + bytemuck::Pod + 'static {
+pub trait Weight: Copy + PartialOrd + Default + AddAssign + Send + Sync + bytemuck::Pod + 'static {
     fn magnitude(self) -> Self;
     fn to_f64(self) -> f64;
     /// The largest value of this type that is not above `x`: for a weight w of this type,
@@ -310,6 +310,9 @@ impl<W: Weight> Task for ErrorOf<'_, W> {
     }
 }
 
+/// Weights whose sum, lane by lane, is made in their own type before it is added up in f64, where that is accurate enough.
+pub(crate) const RUN: usize = 16 * LANES;
+
 /// Copies the magnitudes in (lo, hi] to the front of `kept`, in order.
 pub(crate) struct Partition<'a, W> {
     pub weights: &'a [W],
@@ -319,7 +322,8 @@ pub(crate) struct Partition<'a, W> {
     pub kept: &'a mut [W],
 }
 
-/// What [`Partition`] found: how many it kept and their sum, and the same for those above.
+/// What [`Partition`] found: how many it kept and their sum, and the same for those above. A sum over `f32` is wrong by
+/// 2⁻²⁰ of it at the most: 15 additions in a row round to 24 bits, the others to 53.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Parts {
     pub kept: usize,
@@ -351,12 +355,20 @@ impl<W: Weight> Task for Partition<'_, W> {
     fn portable(self) -> Parts {
         let Self { weights, lo, hi, kept } = self;
         let (mut kept_sum, mut above_sum, mut above) = ([0.0; LANES], [0.0; LANES], [0u32; LANES]);
-        each_lane(weights, |lane, w| {
-            let x = w.magnitude();
-            above[lane] += u32::from(x > hi);
-            above_sum[lane] += if x > hi { x.to_f64() } else { 0.0 };
-            kept_sum[lane] += if (x > lo) & (x <= hi) { x.to_f64() } else { 0.0 };
-        });
+        let zero = W::default();
+        for run in weights.chunks(RUN) {
+            let (mut kept, mut over) = ([zero; LANES], [zero; LANES]);
+            each_lane(run, |lane, w| {
+                let x = w.magnitude();
+                above[lane] += u32::from(x > hi);
+                over[lane] += if x > hi { x } else { zero };
+                kept[lane] += if (x > lo) & (x <= hi) { x } else { zero };
+            });
+            for lane in 0..LANES {
+                kept_sum[lane] += kept[lane].to_f64();
+                above_sum[lane] += over[lane].to_f64();
+            }
+        }
         let mut at = 0;
         for &w in weights {
             let x = w.magnitude();
