@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::container::{
-    Body, Container, DenseEntry, Int8Entry, Int8Stats, Quantized, Section, Tensor, TensorEntry,
-    TernaryEntry, TernaryTensor,
+    Body, Container, DenseEntry, Int8Entry, Int8Stats, Quantized, Section, Tensor, TensorEntry, TernaryEntry,
+    TernaryTensor,
 };
 use crate::error::ContainerProblem as Problem;
 use crate::pack::Counts;
