@@ -17,10 +17,10 @@ use crate::vector::Task;
 pub(super) const BLOCK: usize = 16;
 
 /// The same in 8 bits, where there are many: rows that are far apart are read in longer runs.
-pub(super) const WIDE: usize = 4 * BLOCK;
+const WIDE: usize = 4 * BLOCK;
 
 /// Weights of the longest chunk, that of `b1`.
-const LONGEST: usize = CHUNK * 8;
+pub(super) const LONGEST: usize = CHUNK * 8;
 
 /// What multiplies an 8-bit column: x ≈ scale·q, and the sum of its q.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,8 +39,8 @@ pub(super) fn magnitude(x: f32) -> u32 {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quantizer {
     /// Lifts the smallest of numbers, whose reciprocals would be infinite.
-    lift: f32,
-    steps: f32,
+    pub lift: f32,
+    pub steps: f32,
     /// The width of a step.
     pub scale: f32,
 }
@@ -59,12 +59,17 @@ impl Quantizer {
 
     #[inline(always)]
     pub fn round(self, x: f32) -> i8 {
-        // Adding 1.5·2²³ leaves the rounded number in the lowest bits.
-        (x * self.lift * self.steps + 12_582_912.0).to_bits() as i8
+        round(x, self.lift, self.steps)
     }
 }
 
-/// Lays down the columns of X, n × at most [`WIDE`], in 8 bits. `lines` has `PER_BYTE` lines per
+#[inline(always)]
+fn round(x: f32, lift: f32, steps: f32) -> i8 {
+    // Adding 1.5·2²³ leaves the rounded number in the lowest bits.
+    (x * lift * steps + 12_582_912.0).to_bits() as i8
+}
+
+/// Lays down the columns of X, n × any, in 8 bits. `lines` has `PER_BYTE` lines per
 /// chunk and column, `sums` the sums per column, chunk and lane.
 pub(super) struct Pack8<'a, D> {
     pub x: ArrayView2<'a, f32>,
@@ -78,19 +83,30 @@ impl<D: Digits> Task for Pack8<'_, D> {
     type Output = ();
 
     #[inline(always)]
-    fn portable(mut self) {
-        match self.x.ncols() {
-            _ if is_tall(self.x) => self.columns(),
-            ..=BLOCK => self.rows::<BLOCK>(),
-            _ => self.rows::<WIDE>(),
+    fn portable(self) {
+        let block = if self.x.ncols() < 2 * WIDE { BLOCK } else { WIDE };
+        let chunks = self.x.nrows().div_ceil(D::PER_CHUNK);
+        let blocks = self.lines.chunks_mut(block * chunks * D::PER_BYTE).zip(self.columns.chunks_mut(block));
+        let blocks = blocks.zip(self.sums.chunks_mut(block * chunks)).zip(self.x.axis_chunks_iter(Axis(1), block));
+        for (((lines, columns), sums), x) in blocks {
+            let mut part = Pack8 { x, lines, columns, sums, digits: self.digits };
+            match x.ncols() {
+                _ if is_tall(x) => part.columns(),
+                ..=BLOCK => part.rows::<BLOCK>(),
+                _ => part.rows::<WIDE>(),
+            }
         }
     }
 
-    /// What the compiler makes of it for AVX2 is faster: it scatters no bytes.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(self, proof: Avx512) {
-        proof.avx2().run(self);
+        if is_tall(self.x) || self.x.strides()[1] != 1 {
+            // What the compiler makes of it for AVX2 is faster: it scatters no bytes.
+            proof.avx2().run(self);
+        } else {
+            super::lanes::pack8::<D>(proof, self.x, self.lines, self.columns, self.sums);
+        }
     }
 }
 
@@ -136,12 +152,15 @@ impl<D: Digits> Pack8<'_, D> {
             }
         }
         let quantizers = largest.map(Quantizer::new);
+        // One array each, so that a vector can load them.
+        let (lifts, steps) = (quantizers.map(|q| q.lift), quantizers.map(|q| q.steps));
         let mut totals = [0; B];
         let mut rounded = [[0; B]; LONGEST];
         for (i, x) in self.x.axis_chunks_iter(Axis(0), D::PER_CHUNK).enumerate() {
             for (rounded, x) in rounded.iter_mut().zip(x.rows()) {
-                for ((q, x), quantizer) in rounded.iter_mut().zip(filled_up::<B>(x)).zip(&quantizers) {
-                    *q = quantizer.round(x);
+                let x = filled_up::<B>(x);
+                for c in 0..B {
+                    rounded[c] = round(x[c], lifts[c], steps[c]);
                 }
             }
             rounded[x.nrows()..D::PER_CHUNK].fill([0; B]);
@@ -154,14 +173,14 @@ impl<D: Digits> Pack8<'_, D> {
                     }
                 }
             }
-            for lane in 0..LANES {
-                let mut sums = [0; B];
-                for rounded in &rounded[lane * D::PER_LANE..][..D::PER_LANE] {
+            let mut sums = [[0; B]; LANES];
+            for (sums, rounded) in sums.iter_mut().zip(rounded.chunks_exact(D::PER_LANE)) {
+                for rounded in rounded {
                     sums.iter_mut().zip(rounded).for_each(|(sum, &q)| *sum += i32::from(q));
                 }
-                totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += i64::from(sum));
-                (0..columns).for_each(|c| self.sums[c * chunks + i][lane] = sums[c]);
+                totals.iter_mut().zip(sums).for_each(|(total, &mut sum)| *total += i64::from(sum));
             }
+            (0..columns).for_each(|c| self.sums[c * chunks + i] = sums.map(|sums| sums[c]));
         }
         for ((column, quantizer), sum) in self.columns.iter_mut().zip(quantizers).zip(totals) {
             *column = Quantized { scale: quantizer.scale, sum };

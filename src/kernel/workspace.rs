@@ -8,7 +8,7 @@ use ndarray::{ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use super::Arithmetic;
-use super::activations::{BLOCK, Pack8, Pack32, Quantized, WIDE};
+use super::activations::{BLOCK, Pack8, Pack32, Quantized};
 use super::digits::Digits;
 use super::fill::Filled;
 use super::image::{Column8, Column32, Image, ImageRows};
@@ -68,9 +68,8 @@ impl Workspace {
         let (n, columns) = x.dim();
         let (lines, quantized, sums) = self.columns8.room::<D>(n, columns);
         let chunks = n.div_ceil(D::PER_CHUNK);
-        // Some for each thread.
         let threads = if parallel { rayon::current_num_threads() } else { 1 };
-        let block = if columns < 2 * WIDE * threads { BLOCK } else { WIDE };
+        let block = columns.div_ceil(threads).next_multiple_of(BLOCK);
         let (lines_each, sums_each) = (block * chunks * D::PER_BYTE, block * chunks);
         let pack = |(((lines, columns), sums), x): (((&mut [_], &mut [_]), &mut [_]), _)| {
             isa.run(Pack8 { x, lines, columns, sums, digits: PhantomData::<D> });

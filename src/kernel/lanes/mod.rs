@@ -9,12 +9,16 @@ mod portable;
 mod ymm;
 #[cfg(target_arch = "x86_64")]
 mod zmm;
+#[cfg(target_arch = "x86_64")]
+mod zmm_columns;
 
 pub(super) use self::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::ymm::Ymm;
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::zmm::Zmm;
+#[cfg(target_arch = "x86_64")]
+pub(super) use self::zmm_columns::pack8;
 
 /// Bytes of codes that are worked on at a time.
 pub(super) const CHUNK: usize = 64;
