@@ -52,6 +52,9 @@ pub struct Described {
     /// The name, where it is too long for ggml.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Of one of several planes its number and how many there are; it is called like the weight, and `.plane` and the number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plane: Option<[u64; 2]>,
     /// The shape, outermost dimension first, where it is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<u64>>,
