@@ -968,6 +968,41 @@ fn no_bytes_are_too_bad() {
     }
 }
 
+/// The same of models whose weights are codes: whatever changes, every plane can be read or says why not.
+#[test]
+fn damaged_codes_never_panic() {
+    let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &[3, 20], 1)], "planes=2,granularity=group:16");
+    let attempt = |file: &[u8]| {
+        let Ok(checkpoint) = import(&packed.directory, file) else { return 0 };
+        let views = (0..checkpoint.len()).filter_map(|i| checkpoint.ternary(i));
+        let planes = views.flat_map(|view| (0..view.planes()).map(move |plane| view.plane(plane)));
+        let read = planes.map(|view| {
+            let mut codes = vec![9; view.filter_len()];
+            let good = (0..view.filters()).filter(|&filter| view.codes(filter, &mut codes).is_ok());
+            let units = view.filter_len().div_ceil(view.unit_len());
+            let scales = (0..view.filters()).flat_map(|filter| (0..units).map(move |unit| (filter, unit)));
+            good.count() + scales.filter(|&(filter, unit)| view.scale(filter, unit).is_ok()).count()
+        });
+        read.sum()
+    };
+    for to in ["onnx", "onnx-nbits"] {
+        let into = product("Gemm", &[3, 20], &[attribute_int("transB", 1)]);
+        let good = packed.export(to, &Options { planes_as_tensors: true, ..packed.with(&into) });
+        // Three filters of two scales each, in two planes.
+        assert_eq!(attempt(&good), 2 * (3 + 6), "{to}");
+        for length in 0..good.len() {
+            attempt(&good[..length]);
+        }
+        let mut other = 0;
+        for (at, flip) in (0..good.len()).flat_map(|at| [0x01, 0x02, 0x40, 0x80].map(|flip| (at, flip))) {
+            let mut file = good.clone();
+            file[at] ^= flip;
+            other += usize::from(attempt(&file) != 2 * (3 + 6));
+        }
+        assert!(other > good.len() / 4, "{to}: {other} of {}", 4 * good.len());
+    }
+}
+
 /// onnxruntime (1.31) has no product of two INT2 decoders.
 #[test]
 fn codes_of_a_product_of_two_weights_lie_by_output() {
