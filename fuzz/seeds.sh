@@ -11,14 +11,15 @@ find fixtures -maxdepth 1 -name '*.twn' -size -17k -exec cp {} fuzz/corpus/kerne
 cp src/net/networks/*.toml fixtures/residual/small.toml fuzz/corpus/network/
 mkdir -p fuzz/corpus/onnx
 cp fixtures/foreign/onnx/*.onnx fuzz/corpus/onnx/
-# With codes in every form, of one plane and of two.
+# With codes in every form, of one plane and of two; by the program that TWN_PACK names, or this one.
+read -ra program <<< "${TWN_PACK:-cargo run -q --}"
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 for settings in '' planes=2 axis=1; do
     for model in fixtures/foreign/onnx/*.onnx; do
-        cargo run -q -- "$model" -o "$scratch/m.twn" --set '*' "keep=ternary,$settings" --force -q
+        "${program[@]}" "$model" -o "$scratch/m.twn" --set '*' "keep=ternary,$settings" --force -q
         for format in onnx onnx-nbits; do
-            cargo run -q -- export "$scratch/m.twn" --to $format --into "$model" --planes-as-tensors --refused-as-dense \
+            "${program[@]}" export "$scratch/m.twn" --to $format --into "$model" --planes-as-tensors --refused-as-dense \
                 -o "fuzz/corpus/onnx/$(basename "$model" .onnx)-$format-$settings" --force -q
         done
     done

@@ -14,6 +14,7 @@ use super::{PIECE, steps, weights_error};
 use crate::Result;
 use crate::container::{Granularity, MethodEntry, Section, TensorEntry, TernaryEntry};
 use crate::error::WeightsProblem;
+use crate::limits::PACKED_PLANES as PLANES;
 use crate::pack::{Counts, Encoding};
 use crate::select::{MOVED, Moved};
 use crate::source::{TensorView, TernaryView};
@@ -82,39 +83,38 @@ impl<'a> MovedWork<'a> {
             ..Output::default()
         };
         let views: Vec<_> = (0..self.planes()).map(|p| self.view.plane(p)).collect();
-        let mut codes = Vec::new();
+        let (mut codes, mut counts, mut products) = (Vec::new(), vec![Vec::new(); views.len()], Vec::new());
         output.planes.iter_mut().for_each(|plane| plane.codes.reserve(filters.len() * row));
         for filter in filters {
-            let mut counts = Vec::with_capacity(views.len());
-            for (view, plane) in views.iter().zip(&mut output.planes) {
+            for ((view, plane), counts) in views.iter().zip(&mut output.planes).zip(&mut counts) {
                 let from = plane.codes.len();
                 plane.codes.resize(from + row, 0);
                 let of_plane = self.codes(view, filter, isa, unit_len, &mut plane.codes[from..], &mut codes);
-                counts.push(of_plane.map_err(packed)?);
+                *counts = of_plane.map_err(packed)?;
             }
-            let products = products(&views, filter, unit_len, &counts).map_err(packed)?;
-            for (unit, products) in products.iter().enumerate() {
+            multiply(&views, filter, unit_len, &counts, &mut products).map_err(packed)?;
+            for (unit, products) in products.chunks_exact(views.len() * views.len()).enumerate() {
                 counts.iter().for_each(|counts| output.tally.add_counts(counts[unit]));
-                // Per plane the scale and what its rounding takes away.
-                let (mut scales, mut rests, mut stored) = (Vec::new(), Vec::new(), Vec::new());
-                for view in &views {
+                // Per plane the scale, as it is stored, and what that takes away.
+                let (mut scales, mut stored, mut rests) = ([0.0; PLANES], [0.0; PLANES], [0.0; PLANES]);
+                for (p, view) in views.iter().enumerate() {
                     let scale = scale_of(*view, filter, unit * unit_len, unit_len).map_err(packed)?;
-                    let rounded = scale_dtype.round(f64::from(scale));
-                    if !rounded.is_finite() || (rounded == 0.0) != (scale == 0.0) {
+                    stored[p] = scale_dtype.round(f64::from(scale));
+                    if !stored[p].is_finite() || (stored[p] == 0.0) != (scale == 0.0) {
                         return Err(misfit(filter, f64::from(scale), scale_dtype));
                     }
-                    scales.push(f64::from(scale));
-                    rests.push(f64::from(scale) - f64::from(rounded));
-                    stored.push(rounded);
+                    scales[p] = f64::from(scale);
+                    rests[p] = scales[p] - f64::from(stored[p]);
                 }
-                let (error, norm) = (square(products, &rests), square(products, &scales));
+                let (stored, [error, norm]) =
+                    (&stored[..views.len()], [rests, scales].map(|of| square(products, &of[..views.len()])));
                 if self.granularity == Granularity::Tensor && filter > 0 {
                     output.tally.add_errors(error, norm);
                     continue;
                 }
-                let planes = output.planes.iter_mut().zip(&stored);
+                let planes = output.planes.iter_mut().zip(stored);
                 planes.for_each(|(plane, &scale)| push_scale(&mut plane.scales, scale_dtype, scale));
-                output.tally.add_unit(&stored, None, error, norm);
+                output.tally.add_unit(stored, None, error, norm);
             }
         }
         Ok(output)
@@ -170,18 +170,20 @@ impl<'a> MovedWork<'a> {
     }
 }
 
-/// Per unit of a filter, of each two planes the sum of the products of their codes −1, 0, +1: P × P.
-fn products(
+/// Makes `products` those of the codes −1, 0, +1 of each two planes, summed over each unit of a filter: `[units][P][P]`.
+fn multiply(
     views: &[TernaryView<'_>],
     filter: usize,
     unit_len: usize,
     counts: &[Vec<Counts>],
-) -> Result<Vec<Vec<f64>>, String> {
+    products: &mut Vec<f64>,
+) -> Result<(), String> {
     let planes = views.len();
-    let mut products = vec![vec![0.0; planes * planes]; counts[0].len()];
+    products.clear();
+    products.resize(counts[0].len() * planes * planes, 0.0);
     for (p, counts) in counts.iter().enumerate() {
-        let of_units = products.iter_mut().zip(counts);
-        of_units.for_each(|(product, counts)| product[p * planes + p] = (counts.negative + counts.positive) as f64);
+        let of_units = products.chunks_exact_mut(planes * planes).zip(counts);
+        of_units.for_each(|(products, counts)| products[p * planes + p] = (counts.negative + counts.positive) as f64);
     }
     if planes > 1 {
         let mut codes = vec![vec![0; views[0].filter_len()]; planes];
@@ -190,13 +192,13 @@ fn products(
         }
         for (p, q) in (0..planes).flat_map(|p| (0..p).map(move |q| (p, q))) {
             let units = codes[p].chunks(unit_len).zip(codes[q].chunks(unit_len));
-            for (product, (a, b)) in products.iter_mut().zip(units) {
+            for (products, (a, b)) in products.chunks_exact_mut(planes * planes).zip(units) {
                 let sum: i64 = a.iter().zip(b).map(|(&a, &b)| i64::from((i32::from(a) - 1) * (i32::from(b) - 1))).sum();
-                (product[p * planes + q], product[q * planes + p]) = (sum as f64, sum as f64);
+                (products[p * planes + q], products[q * planes + p]) = (sum as f64, sum as f64);
             }
         }
     }
-    Ok(products)
+    Ok(())
 }
 
 /// The squared norm of the sum of planes with those scales.
