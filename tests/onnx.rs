@@ -1142,6 +1142,23 @@ fn products_are_read_back_without_loss() {
     }
 }
 
+/// Of such a name the importer could not say which way the weight lay.
+#[test]
+fn names_that_say_something_else_become_int2() {
+    let weight = "w.turned";
+    for (op, attributes, settings, expected) in [
+        ("Gemm", vec![attribute_int("transB", 1)], "", "DequantizeLinear"),
+        ("MatMul", vec![], "axis=1", "MatMulNBits"),
+    ] {
+        let packed = Packed::new(&[Made::gaussian(weight, Dtype::F32, &[32, 32], 5)], settings);
+        let into = model(25, &graph(&[node(op, &["x", weight], "y", &attributes)], &[weights(weight, &[32, 32])]));
+        let exported = packed.export("onnx-nbits", &packed.with(&into));
+        assert_eq!(read(&exported).ops()[0], expected);
+        let (_, container) = back(&packed, &exported);
+        assert_same(&packed.container.by_name(weight).unwrap(), &container.by_name(weight).unwrap(), op);
+    }
+}
+
 /// Planes behind decoders are one tensor again; those of another's sum stay what they are.
 #[test]
 fn planes_are_read_back_as_one_tensor() {

@@ -321,7 +321,9 @@ impl<'m, 'a> Planner<'m, 'a> {
         let [rows, columns] = target.initializer.dims[..] else { return Ok(None) };
         let Some((products, transposes)) = self.names.products(target.name()) else { return Ok(None) };
         let output_axis = products[0].output_axis;
-        let alike = products.iter().all(|product| product.output_axis == output_axis);
+        // A name that would be taken for that of a transposed weight.
+        let unclear = output_axis == 0 && target.name().ends_with(".turned");
+        let alike = products.iter().all(|product| product.output_axis == output_axis) && !unclear;
         let by_output = tensor.granularity == Granularity::Tensor || target.axis == output_axis;
         let (outputs, width) = if output_axis == 0 { (rows, columns) } else { (columns, rows) };
         let (outputs, width) = (outputs as usize, width as usize);
