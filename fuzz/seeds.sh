@@ -11,6 +11,19 @@ find fixtures -maxdepth 1 -name '*.twn' -size -17k -exec cp {} fuzz/corpus/kerne
 cp src/net/networks/*.toml fixtures/residual/small.toml fuzz/corpus/network/
 mkdir -p fuzz/corpus/onnx
 cp fixtures/foreign/onnx/*.onnx fuzz/corpus/onnx/
+# With codes in every form, of one plane and of two; by the program that TWN_PACK names, or this one.
+read -ra program <<< "${TWN_PACK:-cargo run -q --}"
+scratch=$(mktemp -d)
+trap 'rm -r "$scratch"' EXIT
+for settings in '' planes=2 axis=1; do
+    for model in fixtures/foreign/onnx/*.onnx; do
+        "${program[@]}" "$model" -o "$scratch/m.twn" --set '*' "keep=ternary,$settings" --force -q
+        for format in onnx onnx-nbits; do
+            "${program[@]}" export "$scratch/m.twn" --to $format --into "$model" --planes-as-tensors --refused-as-dense \
+                -o "fuzz/corpus/onnx/$(basename "$model" .onnx)-$format-$settings" --force -q
+        done
+    done
+done
 # Which of the two are gzipped, the length of the images' file (little endian), both files. First two images of 1 × 2.
 printf '\0\x14\0\0\0\x08\x03\0\0\0\x02\0\0\0\x01\0\0\0\x02\0\x40\x80\xff\0\0\x08\x01\0\0\0\x02\x07\x01' > fuzz/corpus/idx/small
 images=fixtures/mnist64/t10k-images-idx3-ubyte.gz

@@ -15,7 +15,8 @@
 //! stands to its right, [`select`] names what a treatment consists of (method, encoding,
 //! granularity) and does nothing with it. [`calibration`] has what is known of a layer's inputs, for
 //! `convert`; [`budget`] runs `convert` on every rung of every tensor and chooses. [`import`] and [`export`] are the
-//! formats of other programs. `tests/layering.rs` holds all this.
+//! formats of other programs, on the public interface alone; [`gguf`] and [`onnx`] are what both directions share.
+//! `tests/layering.rs` and `tests/outside.rs` hold all this.
 //!
 //! ```no_run
 //! use twn_pack::{Checkpoint, Container, Plan, Rules, Tensor, convert};
@@ -49,7 +50,7 @@ mod dtype;
 pub mod error;
 pub mod export;
 mod float8;
-mod gguf;
+pub mod gguf;
 pub mod import;
 mod int8;
 pub mod kernel;
@@ -58,7 +59,7 @@ mod mapped;
 pub mod memory;
 #[cfg(feature = "eval")]
 pub mod net;
-mod onnx;
+pub mod onnx;
 pub mod pack;
 pub mod report;
 pub mod select;

@@ -448,6 +448,43 @@ fn planes_become_tensors_whose_sum_is_the_weight() {
     let Some(Tensor::Ternary(ternary)) = container.by_name("w") else { panic!() };
     let sum = planes[0].iter().zip(&planes[1]).map(|(a, b)| a + b);
     assert!(sum.eq(ternary.to_array().unwrap().iter().copied()));
+    // Read, they are one tensor of two planes again, and that gives the same file.
+    for (to, shape, settings) in [
+        ("tq1_0", vec![2, 256], "planes=2,scale-dtype=f16"),
+        ("q2_0", vec![4, 3, 8, 8], "planes=3,granularity=group:64"),
+        ("tq2_0", vec![3, 512], "planes=4,granularity=tensor"),
+    ] {
+        let weights = random(9, shape.iter().product());
+        let container = pack(directory.path(), &[("w", Dtype::F32, &shape, weights, settings)], &[]);
+        let (_, file) = export(&container, to, &options);
+        let (path, back) = (directory.path().join("planes.gguf"), directory.path().join("back.twn"));
+        std::fs::write(&path, file.as_ref().unwrap()).unwrap();
+        let checkpoint = import::open(&path).unwrap();
+        assert_eq!(checkpoint.tensors().map(|tensor| tensor.name).collect::<Vec<_>>(), ["w"]);
+        let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+        let overwrite = convert::Options { overwrite: true, ..Default::default() };
+        convert::pack(&checkpoint, &plan, &back, &overwrite).unwrap();
+        let back = Container::open(back).unwrap();
+        assert!(verify::verify(&back, None).unwrap().is_good());
+        let [Some(Tensor::Ternary(old)), Some(Tensor::Ternary(new))] = [&container, &back].map(|c| c.by_name("w"))
+        else {
+            panic!()
+        };
+        assert_eq!((&new.shape, new.planes, new.granularity), (&old.shape, old.planes, old.granularity));
+        assert_eq!(new.packed(), old.packed());
+        assert!(new.scales().eq(old.scales().map(|scale| f16::from_f32(scale).to_f32())));
+        // Sizes are known before: the index says what the file had.
+        assert_eq!(back.index().tensors[0].source_bytes(), checkpoint.ternary(0).unwrap().bytes() as u64);
+        let again = export(&back, to, &options).1.unwrap();
+        assert!(read(&again).1 == read(file.as_ref().unwrap()).1, "{to}");
+        // Without one of them each is a tensor by itself.
+        let (keys, mut tensors) = read(file.as_ref().unwrap());
+        tensors.pop();
+        let keys: Vec<_> = keys.into_iter().map(|(name, value)| [&text(&name)[..], &value].concat()).collect();
+        std::fs::write(&path, assemble(32, &keys, &tensors)).unwrap();
+        let checkpoint = import::open(&path).unwrap();
+        assert_eq!((checkpoint.len(), checkpoint.tensor(0).name), (old.planes - 1, "w.plane0"));
+    }
     let into = Options { into: Some(directory.path().join("any")), ..options.clone() };
     let error = export::format("tq2_0").unwrap().export(&container, &into).unwrap_err().to_string();
     assert!(error.contains("leave it out, or --into"), "{error}");

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use twn_pack::convert::{self, NATIVE, NOT_NATIVE};
 use twn_pack::select::{Decision, MOVED, Override};
-use twn_pack::source::{CheckpointBuilder, TernaryLayout};
+use twn_pack::source::{CheckpointBuilder, TernaryLayout, TernaryPlane};
 use twn_pack::{
     Checkpoint, Container, Dtype, Encoding, Granularity, MappedFile, Plan, Rules, ScaleDtype, Settings, Tensor, verify,
 };
@@ -73,7 +73,7 @@ fn codes_and_scales_are_moved_and_what_scales_share_is_found() {
     let source = directory.path().join("plain");
     let (a, b, zeros) = ([0, 1, 2, 2, 0, 1], [2, 2, 1, 0, 0, 0], [1; 6]);
     let none = [0.0, 0.0];
-    let cases: [(&[Filter<'_>], usize, Granularity, &[f32]); 8] = [
+    let cases: [(&[Filter<'_>], usize, Granularity, &[f32]); 11] = [
         (&[(&[0.5], &a), (&[0.5], &b)], 6, Granularity::Tensor, &[0.5]),
         (&[(&[0.5], &a), (&[0.25], &b)], 6, Granularity::Filter, &[0.5, 0.25]),
         (&[(&[0.5, 0.5], &a), (&[0.25, 0.25], &b)], 4, Granularity::Filter, &[0.5, 0.25]),
@@ -84,6 +84,20 @@ fn codes_and_scales_are_moved_and_what_scales_share_is_found() {
         (&[(&[0.5, 0.0], &[2, 0, 1, 2, 1, 1]), (&[0.5, 0.5], &b)], 4, Granularity::Tensor, &[0.5]),
         // Where they are not, it does: such weights are 0, whatever their codes.
         (&[(&[0.5, 0.0], &a), (&[0.5, 0.5], &b)], 4, Granularity::Group(4), &[0.5, 0.0, 0.5, 0.5]),
+        // Groups of several units, where every change is at the beginning of one.
+        (&[(&[0.5, 0.5, 0.25], &a), (&[2.0, 2.0, 3.0], &b)], 2, Granularity::Group(4), &[0.5, 0.25, 2.0, 3.0]),
+        (
+            &[(&[0.5, 0.5, 0.25], &a), (&[2.0, 3.0, 3.0], &b)],
+            2,
+            Granularity::Group(2),
+            &[0.5, 0.5, 0.25, 2.0, 3.0, 3.0],
+        ),
+        (
+            &[(&[0.5, 0.0, 0.25], &[2, 0, 1, 1, 0, 2]), (&[2.0; 3], &b)],
+            2,
+            Granularity::Group(4),
+            &[0.5, 0.25, 2.0, 2.0],
+        ),
     ];
     for (i, (filters, unit_len, granularity, scales)) in cases.into_iter().enumerate() {
         write(&source, filters);
@@ -121,6 +135,60 @@ fn codes_and_scales_are_moved_and_what_scales_share_is_found() {
             assert!(against.is_good(), "{case}: {:?}", against.problems);
         }
     }
+}
+
+/// Planes may lie in different files; the coarsest granularity is that of all of them.
+#[test]
+fn planes_are_moved_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b): ([u8; 6], [u8; 6]) = ([0, 1, 2, 2, 0, 1], [2, 2, 1, 0, 0, 0]);
+    let planes: [[Filter<'_>; 2]; 2] =
+        [[(&[0.5, 0.5, 0.5], &a), (&[0.5; 3], &b)], [(&[0.25, 0.25, 0.125], &b), (&[1.0; 3], &a)]];
+    let mut builder = CheckpointBuilder::new(directory.path().join("two"));
+    let mut files = 0..9;
+    let mut place = |filters: &[Filter<'_>], unit_len| {
+        let path = directory.path().join(i32::to_string(&files.next().unwrap()));
+        write(&path, filters);
+        let file = MappedFile::open(path).unwrap();
+        let range = 0..file.len();
+        TernaryPlane { layout: Box::new(Plain { n: 6, unit_len }), file: builder.file(file), range }
+    };
+    let both = vec![place(&planes[0], 2), place(&planes[1], 2)];
+    let unlike = vec![place(&planes[0], 2), place(&planes[1], 3)];
+    let five = (0..5).map(|_| place(&planes[0], 2)).collect();
+    let bytes = both.iter().map(|plane| plane.range.len()).sum::<usize>();
+    for (planes, expected) in [
+        (unlike, "its planes have scales for other weights each"),
+        (five, "it has 5 planes"),
+        (vec![], "it has 0 planes"),
+    ] {
+        let error = builder.ternary_planes("x", (Dtype::F32, &[2, 6]), planes).unwrap_err().to_string();
+        assert!(error.contains("`x`") && error.contains(expected), "{error}");
+    }
+    builder.ternary_planes("w", (Dtype::F32, &[2, 6]), both).unwrap();
+    let checkpoint = builder.finish().unwrap();
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let planned = twn_pack::Report::of_plan(&checkpoint, &plan);
+    let output = directory.path().join("out.twn");
+    let report = convert::pack(&checkpoint, &plan, &output, &convert::Options::default()).unwrap();
+    // Two planes of two filters of two bytes; the plan knows no scales yet.
+    assert_eq!((planned.totals.code_bytes, report.totals.code_bytes), (8, 8));
+    assert_eq!((planned.totals.source_bytes, report.totals.source_bytes), (bytes as u64, bytes as u64));
+    let container = Container::open(&output).unwrap();
+    assert!(verify::verify(&container, None).unwrap().is_good());
+    let Some(Tensor::Ternary(tensor)) = container.by_name("w") else { panic!() };
+    assert_eq!((tensor.planes, tensor.granularity), (2, Granularity::Group(4)));
+    assert_eq!(tensor.scales().collect::<Vec<_>>(), [0.5, 0.5, 0.5, 0.5, 0.25, 0.125, 1.0, 1.0]);
+    let weight = |filter: usize, j: usize| -> f64 {
+        let of = planes.iter().map(|plane| f64::from(plane[filter].0[j / 2]) * (f64::from(plane[filter].1[j]) - 1.0));
+        of.sum()
+    };
+    let values = tensor.to_array().unwrap();
+    let expected: Vec<f64> = (0..12).map(|i| weight(i / 6, i % 6)).collect();
+    assert!(values.iter().zip(&expected).all(|(&a, &b)| f64::from(a) == b), "{values} {expected:?}");
+    // The planes overlap: their norms alone do not add up to it.
+    assert_eq!(tensor.stats.squared_norm, expected.iter().map(|w| w * w).sum::<f64>());
+    assert_eq!(tensor.stats.squared_error, 0.0);
 }
 
 #[test]

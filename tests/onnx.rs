@@ -595,7 +595,14 @@ fn pytorch_models_are_recognised() {
             let expected = format!("INT2 [{columns}, {rows}] and scales [{rows}] along axis 1 as `{name}`, transposed");
             assert_eq!(becomes(&weight), expected);
             assert_eq!(int2.weight(name), transpose(&packed.values(&weight), columns), "{file} {weight}");
-            let node = nbits.nodes.iter().find(|node| texts(node, 1).contains(&format!("{name}.codes"))).unwrap();
+            let node = nbits
+                .nodes
+                .iter()
+                .find(|node| {
+                    texts(node, 1).contains(&format!("{name}.codes"))
+                        || texts(node, 1).contains(&format!("{name}.turned.codes"))
+                })
+                .unwrap();
             assert_eq!(nbits.nbits(node), packed.values(&weight), "{file} {weight}");
         }
         let bias = packed.container.by_name("blocks.1.0.bias").unwrap();
@@ -961,6 +968,41 @@ fn no_bytes_are_too_bad() {
     }
 }
 
+/// The same of models whose weights are codes: whatever changes, every plane can be read or says why not.
+#[test]
+fn damaged_codes_never_panic() {
+    let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &[3, 20], 1)], "planes=2,granularity=group:16");
+    let attempt = |file: &[u8]| {
+        let Ok(checkpoint) = import(&packed.directory, file) else { return 0 };
+        let views = (0..checkpoint.len()).filter_map(|i| checkpoint.ternary(i));
+        let planes = views.flat_map(|view| (0..view.planes()).map(move |plane| view.plane(plane)));
+        let read = planes.map(|view| {
+            let mut codes = vec![9; view.filter_len()];
+            let good = (0..view.filters()).filter(|&filter| view.codes(filter, &mut codes).is_ok());
+            let units = view.filter_len().div_ceil(view.unit_len());
+            let scales = (0..view.filters()).flat_map(|filter| (0..units).map(move |unit| (filter, unit)));
+            good.count() + scales.filter(|&(filter, unit)| view.scale(filter, unit).is_ok()).count()
+        });
+        read.sum()
+    };
+    for to in ["onnx", "onnx-nbits"] {
+        let into = product("Gemm", &[3, 20], &[attribute_int("transB", 1)]);
+        let good = packed.export(to, &Options { planes_as_tensors: true, ..packed.with(&into) });
+        // Three filters of two scales each, in two planes.
+        assert_eq!(attempt(&good), 2 * (3 + 6), "{to}");
+        for length in 0..good.len() {
+            attempt(&good[..length]);
+        }
+        let mut other = 0;
+        for (at, flip) in (0..good.len()).flat_map(|at| [0x01, 0x02, 0x40, 0x80].map(|flip| (at, flip))) {
+            let mut file = good.clone();
+            file[at] ^= flip;
+            other += usize::from(attempt(&file) != 2 * (3 + 6));
+        }
+        assert!(other > good.len() / 4, "{to}: {other} of {}", 4 * good.len());
+    }
+}
+
 /// onnxruntime (1.31) has no product of two INT2 decoders.
 #[test]
 fn codes_of_a_product_of_two_weights_lie_by_output() {
@@ -1007,28 +1049,219 @@ fn int2_is_read_back_without_loss() {
             packed.export("onnx", &packed.with(&model(25, &graph(std::slice::from_ref(node), &[initializer]))));
         let checkpoint = import(&packed.directory, &exported).unwrap();
         assert_eq!((checkpoint.len(), checkpoint.warnings().len()), (1, 0), "{case}: {:?}", checkpoint.warnings());
-        let back = packed.directory.path().join("back.twn");
-        let options = convert::Options { overwrite: true, ..convert::Options::default() };
-        convert::pack(&checkpoint, &Plan::new(&checkpoint, &Rules::default()).unwrap(), &back, &options).unwrap();
-        let back = Container::open(&back).unwrap();
-        let (Some(Tensor::Ternary(old)), Some(Tensor::Ternary(new))) =
-            (packed.container.by_name("w"), back.by_name("w"))
-        else {
-            panic!("{case}")
-        };
-        assert_eq!((&new.shape, &*new.method.name), (&old.shape, "as-packed"), "{case}");
-        let values = |tensor: &twn_pack::TernaryTensor<'_>| tensor.to_array().unwrap();
-        assert_eq!(values(&old), values(&new), "{case}");
-        let stats = [&old.stats, &new.stats].map(|stats| (stats.negative, stats.zeros, stats.positive));
-        assert_eq!(stats[0], stats[1], "{case}");
-        // A scale for all can go along any axis; the others have to be where they were.
-        if old.granularity != twn_pack::Granularity::Tensor {
-            assert_eq!((new.axis, new.granularity), (old.axis, old.granularity), "{case}");
-            assert!(old.scales().eq(new.scales()), "{case}");
-        }
+        let (_, back) = back(&packed, &exported);
+        assert_same(&packed.container.by_name("w").unwrap(), &back.by_name("w").unwrap(), &case);
         let compared = twn_pack::verify::verify_against(&back, &checkpoint, None).unwrap();
         assert!(compared.is_good(), "{case}: {:?}", compared.problems);
     }
+}
+
+/// Imports what was exported, and packs that.
+fn back(packed: &Packed, exported: &[u8]) -> (Checkpoint, Container) {
+    let checkpoint = import(&packed.directory, exported).unwrap();
+    let (path, options) =
+        (packed.directory.path().join("back.twn"), convert::Options { overwrite: true, ..Default::default() });
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    convert::pack(&checkpoint, &plan, &path, &options).unwrap();
+    let container = Container::open(path).unwrap();
+    let verified = twn_pack::verify::verify(&container, None).unwrap();
+    assert!(verified.is_good(), "{:?}", verified.problems);
+    (checkpoint, container)
+}
+
+/// Every code and scale of two tensors, plane by plane.
+fn assert_same(old: &Tensor<'_>, new: &Tensor<'_>, case: &str) {
+    let (Tensor::Ternary(old), Tensor::Ternary(new)) = (old, new) else { panic!("{case}") };
+    assert_eq!((&new.shape, new.planes, &*new.method.name), (&old.shape, old.planes, "as-packed"), "{case}");
+    let values = |tensor: &twn_pack::TernaryTensor<'_>| tensor.to_array().unwrap();
+    assert_eq!(values(old), values(new), "{case}");
+    // A scale for all can go along any axis; the others have to be where they were.
+    if old.granularity != twn_pack::Granularity::Tensor {
+        assert_eq!((new.axis, new.granularity), (old.axis, old.granularity), "{case}");
+        assert!(old.scales().eq(new.scales()), "{case}");
+        let (mut a, mut b) = (vec![0; old.filter_len], vec![0; old.filter_len]);
+        for (plane, filter) in (0..old.planes).flat_map(|p| (0..old.filters).map(move |f| (p, f))) {
+            old.codes(plane, filter, &mut a).unwrap();
+            new.codes(plane, filter, &mut b).unwrap();
+            assert_eq!(a, b, "{case}: filter {filter} of plane {plane}");
+        }
+    }
+    let stats = [&old.stats, &new.stats].map(|stats| (stats.negative, stats.zeros, stats.positive));
+    assert_eq!(stats[0], stats[1], "{case}");
+    assert_eq!(new.stats.squared_error, 0.0, "{case}");
+    let norm: f64 = values(old).iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+    assert!((new.stats.squared_norm / norm - 1.0).abs() < 1e-6, "{case}: {} {norm}", new.stats.squared_norm);
+}
+
+/// `MatMulNBits` in every form that the exporter has, square ones too; into the same model it gives the same bytes again.
+#[test]
+fn products_are_read_back_without_loss() {
+    let by_row = attribute_int("transB", 1);
+    let gemm = || vec![node("Gemm", &["x", "w"], "y", std::slice::from_ref(&by_row))];
+    let product = || vec![node("MatMul", &["x", "w"], "y", &[])];
+    let half = |shape: &[usize]| raw("w", FLOAT16, shape, &vec![0; 2 * shape.iter().product::<usize>()]);
+    for (shape, settings, nodes, initializer) in [
+        (vec![6, 40], "", gemm(), None),
+        (vec![6, 37], "encoding=t5", gemm(), None),
+        (vec![3, 300], "", gemm(), None),
+        (vec![6, 300], "granularity=tensor", gemm(), None),
+        (vec![5, 100], "granularity=group:16", gemm(), None),
+        (vec![4, 200], "granularity=group:48", gemm(), None),
+        (vec![4, 700], "granularity=group:256", gemm(), None),
+        (vec![40, 6], "axis=1", product(), None),
+        (vec![32, 32], "axis=1", product(), None),
+        (vec![32, 32], "", gemm(), None),
+        (vec![100, 5], "axis=1,granularity=group:32", product(), None),
+        (vec![6, 40], "scale-dtype=f16", gemm(), Some(half(&[6, 40]))),
+        (vec![6, 40], "planes=2", gemm(), None),
+        (vec![40, 6], "axis=1,planes=4", product(), None),
+        (vec![4, 200], "planes=3,granularity=group:48", gemm(), None),
+        (vec![6, 300], "planes=2,granularity=tensor", gemm(), None),
+        // Used twice, and with something added.
+        (
+            vec![6, 40],
+            "planes=2",
+            [gemm(), vec![node("Gemm", &["v", "w"], "z", std::slice::from_ref(&by_row))]].concat(),
+            None,
+        ),
+        (vec![6, 40], "planes=2", vec![node("Gemm", &["x", "w", "x"], "y", std::slice::from_ref(&by_row))], None),
+    ] {
+        let case = format!("{shape:?} {settings}");
+        let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &shape, 5)], settings);
+        let initializer = initializer.unwrap_or_else(|| weights("w", &shape));
+        let into = model(20, &graph(&nodes, &[initializer]));
+        let options = Options { planes_as_tensors: true, ..packed.with(&into) };
+        let exported = packed.export("onnx-nbits", &options);
+        assert!(read(&exported).ops().contains(&"MatMulNBits".to_owned()), "{case}");
+        let (checkpoint, container) = back(&packed, &exported);
+        assert_eq!((checkpoint.len(), checkpoint.warnings()), (1, &[][..]), "{case}");
+        assert_same(&packed.container.by_name("w").unwrap(), &container.by_name("w").unwrap(), &case);
+        let again = Packed { container, ..packed };
+        std::fs::write(again.directory.path().join("model.onnx"), &into).unwrap();
+        assert!(again.export("onnx-nbits", &options) == exported, "{case}");
+    }
+}
+
+/// Of such a name the importer could not say which way the weight lay.
+#[test]
+fn names_that_say_something_else_become_int2() {
+    let weight = "w.turned";
+    for (op, attributes, settings, expected) in [
+        ("Gemm", vec![attribute_int("transB", 1)], "", "DequantizeLinear"),
+        ("MatMul", vec![], "axis=1", "MatMulNBits"),
+    ] {
+        let packed = Packed::new(&[Made::gaussian(weight, Dtype::F32, &[32, 32], 5)], settings);
+        let into = model(25, &graph(&[node(op, &["x", weight], "y", &attributes)], &[weights(weight, &[32, 32])]));
+        let exported = packed.export("onnx-nbits", &packed.with(&into));
+        assert_eq!(read(&exported).ops()[0], expected);
+        let (_, container) = back(&packed, &exported);
+        assert_same(&packed.container.by_name(weight).unwrap(), &container.by_name(weight).unwrap(), op);
+    }
+}
+
+/// Planes behind decoders are one tensor again; those of another's sum stay what they are.
+#[test]
+fn planes_are_read_back_as_one_tensor() {
+    let nodes = [node("Conv", &["x", "w"], "y", &[])];
+    for (shape, settings) in [
+        (vec![6, 40], "planes=2"),
+        (vec![6, 37], "planes=3,axis=1"),
+        (vec![6, 40], "planes=4,granularity=tensor"),
+        (vec![8, 50], "planes=2,granularity=group:16"),
+        (vec![6, 4, 3, 3], "planes=2"),
+        (vec![6, 4, 3, 3], "planes=3,granularity=group:12"),
+    ] {
+        let case = format!("{shape:?} {settings}");
+        let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &shape, 5)], settings);
+        let into = model(25, &graph(&nodes, &[weights("w", &shape)]));
+        let options = Options { planes_as_tensors: true, ..packed.with(&into) };
+        let exported = packed.export("onnx", &options);
+        let (checkpoint, container) = back(&packed, &exported);
+        assert_eq!((checkpoint.len(), checkpoint.warnings()), (1, &[][..]), "{case}");
+        assert_eq!(checkpoint.ternary(0).unwrap().planes(), packed_planes(&packed), "{case}");
+        assert_same(&packed.container.by_name("w").unwrap(), &container.by_name("w").unwrap(), &case);
+        let again = Packed { container, ..packed };
+        assert!(again.export("onnx", &options) == exported, "{case}");
+        // Somebody else uses a plane, or a sum.
+        for used in ["w.plane.0", "w.plane.1"] {
+            let also = bytes(7, bytes(1, node("Relu", &[used], "z", &[])));
+            let checkpoint = import(&again.directory, &merged(&exported, &also)).unwrap();
+            assert!(checkpoint.by_name("w.plane.0").is_some() && checkpoint.by_name("w").is_none(), "{case} {used}");
+        }
+    }
+}
+
+fn packed_planes(packed: &Packed) -> usize {
+    match packed.container.by_name("w").unwrap() {
+        Tensor::Ternary(ternary) => ternary.planes,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The model with the fields of another graph in its own.
+fn merged(file: &[u8], graph: &[u8]) -> Vec<u8> {
+    let (own, more) = (all(file, 7).pop().unwrap(), all(graph, 7).pop().unwrap());
+    let rest = [int(1, ints(file, 1)[0]), all(file, 8).iter().flat_map(|opset| bytes(8, opset)).collect()].concat();
+    [rest, bytes(7, [own, more].concat())].concat()
+}
+
+/// Other programs' `MatMulNBits`: zero points, more bits, permutations, and codes that are not ternary.
+#[test]
+fn products_of_others_are_ternary_or_said_to_be_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let sizes = |bits| {
+        [("K", 20), ("N", 2), ("block_size", 16), ("bits", bits)]
+            .map(|(name, value)| attribute_int(name, value))
+            .concat()
+    };
+    let product =
+        |inputs: &[&str], bits| [node("MatMulNBits", inputs, "y", &[sizes(bits)]), bytes(7, "com.microsoft")].concat();
+    // Two outputs of two blocks; the second block has 4 inputs.
+    let codes = |bytes: [u8; 16]| raw("q", UINT8, &[2, 2, 4], &bytes);
+    let scales = raw("s", FLOAT, &[4], &floats(&[0.5, 0.25, 1.0, 2.0]));
+    // Zero points 1 and 2, then 2 and 3.
+    let zeros = raw("z", UINT8, &[2], &[0b10_01, 0b11_10]);
+    let good = codes([0x46, 0x46, 0x46, 0x46, 0x9b, 0, 0, 0, 0x9b, 0x9b, 0x9b, 0x9b, 0xef, 0, 0, 0]);
+    let file = model(21, &graph(&[product(&["x", "q", "s", "z"], 2)], &[good.clone(), scales.clone(), zeros.clone()]));
+    let checkpoint = import(&directory, &file).unwrap();
+    assert_eq!((checkpoint.len(), checkpoint.warnings()), (1, &[][..]));
+    let view = checkpoint.ternary(0).unwrap();
+    assert_eq!((view.name, view.shape, view.axis(), view.unit_len()), ("q", &[2, 20][..], 0, 16));
+    let mut row = [9; 20];
+    view.codes(0, &mut row).unwrap();
+    // 0x46 is 2, 1, 0, 1 around 1, 0x9b is 3, 2, 1, 2 around 2, 0xef is 3, 3, 2, 3 around 3.
+    assert_eq!((&row[..4], &row[16..]), (&[2, 1, 0, 1][..], &[2, 1, 0, 1][..]));
+    view.codes(1, &mut row).unwrap();
+    assert_eq!((&row[..4], &row[16..]), (&[2, 1, 0, 1][..], &[1, 1, 0, 1][..]));
+    assert_eq!((view.scale(0, 1), view.scale(1, 0), view.scale(1, 1)), (Ok(0.25), Ok(1.0), Ok(2.0)));
+    // Without zero points the first block has a 0, which is −2.
+    let file = model(21, &graph(&[product(&["x", "q", "s"], 2)], &[good.clone(), scales.clone()]));
+    let checkpoint = import(&directory, &file).unwrap();
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let error = convert::pack(&checkpoint, &plan, &directory.path().join("o.twn"), &convert::Options::default());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("weight 2 of filter 0 is -2, should be -1, 0 or 1; give the floats"), "{error}");
+    // No ternary weights: they stay integers, and a warning says so.
+    let float_zeros = raw("z", FLOAT, &[4], &floats(&[2.0; 4]));
+    let order = raw("g", 6, &[20], &[0; 80]);
+    let relu = node("Relu", &["s"], "r", &[]);
+    for (nodes, tensors) in [
+        (vec![product(&["x", "q", "s", "z"], 2)], vec![good.clone(), scales.clone(), float_zeros]),
+        (vec![product(&["x", "q", "s", "", "g"], 2)], vec![good.clone(), scales.clone(), order]),
+        (vec![product(&["x", "q", "s"], 4)], vec![raw("q", UINT8, &[2, 2, 8], &[0; 32]), scales.clone()]),
+        (vec![product(&["x", "q", "s"], 2)], vec![good.clone(), raw("s", FLOAT, &[3], &floats(&[1.0; 3]))]),
+        (vec![product(&["x", "q", "s"], 2)], vec![raw("q", UINT8, &[2, 7], &[0; 14]), scales.clone()]),
+        (vec![product(&["x", "q", "s"], 2), relu], vec![good.clone(), scales.clone()]),
+        (vec![product(&["x", "q", "s"], 2), product(&["x", "q", "s"], 4)], vec![good.clone(), scales.clone()]),
+    ] {
+        let checkpoint = import(&directory, &model(21, &graph(&nodes, &tensors))).unwrap();
+        assert!((0..checkpoint.len()).all(|i| checkpoint.ternary(i).is_none()));
+        assert!(checkpoint.warnings()[0].contains("`q` are codes of MatMulNBits"), "{:?}", checkpoint.warnings());
+    }
+    // Data that are not there.
+    let short = raw("q", UINT8, &[2, 2, 4], &[0; 15]);
+    let error = import(&directory, &model(21, &graph(&[product(&["x", "q", "s"], 2)], &[short, scales]))).unwrap_err();
+    assert!(error.to_string().contains("`q`: 15 bytes of U8, shape [2, 2, 4] needs 16"), "{error}");
 }
 
 /// Codes that are not ternary, and decoders that say something else.

@@ -5,6 +5,7 @@
 
 Both of PyTorch's exporters, with and without their folding; one plane and two; `onnx` and `onnx-nbits`; a
 network of linear layers for batches of sequences (`MatMul` in place of `Gemm`), and what cannot be exported is refused.
+What is exported is packed again: every weight comes back by its codes, with the same values.
 """
 
 import argparse
@@ -106,6 +107,20 @@ def main():
         if error > BAR or (labels is not None and (got.argmax(1) != expected.argmax(1)).any()):
             failed.append(what)
 
+    def same(a, b):
+        return torch.equal(a, b) or a.dim() == 2 and torch.equal(a.T, b)
+
+    def back(onnx_file, floats):
+        """Exporters of PyTorch give some weights names of their own: they are known by their values."""
+        again, values = onnx_file.with_name("back.twn"), onnx_file.with_name("back.safetensors")
+        twn_pack(onnx_file, "-o", again, "--force")
+        twn_pack("unpack", again, "-o", values, "--force")
+        tensors = json.loads(twn_pack("inspect", again, "--json"))["tensors"]
+        moved = [tensor["name"] for tensor in tensors if "as-packed" in tensor["became"]]
+        values, weights = load_file(values), [tensor for tensor in load_file(floats).values() if tensor.dim() > 1]
+        assert len(moved) == len(weights), tensors
+        assert all(any(same(weight, values[name]) for name in moved) for weight in weights)
+
     with tempfile.TemporaryDirectory() as directory:
         at = Path(directory)
         network = LeNet5()
@@ -140,6 +155,7 @@ def main():
                     source, out = at / f"{exporter}.onnx", at / "out.onnx"
                     twn_pack("export", packed, "--to", form, "--into", source, "-o", out, "--force", *into)
                     compare(f"{exporter}, {form}", source, out, expected, x[:some], labels[:some])
+                    back(out, plain)
         print("folded models:", twn_pack("export", packed, "--to", "onnx", "--into", at / "dynamo-folded.onnx", "-o",
                                          at / "o.onnx", *into, fails=True).splitlines()[0])
         # Folded models are packed as they are: their own initializers by their own names.
@@ -174,6 +190,7 @@ def main():
                     lines = twn_pack("export", at / "mlp.twn", "--to", form, "--into", source, "-o", out, "--force")
                     kinds = "MatMulNBits" if "MatMulNBits" in lines else "INT2"
                     compare(f"linear layers {' '.join(settings)}, {exporter}, {form}: {kinds}", source, out, expected, y)
+                    back(out, plain)
     assert not failed, failed
     print("all within", BAR)
 

@@ -10,7 +10,7 @@ use half::f16;
 use libfuzzer_sys::fuzz_target;
 use twn_pack::convert::{self, Options};
 use twn_pack::export::{self, WriteOptions};
-use twn_pack::{Checkpoint, Container, Error, Plan, Rules, Tensor, import};
+use twn_pack::{Container, Error, Plan, Rules, Tensor, import};
 use twn_pack_fuzz::fixture;
 
 fuzz_target!(|data: &[u8]| {
@@ -28,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
         Err(Error::Checkpoint { .. } | Error::Io { .. }) => return,
         Err(other) => panic!("{other}"),
     };
-    read(&checkpoint);
+    twn_pack_fuzz::read_ternary(&checkpoint);
     let Ok(plan) = Plan::new(&checkpoint, &Rules::default()) else { return };
     let output = directory.path().join("out.twn");
     match convert::pack(&checkpoint, &plan, &output, &Options::default()) {
@@ -37,21 +37,6 @@ fuzz_target!(|data: &[u8]| {
         Err(other) => panic!("{other}"),
     }
 });
-
-/// Every code and scale, twice.
-fn read(checkpoint: &Checkpoint) {
-    for view in (0..checkpoint.len()).filter_map(|i| checkpoint.ternary(i)) {
-        let mut codes = vec![9; view.filter_len()];
-        for filter in 0..view.filters() {
-            if view.codes(filter, &mut codes).is_ok() {
-                assert!(codes.iter().all(|&code| code <= 2), "{}", view.name);
-            }
-            for unit in 0..view.filter_len().div_ceil(view.unit_len()) {
-                let _ = view.scale(filter, unit);
-            }
-        }
-    }
-}
 
 fn write(container: &Container, format: &str, options: &export::Options, output: &Path) -> bool {
     let Ok(export) = export::format(format).unwrap().export(container, options) else { return false };
@@ -64,7 +49,7 @@ fn write(container: &Container, format: &str, options: &export::Options, output:
 fn exports(container: &Container, directory: &Path) {
     let output = directory.join("again.gguf");
     for format in ["tq1_0", "tq2_0", "q2_0"] {
-        let options = export::Options { refused_as_dense: true, ..export::Options::default() };
+        let options = export::Options { refused_as_dense: true, planes_as_tensors: true, ..export::Options::default() };
         if !write(container, format, &options, &output) {
             continue;
         }
@@ -75,11 +60,13 @@ fn exports(container: &Container, directory: &Path) {
                 (Tensor::Ternary(old), Some(new)) => {
                     assert_eq!((&old.shape[..], old.dtype), (new.shape, new.dtype));
                     let [mut a, mut b] = [vec![8; old.filter_len], vec![9; old.filter_len]];
-                    for filter in 0..old.filters {
-                        old.codes(0, filter, &mut a).unwrap();
+                    assert_eq!(old.planes, new.planes());
+                    for (plane, filter) in (0..old.planes).flat_map(|p| (0..old.filters).map(move |f| (p, f))) {
+                        let new = new.plane(plane);
+                        old.codes(plane, filter, &mut a).unwrap();
                         new.codes(filter, &mut b).unwrap();
                         assert_eq!(a, b, "{format}, {}", tensor.name);
-                        let scale = f16::from_f32(old.scale(0, filter, 0)).to_f32();
+                        let scale = f16::from_f32(old.scale(plane, filter, 0)).to_f32();
                         assert_eq!(scale, new.scale(filter, 0).unwrap());
                     }
                 }

@@ -3,6 +3,7 @@
 use std::sync::Once;
 
 use tempfile::TempDir;
+use twn_pack::Checkpoint;
 
 /// Bytes of the input, taken from the front; zeros once there are none left.
 pub struct Bytes<'a>(pub &'a [u8]);
@@ -51,6 +52,22 @@ pub fn directory() -> TempDir {
     let memory = std::path::Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
     tempfile::Builder::new().prefix("twn-pack-fuzz.").tempdir_in(parent).expect("a directory")
+}
+
+/// Reads every code and scale of what is ternary in a checkpoint.
+pub fn read_ternary(checkpoint: &Checkpoint) {
+    let views = (0..checkpoint.len()).filter_map(|i| checkpoint.ternary(i));
+    for view in views.flat_map(|view| (0..view.planes()).map(move |plane| view.plane(plane))) {
+        let mut codes = vec![9; view.filter_len()];
+        for filter in 0..view.filters() {
+            if view.codes(filter, &mut codes).is_ok() {
+                assert!(codes.iter().all(|&code| code <= 2), "{}", view.name);
+            }
+            for unit in 0..view.filter_len().div_ceil(view.unit_len()) {
+                let _ = view.scale(filter, unit);
+            }
+        }
+    }
 }
 
 /// The bits of a float, with every NaN the same.

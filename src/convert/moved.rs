@@ -14,6 +14,7 @@ use super::{PIECE, steps, weights_error};
 use crate::Result;
 use crate::container::{Granularity, MethodEntry, Section, TensorEntry, TernaryEntry};
 use crate::error::WeightsProblem;
+use crate::limits::PACKED_PLANES as PLANES;
 use crate::pack::{Counts, Encoding};
 use crate::select::{MOVED, Moved};
 use crate::source::{TensorView, TernaryView};
@@ -32,11 +33,20 @@ impl<'a> MovedWork<'a> {
         Self { view, moved, granularity }
     }
 
-    /// Bytes of codes and of scales.
-    pub fn bytes(&self) -> (u64, u64) {
+    pub fn planes(&self) -> usize {
+        self.view.planes()
+    }
+
+    /// Bytes of codes and of scales per plane.
+    pub fn plane_bytes(&self) -> (u64, u64) {
         let (filters, n) = (self.view.filters(), self.view.filter_len());
         let scales = self.granularity.scales(filters as u64, n as u64);
         ((filters * self.moved.encoding.bytes(n)) as u64, scales * self.moved.scale_dtype.size() as u64)
+    }
+
+    /// Bytes in the checkpoint.
+    pub fn source_bytes(&self) -> u64 {
+        self.view.bytes() as u64
     }
 
     /// Where the work may be cut, in order: whole filters, by their numbers.
@@ -46,12 +56,12 @@ impl<'a> MovedWork<'a> {
     }
 
     pub fn piece(&self, tensor: TensorView<'_>, filters: Range<usize>, places: Places, run: Run<'_>) -> Result<Done> {
-        run.output(tensor, self.source_bytes(tensor, &filters), places, || self.filters(filters.clone(), run.isa))
+        run.output(tensor, self.bytes_of(&filters), places, || self.filters(filters.clone(), run.isa))
     }
 
     /// The bytes of the checkpoint that those filters take, about; all of them take all.
-    fn source_bytes(&self, tensor: TensorView<'_>, filters: &Range<usize>) -> usize {
-        let up_to = |filter: usize| (tensor.data.len() as u128 * filter as u128 / self.view.filters() as u128) as usize;
+    fn bytes_of(&self, filters: &Range<usize>) -> usize {
+        let up_to = |filter: usize| (self.view.bytes() as u128 * filter as u128 / self.view.filters() as u128) as usize;
         up_to(filters.end) - up_to(filters.start)
     }
 
@@ -60,60 +70,69 @@ impl<'a> MovedWork<'a> {
         let n = self.view.filter_len();
         let row = encoding.bytes(n);
         let packed = |message| WeightsProblem::Packed { message };
-        let units = match self.granularity {
-            Granularity::Group(_) => n.div_ceil(self.view.unit_len()),
-            Granularity::Filter | Granularity::Tensor => 1,
+        let unit_len = match self.granularity {
+            Granularity::Group(size) => size as usize,
+            Granularity::Filter | Granularity::Tensor => n,
         };
+        let units = n.div_ceil(unit_len);
         let first = if self.granularity == Granularity::Tensor { 0 } else { filters.start * units };
         let mut output = Output {
             codes_at: (filters.start * row) as u64,
             scales_at: (first * scale_dtype.size()) as u64,
+            planes: vec![PlaneBytes::default(); self.planes()],
             ..Output::default()
         };
-        let (mut plane, mut codes) = (PlaneBytes::default(), Vec::new());
-        plane.codes.reserve(filters.len() * row);
-        let unit_len = if units == 1 { n } else { self.view.unit_len() };
+        let views: Vec<_> = (0..self.planes()).map(|p| self.view.plane(p)).collect();
+        let (mut codes, mut counts, mut products) = (Vec::new(), vec![Vec::new(); views.len()], Vec::new());
+        output.planes.iter_mut().for_each(|plane| plane.codes.reserve(filters.len() * row));
         for filter in filters {
-            let from = plane.codes.len();
-            plane.codes.resize(from + row, 0);
-            let counts = self.codes(filter, isa, unit_len, &mut plane.codes[from..], &mut codes).map_err(packed)?;
-            for (unit, counts) in counts.into_iter().enumerate() {
-                output.tally.add_counts(counts);
-                let scale = match units {
-                    1 => common_scale(self.view, filter).map_err(packed)?.unwrap_or(0.0),
-                    _ => self.view.scale(filter, unit).map_err(packed)?,
-                };
-                let stored = scale_dtype.round(f64::from(scale));
-                if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
-                    return Err(misfit(filter, f64::from(scale), scale_dtype));
+            for ((view, plane), counts) in views.iter().zip(&mut output.planes).zip(&mut counts) {
+                let from = plane.codes.len();
+                plane.codes.resize(from + row, 0);
+                let of_plane = self.codes(view, filter, isa, unit_len, &mut plane.codes[from..], &mut codes);
+                *counts = of_plane.map_err(packed)?;
+            }
+            multiply(&views, filter, unit_len, &counts, &mut products).map_err(packed)?;
+            for (unit, products) in products.chunks_exact(views.len() * views.len()).enumerate() {
+                counts.iter().for_each(|counts| output.tally.add_counts(counts[unit]));
+                // Per plane the scale, as it is stored, and what that takes away.
+                let (mut scales, mut stored, mut rests) = ([0.0; PLANES], [0.0; PLANES], [0.0; PLANES]);
+                for (p, view) in views.iter().enumerate() {
+                    let scale = scale_of(*view, filter, unit * unit_len, unit_len).map_err(packed)?;
+                    stored[p] = scale_dtype.round(f64::from(scale));
+                    if !stored[p].is_finite() || (stored[p] == 0.0) != (scale == 0.0) {
+                        return Err(misfit(filter, f64::from(scale), scale_dtype));
+                    }
+                    scales[p] = f64::from(scale);
+                    rests[p] = scales[p] - f64::from(stored[p]);
                 }
-                let count = (counts.negative + counts.positive) as f64;
-                let (scale, rest) = (f64::from(scale), f64::from(scale) - f64::from(stored));
-                let (error, norm) = (count * rest * rest, count * scale * scale);
+                let (stored, [error, norm]) =
+                    (&stored[..views.len()], [rests, scales].map(|of| square(products, &of[..views.len()])));
                 if self.granularity == Granularity::Tensor && filter > 0 {
                     output.tally.add_errors(error, norm);
                     continue;
                 }
-                push_scale(&mut plane.scales, scale_dtype, stored);
-                output.tally.add_unit(&[stored], None, error, norm);
+                let planes = output.planes.iter_mut().zip(stored);
+                planes.for_each(|(plane, &scale)| push_scale(&mut plane.scales, scale_dtype, scale));
+                output.tally.add_unit(stored, None, error, norm);
             }
         }
-        output.planes.push(plane);
         Ok(output)
     }
 
     /// Packs the codes of one filter; what they are in each run of `unit_len`. `codes` is for what has to be widened.
     fn codes(
         &self,
+        view: &TernaryView<'_>,
         filter: usize,
         isa: Isa,
         unit_len: usize,
         packed: &mut [u8],
         codes: &mut Vec<u8>,
     ) -> Result<Vec<Counts>, String> {
-        let n = self.view.filter_len();
+        let n = view.filter_len();
         let whole_bytes = unit_len == n || unit_len.is_multiple_of(4);
-        if self.moved.encoding == Encoding::T2 && whole_bytes && self.view.t2(filter, packed) {
+        if self.moved.encoding == Encoding::T2 && whole_bytes && view.t2(filter, packed) {
             let units = (0..n).step_by(unit_len).zip(packed.chunks(unit_len.div_ceil(4)));
             let counts = units.map(|(at, packed)| Encoding::T2.check(isa, packed, unit_len.min(n - at)));
             if let Ok(counts) = counts.collect() {
@@ -121,7 +140,7 @@ impl<'a> MovedWork<'a> {
             }
         }
         codes.resize(n, 0);
-        self.view.codes(filter, codes)?;
+        view.codes(filter, codes)?;
         let code = codes.iter().fold(0, |most, &code| code.max(most));
         if code > 2 {
             return Err(format!("filter {filter}: code {code}, should be 0, 1 or 2"));
@@ -130,9 +149,8 @@ impl<'a> MovedWork<'a> {
         Ok(codes.chunks(unit_len).map(counts_of).collect())
     }
 
-    /// `source_bytes`: those of the tensor in the checkpoint.
-    pub fn entry(&self, source_bytes: u64, codes: Section, scales: Section, tally: &Tally) -> Result<TensorEntry> {
-        let elements = (self.view.filters() * self.view.filter_len()) as u64;
+    pub fn entry(&self, codes: Section, scales: Section, tally: &Tally) -> Result<TensorEntry> {
+        let count = (self.planes() * self.view.filters() * self.view.filter_len()) as u64;
         let entry = TernaryEntry {
             axis: self.view.axis() as u64,
             calibration: None,
@@ -140,48 +158,94 @@ impl<'a> MovedWork<'a> {
             encoding: self.moved.encoding,
             granularity: self.granularity,
             method: Arc::new(MethodEntry { name: MOVED.to_owned(), parameters: BTreeMap::new() }),
-            planes: 1,
+            planes: self.planes() as u64,
             reason: String::new(),
             scale_dtype: self.moved.scale_dtype,
             scales,
-            source_bytes: Some(source_bytes),
-            stats: tally.stats(elements).map_err(|problem| weights_error(self.view.name, problem))?,
+            source_bytes: Some(self.source_bytes()),
+            stats: tally.stats(count).map_err(|problem| weights_error(self.view.name, problem))?,
         };
         let shape = self.view.shape.iter().map(|&d| d as u64).collect();
         Ok(TensorEntry::ternary(self.view.name.to_owned(), self.view.dtype, shape, entry))
     }
 }
 
-/// The coarsest granularity that holds every scale exactly: what all weights of a filter, or all filters, share is
-/// stored once. Looks at every scale.
-pub(super) fn granularity(view: TernaryView<'_>) -> Result<Granularity, String> {
-    // Per filter its scale; none where all its codes are zero, and any would do.
-    let scales: Vec<Scales> =
-        (0..view.filters()).into_par_iter().map(|filter| scales_of(view, filter)).collect::<Result<_, _>>()?;
-    if scales.contains(&Scales::Several) {
-        return Ok(Granularity::Group(view.unit_len() as u64));
+/// Makes `products` those of the codes −1, 0, +1 of each two planes, summed over each unit of a filter: `[units][P][P]`.
+fn multiply(
+    views: &[TernaryView<'_>],
+    filter: usize,
+    unit_len: usize,
+    counts: &[Vec<Counts>],
+    products: &mut Vec<f64>,
+) -> Result<(), String> {
+    let planes = views.len();
+    products.clear();
+    products.resize(counts[0].len() * planes * planes, 0.0);
+    for (p, counts) in counts.iter().enumerate() {
+        let of_units = products.chunks_exact_mut(planes * planes).zip(counts);
+        of_units.for_each(|(products, counts)| products[p * planes + p] = (counts.negative + counts.positive) as f64);
     }
-    let mut known = scales.iter().filter_map(|scales| match scales {
-        Scales::One(scale) => Some(scale),
-        Scales::Any | Scales::Several => None,
-    });
-    // The first filter's scale is the one that a tensor's only scale is taken from.
-    let one = matches!(scales.first(), Some(Scales::One(_)))
-        && known.next().is_none_or(|first| known.all(|scale| scale == first));
-    Ok(if one { Granularity::Tensor } else { Granularity::Filter })
+    if planes > 1 {
+        let mut codes = vec![vec![0; views[0].filter_len()]; planes];
+        for (view, codes) in views.iter().zip(&mut codes) {
+            view.codes(filter, codes)?;
+        }
+        for (p, q) in (0..planes).flat_map(|p| (0..p).map(move |q| (p, q))) {
+            let units = codes[p].chunks(unit_len).zip(codes[q].chunks(unit_len));
+            for (products, (a, b)) in products.chunks_exact_mut(planes * planes).zip(units) {
+                let sum: i64 = a.iter().zip(b).map(|(&a, &b)| i64::from((i32::from(a) - 1) * (i32::from(b) - 1))).sum();
+                (products[p * planes + q], products[q * planes + p]) = (sum as f64, sum as f64);
+            }
+        }
+    }
+    Ok(())
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Scales {
-    Any,
-    One(f32),
-    Several,
+/// The squared norm of the sum of planes with those scales.
+fn square(products: &[f64], scales: &[f64]) -> f64 {
+    let rows = products.chunks_exact(scales.len()).zip(scales);
+    rows.map(|(row, a)| row.iter().zip(scales).map(|(product, b)| product * a * b).sum::<f64>()).sum()
+}
+
+/// The coarsest granularity that holds every scale exactly: what all weights of a group, a filter, or all filters, share
+/// is stored once. Looks at every scale.
+pub(super) fn granularity(view: TernaryView<'_>) -> Result<Granularity, String> {
+    let (mut per_tensor, mut group) = (true, 0);
+    for view in (0..view.planes()).map(|p| view.plane(p)) {
+        // Per filter its scale; none where all its codes are zero, and any would do.
+        let scales: Vec<Scales> =
+            (0..view.filters()).into_par_iter().map(|filter| scales_of(view, filter)).collect::<Result<_, _>>()?;
+        let mut known = scales.iter().filter_map(|scales| scales.first);
+        // The first filter's scale is the one that a tensor's only scale is taken from.
+        let first = scales.first().and_then(|scales| scales.first);
+        per_tensor &= first.is_some() && known.all(|scale| Some(scale) == first);
+        group = scales.iter().fold(group, |group, scales| gcd(group, scales.changes));
+    }
+    Ok(match group {
+        0 if per_tensor => Granularity::Tensor,
+        0 => Granularity::Filter,
+        units => Granularity::Group((units * view.unit_len()) as u64),
+    })
+}
+
+/// The scales of a filter.
+#[derive(Debug, Clone, Copy, Default)]
+struct Scales {
+    /// The first one; none where any would do.
+    first: Option<f32>,
+    /// What divides the numbers of all units where it changes; 0 where it does not.
+    changes: usize,
+}
+
+/// What divides both; 0 is divided by all.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// What the units of a filter have for scales. A scale of 0 whose codes are zero, too, is as good as any other.
 fn scales_of(view: TernaryView<'_>, filter: usize) -> Result<Scales, String> {
     let (n, unit_len) = (view.filter_len(), view.unit_len());
-    let (mut found, mut codes) = (Scales::Any, Vec::new());
+    let (mut found, mut last, mut codes) = (Scales::default(), None, Vec::new());
     for unit in 0..n.div_ceil(unit_len) {
         let scale = view.scale(filter, unit)?;
         if scale == 0.0 {
@@ -193,19 +257,17 @@ fn scales_of(view: TernaryView<'_>, filter: usize) -> Result<Scales, String> {
                 continue;
             }
         }
-        match found {
-            Scales::Any => found = Scales::One(scale),
-            Scales::One(known) if known == scale => {}
-            _ => return Ok(Scales::Several),
+        if last.is_some_and(|last| last != scale) {
+            found.changes = gcd(found.changes, unit);
         }
+        last = Some(scale);
+        found.first = found.first.or(last);
     }
     Ok(found)
 }
 
-/// The scale that all units of a filter have; `None` where any would do.
-fn common_scale(view: TernaryView<'_>, filter: usize) -> Result<Option<f32>, String> {
-    Ok(match scales_of(view, filter)? {
-        Scales::One(scale) => Some(scale),
-        Scales::Any | Scales::Several => None,
-    })
+/// The scale that the weights from `start` on share: all are equal, but where any would do and 0 stands.
+fn scale_of(view: TernaryView<'_>, filter: usize, start: usize, length: usize) -> Result<f32, String> {
+    let (first, end) = (start / view.unit_len(), (start + length).min(view.filter_len()));
+    (first..end.div_ceil(view.unit_len())).try_fold(0.0, |scale: f32, unit| Ok(scale.max(view.scale(filter, unit)?)))
 }

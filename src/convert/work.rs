@@ -145,7 +145,7 @@ impl<'a> Work<'a> {
                     Error::Request(format!("tensor `{}` is not ternary in the checkpoint; plan it again", tensor.name))
                 })?;
                 let work = MovedWork::new(ternary, *moved, granularity);
-                Kind::Moved { places: places(1, work.bytes())?, work }
+                Kind::Moved { places: places(work.planes() as u64, work.plane_bytes())?, work }
             }
             _ => Kind::Dense(offsets.reserve(tensor.data.len() as u64)?),
         };
@@ -154,7 +154,10 @@ impl<'a> Work<'a> {
 
     /// Bytes of the checkpoint that are read for it; those of a second look count again.
     pub fn bytes(&self) -> u64 {
-        let bytes = self.tensor.data.len() as u64;
+        let bytes = match &self.kind {
+            Kind::Moved { work, .. } => work.source_bytes(),
+            _ => self.tensor.data.len() as u64,
+        };
         if self.needs_prefit() { 2 * bytes } else { bytes }
     }
 
@@ -196,7 +199,7 @@ impl<'a> Work<'a> {
         }
         let Self { tensor, kind, .. } = self;
         let done = match kind {
-            Kind::Dense(_) | Kind::Moved { .. } => Done::of_planes(1),
+            Kind::Dense(_) | Kind::Moved { .. } => Done::default(),
             Kind::Int8 { places, work, calibrated: Some(calibrated) } => {
                 calibrated.int8(*tensor, work, *places, run)?
             }
@@ -257,7 +260,11 @@ impl<'a> Work<'a> {
 
     /// What is known before the first piece: units that were fitted beforehand.
     fn start(&self) -> Done {
-        let Kind::Ternary { work, .. } = &self.kind else { return Done::of_planes(1) };
+        let work = match &self.kind {
+            Kind::Ternary { work, .. } => work,
+            Kind::Moved { work, .. } => return Done::of_planes(work.planes()),
+            Kind::Dense(_) | Kind::Int8 { .. } => return Done::of_planes(1),
+        };
         let mut done = Done::of_planes(work.treatment.planes);
         for (sums, scales) in done.planes.iter_mut().zip(work.fit_scales()) {
             sums.scales.update(&scales);
@@ -291,7 +298,7 @@ impl<'a> Work<'a> {
             Kind::Moved { places: Places { codes, scales, .. }, work } => {
                 let (codes, scales) =
                     (Section { crc32: codes_crc, ..*codes }, Section { crc32: scales_crc, ..*scales });
-                work.entry(self.tensor.data.len() as u64, codes, scales, &tally)
+                work.entry(codes, scales, &tally)
             }
             Kind::Ternary { places: Places { codes, scales, .. }, work, calibrated } => ternary_entry(
                 self.tensor,

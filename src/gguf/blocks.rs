@@ -23,9 +23,12 @@ use crate::vector::{Isa, Task};
 
 /// A kind of ternary block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Block {
+pub enum Block {
+    /// 256 weights in 54 bytes.
     Tq1_0,
+    /// 256 weights in 66 bytes.
     Tq2_0,
+    /// 64 weights in 18 bytes.
     Q2_0,
 }
 
@@ -34,7 +37,7 @@ type Strided = [u8; 64];
 
 impl Block {
     /// Weights per block.
-    pub(crate) const fn weights(self) -> usize {
+    pub const fn weights(self) -> usize {
         match self {
             Self::Tq1_0 | Self::Tq2_0 => 256,
             Self::Q2_0 => 64,
@@ -42,7 +45,7 @@ impl Block {
     }
 
     /// Bytes per block.
-    pub(crate) const fn bytes(self) -> usize {
+    pub const fn bytes(self) -> usize {
         match self {
             Self::Tq1_0 => 54,
             Self::Tq2_0 => 66,
@@ -51,7 +54,7 @@ impl Block {
     }
 
     /// What the key `general.file_type` is for a file of such weights.
-    pub(crate) const fn file_type(self) -> u32 {
+    pub const fn file_type(self) -> u32 {
         match self {
             Self::Tq1_0 => 36,
             Self::Tq2_0 => 37,
@@ -68,19 +71,20 @@ impl Block {
         }
     }
 
-    /// Writes the blocks of `t2` codes, whole blocks of them; false where a code is 3, which none of the three is to
-    /// hold. Block i gets the scale `scale(i)`.
-    pub(crate) fn write_t2(self, isa: Isa, packed: &[u8], scale: impl Fn(usize) -> f16, blocks: &mut [u8]) -> bool {
+    /// Writes the blocks of [`t2`](crate::Encoding::T2) codes, whole blocks of them: four to a byte in `packed`,
+    /// [`Block::bytes`] a block in `blocks`. False where a code is 3, which none of the three is to hold. Block i gets
+    /// the scale `scale(i)`.
+    pub fn write_t2(self, isa: Isa, packed: &[u8], scale: impl Fn(usize) -> f16, blocks: &mut [u8]) -> bool {
         isa.run(Write { block: self, packed, scale, blocks })
     }
 
-    /// Writes the codes of whole blocks as `t2` has them; those of the two-bit types may be 3.
-    pub(crate) fn read_t2(self, isa: Isa, blocks: &[u8], packed: &mut [u8]) {
+    /// Writes the codes of whole blocks as [`t2`](crate::Encoding::T2) has them; those of the two-bit types may be 3.
+    pub fn read_t2(self, isa: Isa, blocks: &[u8], packed: &mut [u8]) {
         isa.run(Read { block: self, blocks, packed });
     }
 
-    /// Writes the blocks of codes, whole blocks of them. Block i gets the scale `scale(i)`.
-    pub(crate) fn write_codes(self, codes: &[u8], scale: impl Fn(usize) -> f16, blocks: &mut [u8]) {
+    /// Writes the blocks of codes t+1, one byte each, whole blocks of them. Block i gets the scale `scale(i)`.
+    pub fn write_codes(self, codes: &[u8], scale: impl Fn(usize) -> f16, blocks: &mut [u8]) {
         let groups = codes.chunks_exact(self.weights());
         for (i, (block, codes)) in blocks.chunks_exact_mut(self.bytes()).zip(groups).enumerate() {
             block[self.scale_at()..][..2].copy_from_slice(&scale(i).to_le_bytes());
@@ -97,7 +101,10 @@ impl Block {
     }
 
     /// The scale of one block, as stored.
-    pub(crate) fn scale(self, block: &[u8]) -> f16 {
+    ///
+    /// # Panics
+    /// When there are fewer bytes than a block has.
+    pub fn scale(self, block: &[u8]) -> f16 {
         let at = self.scale_at();
         f16::from_le_bytes([block[at], block[at + 1]])
     }
@@ -106,7 +113,10 @@ impl Block {
     ///
     /// # Errors
     /// The first weight whose code is 3: the two-bit types could hold +2, which is not ternary.
-    pub(crate) fn codes(self, block: &[u8], codes: &mut [u8]) -> Result<(), usize> {
+    ///
+    /// # Panics
+    /// When there are fewer bytes than a block has, or fewer codes.
+    pub fn codes(self, block: &[u8], codes: &mut [u8]) -> Result<(), usize> {
         match self {
             Self::Q2_0 => {
                 for (codes, byte) in codes.as_chunks_mut::<4>().0.iter_mut().zip(&block[2..]) {

@@ -10,7 +10,7 @@ use crate::limits;
 
 /// What stands in front of the data.
 #[derive(Debug)]
-pub(crate) struct Header<'a> {
+pub struct Header<'a> {
     /// 2 or 3.
     pub version: u32,
     /// What every tensor begins at a multiple of.
@@ -23,8 +23,10 @@ pub(crate) struct Header<'a> {
 
 /// A key and its value.
 #[derive(Debug)]
-pub(crate) struct Key<'a> {
+pub struct Key<'a> {
+    /// Its name.
     pub name: &'a str,
+    /// Its value.
     pub value: Value<'a>,
     /// Both, as they stand in the file.
     pub bytes: &'a [u8],
@@ -32,11 +34,16 @@ pub(crate) struct Key<'a> {
 
 /// A value.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Value<'a> {
+pub enum Value<'a> {
+    /// An integer of a type without a sign.
     Unsigned(u64),
+    /// An integer of a type with a sign.
     Signed(i64),
+    /// Single precision.
     F32(f32),
+    /// Double precision.
     F64(f64),
+    /// Yes or no.
     Bool(bool),
     /// Not necessarily UTF-8.
     Text(&'a [u8]),
@@ -60,10 +67,12 @@ impl fmt::Display for Value<'_> {
 
 /// A tensor.
 #[derive(Debug)]
-pub(crate) struct Tensor<'a> {
+pub struct Tensor<'a> {
+    /// Its name.
     pub name: &'a str,
     /// Outermost dimension first.
     pub shape: Vec<u64>,
+    /// The type of its elements.
     pub kind: &'static Type,
     /// Its bytes in the file.
     pub range: Range<usize>,
@@ -77,7 +86,7 @@ impl<'a> Header<'a> {
     ///
     /// # Errors
     /// What is wrong with it, and a way out.
-    pub(crate) fn parse(file: &'a [u8]) -> Result<Self, String> {
+    pub fn parse(file: &'a [u8]) -> Result<Self, String> {
         let mut bytes = Cursor { file, at: 0 };
         if bytes.take(4, "the magic number")? != MAGIC {
             return Err("it does not begin with `GGUF`; is this really a GGUF file?".to_owned());
@@ -111,12 +120,12 @@ impl<'a> Header<'a> {
     }
 
     /// The value of that key.
-    pub(crate) fn value(&self, name: &str) -> Option<Value<'a>> {
+    pub fn value(&self, name: &str) -> Option<Value<'a>> {
         self.keys.iter().find(|key| key.name == name).map(|key| key.value)
     }
 
     /// The text of that key, where it is text.
-    pub(crate) fn text(&self, name: &str) -> Option<&'a str> {
+    pub fn text(&self, name: &str) -> Option<&'a str> {
         match self.value(name)? {
             Value::Text(text) => std::str::from_utf8(text).ok(),
             _ => None,
@@ -124,7 +133,7 @@ impl<'a> Header<'a> {
     }
 
     /// The count of that key, where it is one.
-    pub(crate) fn count(&self, name: &str) -> Option<u64> {
+    pub fn count(&self, name: &str) -> Option<u64> {
         match self.value(name)? {
             Value::Unsigned(count) => Some(count),
             Value::Signed(count) => count.try_into().ok(),
@@ -304,7 +313,7 @@ fn scalar_bytes(kind: u32) -> Option<u64> {
 }
 
 /// A key and its number, as they stand in a file.
-pub(crate) fn number_pair(name: &str, number: u32) -> Vec<u8> {
+pub fn number_pair(name: &str, number: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     text(name, &mut bytes);
     bytes.extend(4u32.to_le_bytes());
@@ -313,7 +322,7 @@ pub(crate) fn number_pair(name: &str, number: u32) -> Vec<u8> {
 }
 
 /// A key and its text, as they stand in a file.
-pub(crate) fn text_pair(name: &str, value: &str) -> Vec<u8> {
+pub fn text_pair(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     text(name, &mut bytes);
     bytes.extend(8u32.to_le_bytes());
@@ -322,7 +331,7 @@ pub(crate) fn text_pair(name: &str, value: &str) -> Vec<u8> {
 }
 
 /// What the header says of a tensor; the shape is outermost dimension first.
-pub(crate) fn write_tensor(name: &str, shape: &[u64], kind: &Type, offset: u64, bytes: &mut Vec<u8>) {
+pub fn write_tensor(name: &str, shape: &[u64], kind: &Type, offset: u64, bytes: &mut Vec<u8>) {
     text(name, bytes);
     bytes.extend((shape.len() as u32).to_le_bytes());
     shape.iter().rev().for_each(|dimension| bytes.extend(dimension.to_le_bytes()));

@@ -13,29 +13,29 @@ mod header;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::blocks::Block;
-pub(crate) use self::header::{Header, Tensor, Value, number_pair, text_pair, write_tensor};
+pub use self::blocks::Block;
+pub use self::header::{Header, Key, Tensor, Value, number_pair, text_pair, write_tensor};
 use crate::Dtype;
 
 /// The first bytes of every file.
-pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
+pub const MAGIC: [u8; 4] = *b"GGUF";
 /// The format's name in errors.
-pub(crate) const FORMAT: &str = "GGUF";
+pub const FORMAT: &str = "GGUF";
 /// What `general.alignment` is where the key is missing.
-pub(crate) const ALIGNMENT: u64 = 32;
+pub const ALIGNMENT: u64 = 32;
 /// One more than the bytes that ggml's reader takes for a tensor's name.
-pub(crate) const NAME_BYTES: usize = 64;
+pub const NAME_BYTES: usize = 64;
 /// Dimensions that a tensor has at most.
-pub(crate) const RANK: usize = 4;
+pub const RANK: usize = 4;
 /// The key of what a file of this crate says of its tensors beyond the format: JSON, by name.
-pub(crate) const TENSORS_KEY: &str = "twn_pack.tensors";
+pub const TENSORS_KEY: &str = "twn_pack.tensors";
 /// The key of the checkpoint's own metadata: JSON, strings by name.
-pub(crate) const METADATA_KEY: &str = "twn_pack.metadata";
+pub const METADATA_KEY: &str = "twn_pack.metadata";
 
 /// What is said under [`TENSORS_KEY`] of a tensor; everything may be missing that the file itself says.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Described {
+pub struct Described {
     /// The filter axis of a ternary tensor; always 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub axis: Option<u64>,
@@ -52,6 +52,9 @@ pub(crate) struct Described {
     /// The name, where it is too long for ggml.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Of one of several planes its number and how many there are; it is called like the weight, and `.plane` and the number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plane: Option<[u64; 2]>,
     /// The shape, outermost dimension first, where it is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<u64>>,
@@ -59,7 +62,7 @@ pub(crate) struct Described {
 
 /// An element type: so many weights in so many bytes.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Type {
+pub struct Type {
     /// Its number in the file.
     pub id: u32,
     /// Its name in ggml.
@@ -74,7 +77,7 @@ pub(crate) struct Type {
 
 /// What a type means here.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Plain elements.
     Plain(Dtype),
     /// Ternary codes and a scale per block.
@@ -136,22 +139,22 @@ static TYPES: [Type; 35] = [
 
 impl Type {
     /// The type of that number.
-    pub(crate) fn by_id(id: u32) -> Option<&'static Self> {
+    pub fn by_id(id: u32) -> Option<&'static Self> {
         TYPES.iter().find(|kind| kind.id == id)
     }
 
     /// The type of those blocks.
-    pub(crate) fn of_block(block: Block) -> Option<&'static Self> {
+    pub fn of_block(block: Block) -> Option<&'static Self> {
         TYPES.iter().find(|kind| kind.kind == Kind::Ternary(block))
     }
 
     /// The type of those elements.
-    pub(crate) fn of_dtype(dtype: Dtype) -> Option<&'static Self> {
+    pub fn of_dtype(dtype: Dtype) -> Option<&'static Self> {
         TYPES.iter().find(|kind| kind.kind == Kind::Plain(dtype))
     }
 
     /// Single precision, which every reader computes with.
-    pub(crate) fn f32() -> &'static Self {
+    pub fn f32() -> &'static Self {
         &TYPES[0]
     }
 
@@ -159,7 +162,7 @@ impl Type {
     ///
     /// # Errors
     /// Rows that are no whole blocks, or a size that overflows, in words.
-    pub(crate) fn length(&self, shape: &[u64]) -> Result<u64, String> {
+    pub fn length(&self, shape: &[u64]) -> Result<u64, String> {
         let row = shape.last().copied().unwrap_or(1);
         if row % self.block != 0 {
             return Err(format!(

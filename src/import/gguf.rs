@@ -3,13 +3,14 @@
 //! here: the bytes ([`crate::gguf`]); other quantized types, which are refused by name.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
 use crate::gguf::{Block, Described, FORMAT, Header, Kind, METADATA_KEY, TENSORS_KEY, Tensor, Value};
-use crate::source::{CheckpointBuilder, TernaryLayout};
-use crate::{Checkpoint, Dtype, Error, Granularity, Isa, MappedFile, Result};
+use crate::source::{CheckpointBuilder, TernaryLayout, TernaryPlane};
+use crate::{Checkpoint, Dtype, Error, Granularity, Isa, MappedFile, Result, limits};
 
 /// What is true of the file alone.
 const OF_THE_FILE: [&str; 5] =
@@ -18,15 +19,53 @@ const OF_THE_FILE: [&str; 5] =
 /// Opens a file, or all of them where it is one of several.
 pub(super) fn open(path: &Path, file: MappedFile) -> Result<Checkpoint> {
     let count = Header::parse(&file).map_err(foreign(path))?.count("split.count").unwrap_or(1);
-    let mut builder = CheckpointBuilder::new(path);
+    let (mut builder, mut planes) = (CheckpointBuilder::new(path), Planes::new());
     if count <= 1 {
-        add(&mut builder, file)?;
+        add(&mut builder, &mut planes, file)?;
     } else {
         for number in 1..=count {
-            add(&mut builder, MappedFile::open(sibling(path, number, count)?)?)?;
+            add(&mut builder, &mut planes, MappedFile::open(sibling(path, number, count)?)?)?;
         }
     }
+    for (weight, planes) in planes {
+        join(&mut builder, &weight, planes)?;
+    }
     builder.finish()
+}
+
+/// What the file says is a plane of a weight, by the weight's name.
+type Planes = BTreeMap<String, Vec<Plane>>;
+
+struct Plane {
+    name: String,
+    number: u64,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    layout: Blocks,
+    file: usize,
+    range: Range<usize>,
+    /// How many there should be.
+    count: u64,
+}
+
+/// Adds planes as one tensor, if they are all there and alike; else each as what it is.
+fn join(builder: &mut CheckpointBuilder, weight: &str, mut planes: Vec<Plane>) -> Result<()> {
+    planes.sort_by_key(|plane| plane.number);
+    let form = |plane: &Plane| (plane.count, plane.dtype, plane.shape.clone(), plane.layout.unit_len());
+    let (dtype, shape) = (planes[0].dtype, planes[0].shape.clone());
+    let alike = planes.iter().all(|plane| form(plane) == form(&planes[0]));
+    if alike && planes.iter().map(|plane| plane.number).eq(0..planes[0].count) {
+        let planes = planes.into_iter().map(|Plane { layout, file, range, .. }| TernaryPlane {
+            layout: Box::new(layout),
+            file,
+            range,
+        });
+        return builder.ternary_planes(weight, (dtype, &shape), planes.collect());
+    }
+    for Plane { name, dtype, shape, layout, file, range, .. } in planes {
+        builder.ternary(&name, (dtype, &shape), Box::new(layout), file, range)?;
+    }
+    Ok(())
 }
 
 fn foreign(path: &Path) -> impl Fn(String) -> Error {
@@ -47,7 +86,7 @@ fn sibling(path: &Path, number: u64, count: u64) -> Result<PathBuf> {
     Ok(path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf")))
 }
 
-fn add(builder: &mut CheckpointBuilder, file: MappedFile) -> Result<()> {
+fn add(builder: &mut CheckpointBuilder, planes: &mut Planes, file: MappedFile) -> Result<()> {
     let path = file.path().to_path_buf();
     let header = Header::parse(&file).map_err(foreign(&path))?;
     let number = builder.file(file.clone());
@@ -55,7 +94,7 @@ fn add(builder: &mut CheckpointBuilder, file: MappedFile) -> Result<()> {
     for tensor in &header.tensors {
         let nothing = Described::default();
         let described = described.get(tensor.name).unwrap_or(&nothing);
-        add_tensor(builder, tensor, described, number, &foreign(&path))?;
+        add_tensor(builder, planes, tensor, described, number, &foreign(&path))?;
     }
     let mut arrays = Vec::new();
     for key in header.keys.iter().filter(|key| !OF_THE_FILE.contains(&key.name) && !key.name.starts_with("split.")) {
@@ -99,6 +138,7 @@ fn text(value: Value<'_>) -> Option<String> {
 
 fn add_tensor(
     builder: &mut CheckpointBuilder,
+    planes: &mut Planes,
     tensor: &Tensor<'_>,
     described: &Described,
     file: usize,
@@ -120,7 +160,16 @@ fn add_tensor(
         Kind::Ternary(block) => {
             let layout = Blocks::new(block, &shape, described).map_err(wrong)?;
             let dtype = described.dtype.unwrap_or(Dtype::F32);
-            builder.ternary(name, (dtype, &shape), Box::new(layout), file, tensor.range.clone())
+            let range = tensor.range.clone();
+            let plane = described.plane.filter(|[_, count]| *count <= limits::PACKED_PLANES as u64);
+            let plane = plane
+                .and_then(|[number, count]| Some((number, count, name.strip_suffix(&*format!(".plane{number}"))?)));
+            let Some((number, count, weight)) = plane else {
+                return builder.ternary(name, (dtype, &shape), Box::new(layout), file, range);
+            };
+            let plane = Plane { name: name.to_owned(), number, dtype, shape, layout, file, range, count };
+            planes.entry(weight.to_owned()).or_default().push(plane);
+            Ok(())
         }
         Kind::Other => Err(wrong(format!(
             "type {}, which is neither ternary nor plain numbers; turn it into floats first, with llama-quantize \

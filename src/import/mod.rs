@@ -7,7 +7,6 @@ mod bitnet;
 mod gguf;
 mod npz;
 mod onnx;
-mod onnx_codes;
 mod pickle;
 mod pytorch;
 mod strided;

@@ -9,7 +9,7 @@ use crate::{Error, MappedFile};
 
 /// The files beside a model, each mapped once.
 #[derive(Debug)]
-pub(crate) struct Externals {
+pub struct Externals {
     directory: PathBuf,
     files: BTreeMap<String, MappedFile>,
 }

@@ -6,45 +6,46 @@ mod external;
 mod model;
 mod wire;
 
-pub(crate) use self::external::Externals;
-pub(crate) use self::model::{Data, Initializer, Model, Node, names_default_domain};
-pub(crate) use self::wire::{Fields, Message};
+pub use self::external::Externals;
+pub use self::model::{Attribute, Data, Initializer, Model, Node, names_default_domain};
+pub use self::wire::{Field, Fields, Message, Value};
 
 /// What errors call the format.
-pub(crate) const FORMAT: &str = ".onnx";
+pub const FORMAT: &str = ".onnx";
 
-/// Numbers of `TensorProto.DataType`.
-pub(crate) mod data_type {
-    pub(crate) const FLOAT: i32 = 1;
-    pub(crate) const UINT8: i32 = 2;
-    pub(crate) const INT8: i32 = 3;
-    pub(crate) const UINT16: i32 = 4;
-    pub(crate) const INT16: i32 = 5;
-    pub(crate) const INT32: i32 = 6;
-    pub(crate) const INT64: i32 = 7;
-    pub(crate) const STRING: i32 = 8;
-    pub(crate) const BOOL: i32 = 9;
-    pub(crate) const FLOAT16: i32 = 10;
-    pub(crate) const DOUBLE: i32 = 11;
-    pub(crate) const UINT32: i32 = 12;
-    pub(crate) const UINT64: i32 = 13;
-    pub(crate) const COMPLEX64: i32 = 14;
-    pub(crate) const COMPLEX128: i32 = 15;
-    pub(crate) const BFLOAT16: i32 = 16;
-    pub(crate) const FLOAT8E4M3FN: i32 = 17;
-    pub(crate) const FLOAT8E4M3FNUZ: i32 = 18;
-    pub(crate) const FLOAT8E5M2: i32 = 19;
-    pub(crate) const FLOAT8E5M2FNUZ: i32 = 20;
-    pub(crate) const UINT4: i32 = 21;
-    pub(crate) const INT4: i32 = 22;
-    pub(crate) const FLOAT4E2M1: i32 = 23;
-    pub(crate) const FLOAT8E8M0: i32 = 24;
-    pub(crate) const UINT2: i32 = 25;
-    pub(crate) const INT2: i32 = 26;
+/// Numbers of `TensorProto.DataType`, which stand in [`Initializer::data_type`].
+#[allow(missing_docs, reason = "the names say it")]
+pub mod data_type {
+    pub const FLOAT: i32 = 1;
+    pub const UINT8: i32 = 2;
+    pub const INT8: i32 = 3;
+    pub const UINT16: i32 = 4;
+    pub const INT16: i32 = 5;
+    pub const INT32: i32 = 6;
+    pub const INT64: i32 = 7;
+    pub const STRING: i32 = 8;
+    pub const BOOL: i32 = 9;
+    pub const FLOAT16: i32 = 10;
+    pub const DOUBLE: i32 = 11;
+    pub const UINT32: i32 = 12;
+    pub const UINT64: i32 = 13;
+    pub const COMPLEX64: i32 = 14;
+    pub const COMPLEX128: i32 = 15;
+    pub const BFLOAT16: i32 = 16;
+    pub const FLOAT8E4M3FN: i32 = 17;
+    pub const FLOAT8E4M3FNUZ: i32 = 18;
+    pub const FLOAT8E5M2: i32 = 19;
+    pub const FLOAT8E5M2FNUZ: i32 = 20;
+    pub const UINT4: i32 = 21;
+    pub const INT4: i32 = 22;
+    pub const FLOAT4E2M1: i32 = 23;
+    pub const FLOAT8E8M0: i32 = 24;
+    pub const UINT2: i32 = 25;
+    pub const INT2: i32 = 26;
 }
 
 /// A type as this crate calls it; `None` for those that it has no name for.
-pub(crate) fn dtype(data_type: i32) -> Option<crate::Dtype> {
+pub fn dtype(data_type: i32) -> Option<crate::Dtype> {
     use crate::Dtype;
     Some(match data_type {
         data_type::FLOAT => Dtype::F32,
@@ -71,7 +72,7 @@ pub(crate) fn dtype(data_type: i32) -> Option<crate::Dtype> {
 }
 
 /// A type as ONNX calls it.
-pub(crate) fn type_name(data_type: i32) -> String {
+pub fn type_name(data_type: i32) -> String {
     let known = match data_type {
         data_type::FLOAT => "FLOAT",
         data_type::INT8 => "INT8",

@@ -14,18 +14,22 @@ const DEPTH: usize = 32;
 
 /// A model, borrowed from its file.
 #[derive(Debug)]
-pub(crate) struct Model<'f> {
+pub struct Model<'f> {
+    /// All of it.
     pub file: &'f [u8],
+    /// The version of the file format.
     pub ir_version: i64,
     /// Operator sets: domain, version.
     pub opsets: Vec<(&'f str, i64)>,
     /// The graph's bytes.
     pub graph: Range<usize>,
-    /// What the main graph has.
+    /// The tensors of the main graph, in the order of the file.
     pub initializers: Vec<Initializer<'f>>,
+    /// Its operations, in the order of the file.
     pub nodes: Vec<Node<'f>>,
-    /// Names of the graph's inputs, each with its whole field, and of its outputs.
+    /// Names of the graph's inputs, each with its whole field.
     pub inputs: Vec<(&'f str, Range<usize>)>,
+    /// Names of its outputs.
     pub outputs: Vec<&'f str>,
     /// Every name that a value has, anywhere.
     pub names: BTreeSet<&'f str>,
@@ -33,60 +37,83 @@ pub(crate) struct Model<'f> {
     pub nested: Vec<Node<'f>>,
     /// Names of tensors that are initializers of a nested graph, sparse, or constants that nodes carry.
     pub elsewhere: Vec<&'f str>,
-    /// Whether it has functions of its own, or graphs for training.
+    /// Whether it has functions of its own.
     pub functions: bool,
+    /// Whether it has graphs for training.
     pub training: bool,
 }
 
 /// A tensor of the graph.
 #[derive(Debug)]
-pub(crate) struct Initializer<'f> {
+pub struct Initializer<'f> {
+    /// Its name, which is not empty.
     pub name: &'f str,
+    /// Its shape, outermost dimension first.
     pub dims: Vec<u64>,
+    /// One of [`data_type`](super::data_type), or another number.
     pub data_type: i32,
+    /// Where its data are.
     pub data: Data<'f>,
-    /// Its message, and that with what stands in front of it.
+    /// Its message in the file.
     pub message: Range<usize>,
+    /// The same with what stands in front of it.
     pub field: Range<usize>,
 }
 
 /// Where a tensor's data are.
 #[derive(Debug, Clone)]
-pub(crate) enum Data<'f> {
+pub enum Data<'f> {
     /// In the file, little-endian.
     Here(Range<usize>),
     /// In a file beside it.
-    External { location: &'f str, offset: u64, length: Option<u64> },
+    External {
+        /// The file's path from the model's directory; [`Externals`](super::Externals) checks it.
+        location: &'f str,
+        /// Where they begin.
+        offset: u64,
+        /// How many bytes, where it says so.
+        length: Option<u64>,
+    },
     /// As numbers in fields of their own, which have to be decoded.
     Fields,
 }
 
 /// An operation.
 #[derive(Debug)]
-pub(crate) struct Node<'f> {
+pub struct Node<'f> {
+    /// Its name; often empty.
     pub name: &'f str,
+    /// What it does: `MatMul`, …
     pub op: &'f str,
     /// Empty for the operations of ONNX itself.
     pub domain: &'f str,
+    /// The values that go in; an empty name is one that is left out.
     pub inputs: Vec<&'f str>,
+    /// The values that come out.
     pub outputs: Vec<&'f str>,
+    /// Those of its attributes that are numbers.
     pub attributes: Vec<Attribute<'f>>,
     /// What PyTorch's exporter says of the module that it comes from.
     pub scopes: Option<&'f str>,
+    /// The whole field in the file.
     pub field: Range<usize>,
 }
 
 /// An attribute that is a number or several.
 #[derive(Debug, Default)]
-pub(crate) struct Attribute<'f> {
+pub struct Attribute<'f> {
+    /// Its name.
     pub name: &'f str,
+    /// Where it is an integer.
     pub int: Option<i64>,
+    /// Where it is a float.
     pub float: Option<f32>,
+    /// Where it is a list of integers.
     pub ints: Vec<i64>,
 }
 
 /// Whether that domain is ONNX's own.
-pub(crate) fn names_default_domain(domain: &str) -> bool {
+pub fn names_default_domain(domain: &str) -> bool {
     domain.is_empty() || domain == "ai.onnx"
 }
 
@@ -303,6 +330,7 @@ impl<'f> Node<'f> {
         self.attribute(name)?.int
     }
 
+    /// The attribute of that name.
     pub fn attribute(&self, name: &str) -> Option<&Attribute<'f>> {
         self.attributes.iter().find(|attribute| attribute.name == name)
     }

@@ -5,23 +5,33 @@ use std::ops::Range;
 
 /// A field of a message, and where all of it lies in the file.
 #[derive(Debug, Clone)]
-pub(crate) struct Field {
+pub struct Field {
+    /// Which field it is.
     pub number: u64,
+    /// Its value.
     pub value: Value,
+    /// Its bytes in the file, number and length included.
     pub range: Range<usize>,
 }
 
 /// A value; bytes as where they lie in the file.
 #[derive(Debug, Clone)]
-pub(crate) enum Value {
+pub enum Value {
+    /// An integer, as its 64 bits; negative ones are in two's complement.
     Varint(u64),
+    /// Eight bytes, little-endian.
     Fixed64(u64),
+    /// Four bytes, little-endian.
     Fixed32(u32),
+    /// A string, a message or packed numbers.
     Bytes(Range<usize>),
 }
 
 impl Field {
     /// The bytes of a string, a message or packed numbers.
+    ///
+    /// # Errors
+    /// A value that is no bytes.
     pub fn bytes(&self) -> Result<Range<usize>, String> {
         match &self.value {
             Value::Bytes(range) => Ok(range.clone()),
@@ -29,6 +39,10 @@ impl Field {
         }
     }
 
+    /// A number.
+    ///
+    /// # Errors
+    /// A value that is none.
     pub fn int(&self) -> Result<i64, String> {
         match self.value {
             Value::Varint(value) => Ok(value.cast_signed()),
@@ -39,6 +53,9 @@ impl Field {
     }
 
     /// A string.
+    ///
+    /// # Errors
+    /// A value that is no bytes, or not UTF-8.
     pub fn text<'f>(&self, file: &'f [u8]) -> Result<&'f str, String> {
         std::str::from_utf8(&file[self.bytes()?])
             .map_err(|_| format!("the string in field {} at byte {} is not UTF-8", self.number, self.range.start))
@@ -47,12 +64,14 @@ impl Field {
 
 /// The fields of the message in that range of a file, one after another; after an error there are no more.
 #[derive(Debug, Clone)]
-pub(crate) struct Fields<'f> {
+pub struct Fields<'f> {
     file: &'f [u8],
     left: Range<usize>,
 }
 
 impl<'f> Fields<'f> {
+    /// Those of the message in that range.
+    ///
     /// # Panics
     /// When the file is shorter.
     pub fn new(file: &'f [u8], message: Range<usize>) -> Self {
@@ -61,6 +80,9 @@ impl<'f> Fields<'f> {
     }
 
     /// The numbers in the packed bytes of a repeated field.
+    ///
+    /// # Panics
+    /// When the file is shorter.
     pub fn packed_varints(file: &'f [u8], range: Range<usize>) -> impl Iterator<Item = Result<u64, String>> + 'f {
         let mut fields = Self::new(file, range);
         std::iter::from_fn(move || {
@@ -132,11 +154,12 @@ impl Iterator for Fields<'_> {
     }
 }
 
-/// A message that is put together.
+/// A message that is put together, field by field.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Message(pub Vec<u8>);
+pub struct Message(pub Vec<u8>);
 
 impl Message {
+    /// Appends a number without the field that it belongs to.
     pub fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -145,12 +168,14 @@ impl Message {
         self.0.push(value as u8);
     }
 
+    /// Adds a field that is a number.
     pub fn int(mut self, number: u64, value: i64) -> Self {
         self.varint(number << 3);
         self.varint(value.cast_unsigned());
         self
     }
 
+    /// Adds a field that is bytes or a string.
     pub fn bytes(mut self, number: u64, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
         self.begin(number, value.len() as u64);
@@ -158,12 +183,13 @@ impl Message {
         self
     }
 
-    /// What stands in front of that many bytes.
+    /// Appends what stands in front of a field of that many bytes, which are to follow.
     pub fn begin(&mut self, number: u64, length: u64) {
         self.varint(number << 3 | 2);
         self.varint(length);
     }
 
+    /// Adds a field that is a message.
     pub fn message(self, number: u64, message: &Self) -> Self {
         self.bytes(number, &message.0)
     }

@@ -189,7 +189,7 @@ impl Report {
         let mut totals = Totals { file_bytes: 64, ..Totals::default() };
         let mut tensors = Vec::with_capacity(plan.tensors.len());
         for (i, (tensor, planned)) in checkpoint.tensors().zip(&plan.tensors).enumerate() {
-            let source_bytes = tensor.data.len() as u64;
+            let mut source_bytes = tensor.data.len() as u64;
             let (mut elements, mut sections) = (tensor.elements() as u64, [source_bytes, 0]);
             let (mut dtype, mut shape) = (tensor.dtype, tensor.shape);
             let filters_along = |axis: usize| tensor.shape[axis] as u64;
@@ -202,10 +202,12 @@ impl Report {
                 Decision::Moved(moved) => {
                     if let Some(ternary) = checkpoint.ternary(i) {
                         let (filters, n) = (ternary.filters(), ternary.filter_len());
+                        let filters = ternary.planes() * filters;
                         let codes = filters * moved.encoding.bytes(n);
                         let scales = filters * n.div_ceil(ternary.unit_len()) * moved.scale_dtype.size();
                         (dtype, shape) = (ternary.dtype, ternary.shape);
-                        elements = (filters * n) as u64;
+                        elements = (ternary.filters() * n) as u64;
+                        source_bytes = ternary.bytes() as u64;
                         sections = [codes as u64, scales as u64];
                         totals.add_ternary(elements, source_bytes, codes as u64, scales as u64);
                     }

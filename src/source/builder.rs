@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::header::check_limits;
-use super::{Checkpoint, Dtype, Entry, MappedFile, TensorView, Ternary, TernaryLayout};
+use super::{Checkpoint, Dtype, Entry, MappedFile, TensorView, Ternary, TernaryLayout, TernaryPlane};
 use crate::dtype::{byte_length, is_float, needs};
 use crate::error::CheckpointProblem as Problem;
+use crate::limits::PACKED_PLANES;
 use crate::{Error, Result};
 
 /// Puts a [`Checkpoint`] together.
@@ -104,15 +105,41 @@ impl CheckpointBuilder {
         file: usize,
         range: Range<usize>,
     ) -> Result<()> {
-        let found = self.check(name, shape, file, &range)?;
+        self.ternary_planes(name, (dtype, shape), vec![TernaryPlane { layout, file, range }])
+    }
+
+    /// Adds a tensor that is the sum of ternary ones, its planes: in their order, and alike in axis and units.
+    ///
+    /// # Errors
+    /// As [`CheckpointBuilder::ternary`]; planes that differ, none, or more than a tensor is packed into.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn ternary_planes(
+        &mut self,
+        name: &str,
+        (dtype, shape): (Dtype, &[usize]),
+        planes: Vec<TernaryPlane>,
+    ) -> Result<()> {
+        for plane in &planes {
+            self.check(name, shape, plane.file, &plane.range)?;
+        }
+        let wrong = |message| self.problem(Problem::Dtype { tensor: name.to_owned(), message });
+        let first = planes.first().filter(|_| planes.len() <= PACKED_PLANES).ok_or_else(|| {
+            wrong(format!("it has {} planes, should have 1 to {PACKED_PLANES}; export the model again", planes.len()))
+        })?;
+        let (axis, unit_len) = (first.layout.axis(), first.layout.unit_len());
+        if planes.iter().any(|plane| (plane.layout.axis(), plane.layout.unit_len()) != (axis, unit_len)) {
+            return Err(wrong("its planes have scales for other weights each; export the model again".to_owned()));
+        }
         let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
         let fits = byte_length(dtype, &shape64).is_some_and(|bytes| bytes > 0);
-        if !is_float(dtype) || layout.axis() >= shape.len() || !fits {
-            let message = format!("{dtype} of shape {shape:?} cannot be ternary; export the model again");
-            return Err(self.problem(Problem::Dtype { tensor: name.to_owned(), message }));
+        if !is_float(dtype) || axis >= shape.len() || !fits {
+            return Err(wrong(format!("{dtype} of shape {shape:?} cannot be ternary; export the model again")));
         }
-        let ternary = Some(Arc::new(Ternary { dtype, shape: shape.to_vec(), layout }));
-        let (name, dtype, shape) = (name.into(), Dtype::U8, Box::new([found as usize]));
+        let (file, range) = (first.file, first.range.clone());
+        let ternary = Some(Arc::new(Ternary { dtype, shape: shape.to_vec(), planes }));
+        let (name, dtype, shape) = (name.into(), Dtype::U8, Box::new([range.len()]));
         self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, ternary });
         Ok(())
     }

@@ -21,7 +21,7 @@ use self::header::Header;
 pub use self::header::{PACKED_KEY, safetensors_header};
 pub use self::npy::NpyHeader;
 pub use self::shards::ShardIndex;
-pub use self::ternary::{TernaryLayout, TernaryView};
+pub use self::ternary::{TernaryLayout, TernaryPlane, TernaryView};
 pub use self::weights::FilterView;
 pub use crate::dtype::Dtype;
 pub use crate::mapped::MappedFile;
@@ -49,12 +49,12 @@ struct Entry {
     ternary: Option<Arc<Ternary>>,
 }
 
-/// A tensor that is ternary in the checkpoint: its own type and shape, and how its bytes lie.
+/// A tensor that is ternary in the checkpoint: its own type and shape, and its planes, the first of which the entry shows.
 #[derive(Debug)]
 struct Ternary {
     dtype: Dtype,
     shape: Vec<usize>,
-    layout: Box<dyn TernaryLayout>,
+    planes: Vec<TernaryPlane>,
 }
 
 /// A tensor of a checkpoint, borrowed from its mapping.
@@ -169,14 +169,14 @@ impl Checkpoint {
     }
 
     /// Tensor number `i` where it is ternary already: codes and scales in another program's layout, which
-    /// [`Checkpoint::tensor`] shows as the bytes that they are.
+    /// [`Checkpoint::tensor`] shows as the bytes that they are (of several planes, the first one's).
     ///
     /// # Panics
     /// When there is no such tensor.
     pub fn ternary(&self, i: usize) -> Option<TernaryView<'_>> {
-        let (entry, data) = (&self.tensors[i], self.tensor(i).data);
-        let Ternary { dtype, shape, layout } = &**entry.ternary.as_ref()?;
-        Some(TernaryView { name: &entry.name, dtype: *dtype, shape, data, layout: &**layout })
+        let entry = &self.tensors[i];
+        let Ternary { dtype, shape, planes } = &**entry.ternary.as_ref()?;
+        Some(TernaryView { name: &entry.name, dtype: *dtype, shape, files: &self.files, planes })
     }
 
     /// The tensor of that name.

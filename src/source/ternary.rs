@@ -2,10 +2,11 @@
 //! ([`crate::import`]).
 
 use std::fmt::Debug;
+use std::ops::Range;
 
-use super::Dtype;
+use super::{Dtype, MappedFile};
 
-/// How the codes and scales of a ternary tensor lie in its bytes. Nothing is to panic, whatever the bytes are; that
+/// How the codes and scales of a ternary tensor, or of one of its planes, lie in its bytes. Nothing is to panic, whatever the bytes are; that
 /// there are enough of them was checked when the checkpoint was put together.
 pub trait TernaryLayout: Debug + Send + Sync {
     /// The axis along which the filters go.
@@ -35,7 +36,19 @@ pub trait TernaryLayout: Debug + Send + Sync {
     fn scale(&self, data: &[u8], filter: usize, unit: usize) -> f32;
 }
 
-/// A tensor that is ternary in the checkpoint. Its codes can be moved; nothing has to be estimated.
+/// One plane of a ternary tensor: where its bytes are and how they lie.
+#[derive(Debug)]
+pub struct TernaryPlane {
+    /// How they lie.
+    pub layout: Box<dyn TernaryLayout>,
+    /// The number of the file that they are in, as [`CheckpointBuilder::file`](super::CheckpointBuilder::file) gave it.
+    pub file: usize,
+    /// The bytes of that file.
+    pub range: Range<usize>,
+}
+
+/// A tensor that is ternary in the checkpoint, W = α₁T₁ + α₂T₂ + …, mostly of one plane. Its codes can be moved; nothing
+/// has to be estimated.
 #[derive(Debug, Clone, Copy)]
 pub struct TernaryView<'a> {
     /// Its name.
@@ -44,14 +57,41 @@ pub struct TernaryView<'a> {
     pub dtype: Dtype,
     /// The shape of the weights, outermost dimension first; filter i has index i along [`TernaryView::axis`].
     pub shape: &'a [usize],
-    pub(super) data: &'a [u8],
-    pub(super) layout: &'a dyn TernaryLayout,
+    pub(super) files: &'a [MappedFile],
+    pub(super) planes: &'a [TernaryPlane],
 }
 
 impl TernaryView<'_> {
+    /// How many planes, P.
+    pub fn planes(&self) -> usize {
+        self.planes.len()
+    }
+
+    /// One plane by itself: the other methods speak of the first.
+    ///
+    /// # Panics
+    /// When there is no such plane.
+    pub fn plane(&self, plane: usize) -> Self {
+        Self { planes: &self.planes[plane..=plane], ..*self }
+    }
+
+    /// Bytes that all planes take in the checkpoint.
+    pub fn bytes(&self) -> usize {
+        self.planes.iter().map(|plane| plane.range.len()).sum()
+    }
+
+    fn layout(&self) -> &dyn TernaryLayout {
+        &*self.planes[0].layout
+    }
+
+    fn data(&self) -> &[u8] {
+        let plane = &self.planes[0];
+        &self.files[plane.file][plane.range.clone()]
+    }
+
     /// The filter axis.
     pub fn axis(&self) -> usize {
-        self.layout.axis()
+        self.layout().axis()
     }
 
     /// How many filters.
@@ -67,7 +107,7 @@ impl TernaryView<'_> {
 
     /// How many weights from the beginning of a filter share a scale.
     pub fn unit_len(&self) -> usize {
-        self.layout.unit_len().clamp(1, self.filter_len().max(1))
+        self.layout().unit_len().clamp(1, self.filter_len().max(1))
     }
 
     /// Writes the codes t+1 of one filter into `codes`, which has `filter_len` bytes.
@@ -79,12 +119,12 @@ impl TernaryView<'_> {
     /// When there is no such filter, or `codes` has another length.
     pub fn codes(&self, filter: usize, codes: &mut [u8]) -> Result<(), String> {
         assert!(filter < self.filters() && codes.len() == self.filter_len(), "filter {filter}");
-        self.layout.codes(self.data, filter, codes)
+        self.layout().codes(self.data(), filter, codes)
     }
 
     /// Writes the codes of one filter as `t2` has them, if the layout can; codes of 3 are still to be looked for.
     pub(crate) fn t2(&self, filter: usize, packed: &mut [u8]) -> bool {
-        filter < self.filters() && self.layout.t2(self.data, filter, packed)
+        filter < self.filters() && self.layout().t2(self.data(), filter, packed)
     }
 
     /// The scale of one unit of a filter.
@@ -92,7 +132,7 @@ impl TernaryView<'_> {
     /// # Errors
     /// A scale that is not finite or negative.
     pub fn scale(&self, filter: usize, unit: usize) -> Result<f32, String> {
-        match self.layout.scale(self.data, filter, unit) {
+        match self.layout().scale(self.data(), filter, unit) {
             scale if scale.is_finite() && scale >= 0.0 => Ok(scale.abs()),
             scale => Err(format!("filter {filter}: scale {unit} is {scale}, should be finite and not negative")),
         }

@@ -79,6 +79,7 @@ impl Gguf {
                 Tensor::Ternary(ternary) if options.planes_as_tensors => Some(ternary.planes).filter(|&p| p > 1),
                 _ => None,
             };
+            let count = several.unwrap_or(1);
             let (made, several) = match several.map(|planes| self.planes(name, &tensor, planes)) {
                 None => (of_one(options), false),
                 // Its planes are no tensors then: as floats it is one.
@@ -98,6 +99,7 @@ impl Gguf {
                 for (plane, made) in made {
                     let name = if several { format!("{name}.plane{plane}") } else { name.to_owned() };
                     let (shape, what) = describe(&made, self.0);
+                    let what = Described { plane: several.then_some([plane as u64, count as u64]), ..what };
                     becomes.push(match made.dtype {
                         Some(dtype) if made.granularity.is_none() => {
                             format!("{} {shape:?} for {dtype}", made.kind.name)
@@ -176,6 +178,7 @@ fn describe(made: &Made<'_>, block: Block) -> (Vec<u64>, Described) {
         granularity: made.granularity.clone(),
         method: made.method.clone(),
         name: None,
+        plane: None,
         shape: (flat != *shape).then(|| shape.clone()),
     };
     (flat, what)

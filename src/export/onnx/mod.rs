@@ -321,7 +321,9 @@ impl<'m, 'a> Planner<'m, 'a> {
         let [rows, columns] = target.initializer.dims[..] else { return Ok(None) };
         let Some((products, transposes)) = self.names.products(target.name()) else { return Ok(None) };
         let output_axis = products[0].output_axis;
-        let alike = products.iter().all(|product| product.output_axis == output_axis);
+        // A name that would be taken for that of a transposed weight.
+        let unclear = output_axis == 0 && target.name().ends_with(".turned");
+        let alike = products.iter().all(|product| product.output_axis == output_axis) && !unclear;
         let by_output = tensor.granularity == Granularity::Tensor || target.axis == output_axis;
         let (outputs, width) = if output_axis == 0 { (rows, columns) } else { (columns, rows) };
         let (outputs, width) = (outputs as usize, width as usize);
@@ -331,17 +333,17 @@ impl<'m, 'a> Planner<'m, 'a> {
         // By output, then by input: the filters are rows where they are the outputs.
         let along = usize::from(target.axis != output_axis);
         let layout = Layout::new(&[outputs, width], along);
-        let mut new = New::default();
+        let (mut new, parts) = (New::default(), parts(output_axis));
         for plane in 0..planes {
             let part = values::nbits(name, tensor, plane, layout, width, block);
             let dims = [outputs, blocks, block / 4].map(|dim| dim as u64);
-            new.tensor(&target.part("codes", plane, planes), &dims, data_type::UINT8, part);
+            new.tensor(&target.part(parts[0], plane, planes), &dims, data_type::UINT8, part);
             let (of, per_plane) = (tensor.clone(), tensor.scales_per_plane());
             let part = values::scales(name, target.dtype, outputs * blocks, move |i| {
                 of.scale_at(plane * per_plane + values::scale_index(&of, i / blocks, i % blocks * block))
             });
             let dims = [(outputs * blocks) as u64];
-            new.tensor(&target.part("scales", plane, planes), &dims, target.initializer.data_type, part);
+            new.tensor(&target.part(parts[1], plane, planes), &dims, target.initializer.data_type, part);
         }
         let replaced = products.iter().map(|product| {
             let node = &self.model.nodes[product.node];
@@ -373,7 +375,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         let (mut new, mut summands) = (New::default(), Vec::new());
         let single = planes == 1 && (added.is_none() || bias.is_some());
         for plane in 0..planes {
-            let (codes, scales) = (target.part("codes", plane, planes), target.part("scales", plane, planes));
+            let [codes, scales] = parts(product.output_axis).map(|part| target.part(part, plane, planes));
             let summand = if single { output.to_owned() } else { format!("{output}.plane.{plane}") };
             let mut inputs = vec![node.inputs[0], &codes, &scales];
             if let (0, Some(bias)) = (plane, bias) {
@@ -430,6 +432,11 @@ impl<'m, 'a> Planner<'m, 'a> {
         let dims = &target.initializer.dims;
         Ok((format!("{} {dims:?}", type_name(target.initializer.data_type)), rounding))
     }
+}
+
+/// What codes and scales of a product are called: the name keeps the order of the weight that was there.
+fn parts(output_axis: usize) -> [&'static str; 2] {
+    if output_axis == 0 { ["codes", "scales"] } else { ["turned.codes", "turned.scales"] }
 }
 
 fn of_planes(planes: usize) -> String {
