@@ -392,19 +392,21 @@ fn compare(container: &Container, entry: &TensorEntry, source: Input<'_>) -> Opt
 
 /// The same codes, and the same scales but for the rounding to their type, where there is a weight that is not zero.
 fn compare_moved(tensor: &TernaryTensor<'_>, source: TernaryView<'_>) -> Result<(), String> {
-    if (tensor.planes, tensor.axis) != (1, source.axis()) {
-        return Err("it has several planes or another filter axis than in the checkpoint".to_owned());
+    if (tensor.planes, tensor.axis) != (source.planes(), source.axis()) {
+        return Err("it has other planes or another filter axis than in the checkpoint".to_owned());
     }
     let n = tensor.filter_len;
     let (mut ours, mut theirs) = (vec![0; n], vec![0; n]);
-    for filter in 0..tensor.filters {
-        tensor.codes(0, filter, &mut ours)?;
+    let filters = (0..tensor.planes).flat_map(|plane| (0..tensor.filters).map(move |filter| (plane, filter)));
+    for (plane, filter) in filters {
+        let source = source.plane(plane);
+        tensor.codes(plane, filter, &mut ours)?;
         source.codes(filter, &mut theirs)?;
         if let Some(j) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
             return Err(format!("weight {j} of filter {filter} has code {}, {} in the checkpoint", ours[j], theirs[j]));
         }
         for (unit, codes) in ours.chunks(source.unit_len()).enumerate() {
-            let (ours, theirs) = (tensor.scale(0, filter, unit * source.unit_len()), source.scale(filter, unit)?);
+            let (ours, theirs) = (tensor.scale(plane, filter, unit * source.unit_len()), source.scale(filter, unit)?);
             if ours != tensor.scale_dtype.round(f64::from(theirs)) && codes.iter().any(|&code| code != 1) {
                 return Err(format!("scale {unit} of filter {filter} is {ours:e}, {theirs:e} in the checkpoint"));
             }

@@ -354,7 +354,9 @@ impl<'a> Ladder<'a> {
     }
 
     fn source_bytes(&self) -> usize {
-        self.checkpoint.tensors().map(|tensor| tensor.data.len()).sum()
+        let bytes =
+            |i| self.checkpoint.ternary(i).map_or(self.checkpoint.tensor(i).data.len(), |ternary| ternary.bytes());
+        (0..self.checkpoint.len()).map(bytes).sum()
     }
 
     /// The choice of a file of at most so many bytes.
