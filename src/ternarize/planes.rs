@@ -34,12 +34,13 @@ const STEPS: usize = 200;
 /// Starts of evenly spaced values that are improved.
 const STARTS: usize = 2;
 
-/// A step that lowers the error by less than this share of it is the last: of every start, and of the
-/// [`FINALISTS`].
+/// A step that lowers the error by less than this share of it is the last: of every start at first, and of those
+/// that are improved to the end.
 const ROUGH: f64 = 1e-3;
 const WORTHWHILE: f64 = 1e-6;
 
-/// How many of the roughly improved starts are improved to the end.
+/// How many of the roughly improved starts are improved to the end where every step takes a pass over the weights. Of
+/// sorted weights all are: the method's own start often comes to its end slowly, and yet the furthest.
 const FINALISTS: usize = 2;
 
 /// By how much a step goes further than the one before it, and how far at most, in units of the way to the
@@ -403,7 +404,8 @@ pub(crate) fn fit_planes(method: &dyn Ternarizer, unit: &Unit<'_>, planes: usize
             best.take().filter(|fewer| fewer.levels.planes < planes).map(|one_less| fit(one_less.with_one_more(unit))),
         );
         let mut ends: Vec<_> = starts.into_iter().map(|start| refined(&weights, start, dtype, binary, ROUGH)).collect();
-        best_first(&mut ends, if is_last { FINALISTS } else { 1 });
+        let finalists = if weights.sorted.is_some() { ends.len() } else { FINALISTS };
+        best_first(&mut ends, if is_last { finalists } else { 1 });
         if is_last {
             ends = ends.into_iter().map(|end| refined(&weights, end, dtype, binary, WORTHWHILE)).collect();
             best_first(&mut ends, 1);
