@@ -14,10 +14,10 @@
 //!
 //! Scales: what columns are rounded for is spread wider than the weights themselves, so the first scales are fitted
 //! to that; some more starts are a little larger or smaller, the more the shorter filters are. From each start
-//! codes, and then least-squares scales under H + λI, group by group; of one plane codes for these scales, and
-//! scales again. The best of all counts, for each filter. And then column by column to the best value, all others
-//! as they are, and scales once more; that can only lower the error. All of it is under H + λI: where rows are few,
-//! what is best for them alone is worse for others.
+//! codes, and then least-squares scales under H + λI, group by group; of one plane, unless filters are long, codes
+//! for these scales, and scales again. The best of all counts, for each filter. And then column by column to the
+//! best value, all others as they are, and scales once more; that can only lower the error. All of it is under
+//! H + λI: where rows are few, what is best for them alone is worse for others.
 //!
 //! Everything is in f64, and each filter's numbers are its own: neither threads nor the filters beside it change
 //! a bit.
@@ -46,7 +46,8 @@ const SWEEPS: usize = 3;
 const STARTS: [f64; 8] = [1.0, 1.2, 1.1, 0.9, 1.3, 0.8, 1.45, 1.6];
 const STARTED: usize = 4096;
 
-/// Codes and scales for them from each start, so often; of several planes, whose scales move less, once.
+/// Codes and scales for them from each start, so often; of several planes, whose scales move less, once, and so of filters
+/// that are too long for more than one start.
 const ROUNDS: usize = 2;
 
 /// What lowers the error by less than this share of it is none better: rounding must not choose.
@@ -247,8 +248,10 @@ impl<'a> Filters<'a> {
 
     /// The best that comes of some starts, for each filter.
     fn best_start(self) -> Self {
-        let (mut best, rounds): (Option<Self>, _) = (None, if self.grid.planes == 1 { ROUNDS } else { 1 });
-        for factor in STARTS.into_iter().take((STARTED / self.solver.n).max(1)) {
+        let starts = (STARTED / self.solver.n).max(1);
+        let rounds = if self.grid.planes == 1 && starts > 1 { ROUNDS } else { 1 };
+        let mut best: Option<Self> = None;
+        for factor in STARTS.into_iter().take(starts) {
             let mut next = self.clone();
             next.scale(factor);
             for _ in 0..rounds {
