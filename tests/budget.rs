@@ -304,3 +304,55 @@ fn what_a_budget_cannot_change_is_said() {
     let (_, warnings) = common::expect(0, &[&[&input[..], "-o", &output], &fixed[..]].concat());
     assert!(warnings.contains("`good.weight`: planned otherwise by the rules, with an error above 0.01"), "{warnings}");
 }
+
+/// Scales that f16 does not hold, too large or too small: such a tensor stayed dense, or took a rung that it would not
+/// have had, without a word.
+#[test]
+fn rungs_that_a_tensor_cannot_have_are_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let times = |name: &str, factor: f64| {
+        let weights: Vec<f64> = Random(7).gaussians(8 * 64).into_iter().map(|w| factor * w).collect();
+        Made::new(name, Dtype::F32, &[8, 64], &weights)
+    };
+    let tensors = [
+        times("good.weight", 1.0),
+        times("huge.weight", 1e9),
+        times("large.weight", 1e6),
+        times("small.weight", 1e-9),
+        times("narrow.weight", 1e-7),
+    ];
+    let input = common::checkpoint(directory.path(), "in.safetensors", &tensors);
+    let [input, output] = [input, directory.path().join("out.twn")].map(|path| path.to_str().unwrap().to_owned());
+    let dense = |name: &str| format!("warning: `{name}` stays dense: filter 0: scale ");
+    let advice = " does not fit f16; use --scale-dtype f32";
+    let holds = |warnings: &str, arguments: &[&str]| {
+        assert_eq!(warnings.lines().count(), 4, "{arguments:?}: {warnings}");
+        let said = |begin: &str| warnings.lines().any(|line| line.starts_with(begin) && line.ends_with(advice));
+        assert!(said(&dense("huge.weight")) && said(&dense("small.weight")), "{arguments:?}: {warnings}");
+        // 8 bits have a scale that fits, or the other way round.
+        assert!(said("warning: `large.weight` cannot become t2 twn filter, nor 6 others: filter "), "{warnings}");
+        assert!(said("warning: `narrow.weight` cannot become int8 filter: filter "), "{warnings}");
+    };
+    let common = [&input[..], "-o", &output, "-f", "--scale-dtype", "f16"];
+    for target in [["--target-error", "0.05"], ["--target-ratio", "1.2"], ["--target-size", "20bits"]] {
+        let arguments = [&common[..], &target].concat();
+        let (table, warnings) = common::expect(0, &arguments);
+        holds(&warnings, &arguments);
+        let line = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        for name in ["huge.weight", "small.weight"] {
+            assert!(line(name).contains("dense: filter 0: scale ") && line(name).contains(advice), "{table}");
+        }
+        let container = Container::open(&output).unwrap();
+        assert!(verify::verify(&container, None).unwrap().is_good());
+    }
+    let arguments = ["sweep", &input, "--scale-dtype", "f16", "--json"];
+    let (json, warnings) = common::expect(0, &arguments);
+    holds(&warnings, &arguments);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let impossible = json["impossible"].as_array().unwrap();
+    // 7 ternary rungs and 8 bits of two tensors, and what one each cannot have of those.
+    assert_eq!(impossible.len(), 2 * 8 + 7 + 1, "{impossible:?}");
+    assert!(impossible.iter().all(|rung| rung["reason"].as_str().unwrap().contains(advice)));
+    let (_, warnings) = common::expect(0, &[&input[..], "-o", &output, "-f", "--target-error", "0.05"]);
+    assert_eq!(warnings, "");
+}

@@ -309,7 +309,7 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
         (vec![changed(6, 0.5)], "elements [2, 1] and [1, 2] are 0 and 0.5"),
         (vec![beside(f64::NAN)], "element 6 is NaN, but the diagonal is 0"),
         (vec![beside(7.0)], "element 6 is 7, but the diagonal is 0"),
-        (vec![xtx(&negative, &[4, 4])], "not positive definite with damping 0.01"),
+        (vec![xtx(&negative, &[4, 4])], "not positive definite with damping 0.1"),
         (vec![xtx(&identity(1.0), &[4, 4]), rows_f64], "dtype F64, expected I64"),
         (vec![xtx(&identity(1.0), &[4, 4]), rows_two], "shape [2], expected one number"),
     ] {
@@ -395,6 +395,34 @@ fn what_is_missing_or_belongs_nowhere_is_said() {
     let stderr = String::from_utf8_lossy(&whole.stderr);
     assert!(whole.status.success() && stderr.contains("`b.weight`: no statistics"), "{stderr}");
     assert!(String::from_utf8_lossy(&whole.stdout).contains("t2 twn tensor calibrated"));
+}
+
+/// Of a grouped convolution some groups' inputs may be dead: their filters were packed as without statistics, and called
+/// calibrated without a word.
+#[test]
+fn groups_that_saw_only_zeros_are_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let weights = [
+        Made::gaussian("a.weight", Dtype::F32, &[6, 4], 1),
+        Made::gaussian("b.weight", Dtype::F32, &[6, 4], 2),
+        Made::gaussian("c.weight", Dtype::F32, &[6, 4], 3),
+    ];
+    let input = common::checkpoint(directory.path(), "in.safetensors", &weights);
+    let group = |energy: f64| (0..16).map(move |at| if at % 5 == 0 { energy } else { 0.0 });
+    let seen = |groups: &[f64]| -> Vec<f64> { groups.iter().flat_map(|&energy| group(energy)).collect() };
+    let statistics = [
+        Made::new("a.weight.xtx", Dtype::F32, &[3, 4, 4], &seen(&[2.0, 0.0, -0.0])),
+        Made::new("b.weight.xtx_diagonal", Dtype::F64, &[2, 4], &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]),
+        Made::new("c.weight.xtx", Dtype::F32, &[2, 4, 4], &seen(&[1.0, 3.0])),
+    ];
+    let stats = common::checkpoint(directory.path(), "stats.safetensors", &statistics);
+    let output = directory.path().join("out.twn");
+    let [input, stats, output] = [&input, &stats, &output].map(|path| path.to_str().unwrap());
+    let (_, warnings) = common::expect(0, &[input, "--calibration", stats, "-o", output]);
+    let said = |line: &str| warnings.contains(&format!("stats.safetensors: `{line}; its filters are packed without"));
+    assert!(said("a.weight.xtx`: group 1 and 1 more of 3 has seen only zeros"), "{warnings}");
+    assert!(said("b.weight.xtx_diagonal`: group 0 of 2 has seen only zeros"), "{warnings}");
+    assert_eq!(warnings.lines().count(), 2, "{warnings}");
 }
 
 /// One scale for all filters, over more of them than are rounded together, with inputs per group or in common: better

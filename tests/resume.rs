@@ -243,37 +243,71 @@ fn measuring_for_a_target_goes_on() {
     assert!(error.to_string().contains("other statistics of inputs"), "{error}");
 }
 
-/// The command, killed again and again, each time a little later.
-#[test]
-fn a_killed_command_goes_on() {
-    let world = World::new(12, 160);
-    let arguments = |output: &str| {
-        let mut arguments = vec![world.input.to_str().unwrap().to_owned(), "-o".to_owned(), output.to_owned()];
-        arguments.extend(["--quiet", "--planes", "2", "--int8", "eight*", "--calibration"].map(str::to_owned));
-        arguments.push(world.statistics.to_str().unwrap().to_owned());
-        arguments
-    };
-    let (whole, output) = (world.path("whole.twn"), world.path("out.twn"));
-    common::expect(0, &arguments(whole.to_str().unwrap()));
+/// Runs the command with `--resume`, killed again and again, each time a little later; `watch` is called after each kill
+/// that left no output. Whether the last run came to its end by itself.
+fn killed(arguments: &[String], output: &Path, mut watch: impl FnMut()) -> bool {
     let (mut kills, mut wait) = (0, 4);
-    let to_its_end = loop {
+    loop {
         let mut command = Command::new(BINARY);
-        command.args(arguments(output.to_str().unwrap())).arg("--resume").stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(arguments).arg("--resume").stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(wait));
         child.kill().unwrap();
         let to_its_end = child.wait().unwrap().success();
-        // Killed behind the renaming, the output is there already: whole, as is held below.
+        // Killed behind the renaming, the output is there already: whole, as its caller holds.
         if to_its_end || output.exists() {
-            break to_its_end;
+            assert!(kills > 1, "too fast to be killed");
+            return to_its_end;
         }
+        watch();
         (kills, wait) = (kills + 1, wait + 6);
         assert!(kills < 500, "it never comes to its end");
-    };
-    assert!(kills > 1, "too fast to be killed");
+    }
+}
+
+impl World {
+    /// Packing into that file with statistics.
+    fn arguments(&self, output: &Path, more: &[&str]) -> Vec<String> {
+        let [input, output, statistics] = [&self.input, output, &self.statistics].map(|path| path.to_str().unwrap());
+        let arguments = [input, "-o", output, "--quiet", "--int8", "eight*", "--calibration", statistics];
+        arguments.iter().chain(more).map(|&argument| argument.to_owned()).collect()
+    }
+}
+
+#[test]
+fn a_killed_command_goes_on() {
+    let world = World::new(12, 160);
+    let (whole, output) = (world.path("whole.twn"), world.path("out.twn"));
+    common::expect(0, &world.arguments(&whole, &["--planes", "2"]));
+    let to_its_end = killed(&world.arguments(&output, &["--planes", "2"]), &output, || {});
     assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
     assert!(!to_its_end || world.left("out").is_empty());
     let checkpoint = Checkpoint::open(&world.input).unwrap();
     let container = twn_pack::Container::open(&output).unwrap();
     assert!(verify::verify_against(&container, &checkpoint, None).unwrap().is_good());
+}
+
+/// Killed while it measures for a target, and while it packs: what was measured before a kill stays, and the file is
+/// that of a run which was not killed.
+#[test]
+fn a_killed_measuring_goes_on() {
+    let world = World::new(8, 100);
+    let (whole, output) = (world.path("whole.twn"), world.path("out.twn"));
+    let target = ["--target-size", "3.5bits"];
+    common::expect(0, &world.arguments(&whole, &target));
+    let (mut measured, mut while_measuring) = (0, 0);
+    let to_its_end = killed(&world.arguments(&output, &target), &output, || {
+        let journal = std::fs::read(world.path(".out.twn.twn-measured")).unwrap_or_default();
+        let lines = journal.iter().filter(|&&byte| byte == b'\n').count();
+        assert!(lines >= measured, "{lines} lines of {measured} are left");
+        // The first line says which run it is of; of 8 tensors not all are measured.
+        if (2..9).contains(&lines) {
+            assert_eq!(world.left("out"), [".out.twn.twn-measured"]);
+            while_measuring += usize::from(lines > measured);
+        }
+        measured = lines;
+    });
+    assert!(while_measuring > 1, "killed {while_measuring} times between two tensors");
+    assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
+    assert!(!to_its_end || world.left("out").is_empty());
 }

@@ -20,7 +20,7 @@ use crate::convert::journal::{Journal, MEASURED};
 use crate::convert::{self, NON_FINITE, Options, Progress};
 use crate::error::WeightsProblem;
 use crate::limits::PACKED_PLANES;
-use crate::report::{Budget, CurvePoint, Rung as ReportedRung};
+use crate::report::{Budget, CurvePoint, ImpossibleRung, Rung as ReportedRung};
 use crate::select::{BUDGET, Decision, Int8, Plan, Planned, Treatment};
 use crate::source::{Checkpoint, Input, TensorView};
 use crate::{Error, Result};
@@ -69,6 +69,8 @@ pub struct Ladder<'a> {
 #[derive(Debug)]
 struct Slot {
     rungs: Vec<Rung>,
+    /// Those that it cannot have, and why.
+    impossible: Vec<ImpossibleRung>,
     /// Whether the budget decides about it.
     free: bool,
 }
@@ -86,8 +88,8 @@ struct Rung {
     relative: f64,
 }
 
-/// What the index would say of a tensor on each rung.
-type Measured = Vec<Option<TensorEntry>>;
+/// What the index would say of a tensor on each rung, or why it cannot have that.
+type Measured = Vec<Result<TensorEntry, String>>;
 
 /// A rung for each tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,24 +171,22 @@ fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
         .collect()
 }
 
-/// What the tensor would be on each of these rungs; nothing for one that it cannot have (scales that their type does
-/// not hold).
+/// What the tensor would be on each of these rungs; of one that it cannot have (scales that their type does not hold)
+/// the reason.
 fn measure(input: Input<'_>, planned: &[Planned], options: &Options<'_>) -> Result<Measured> {
-    let misfit = |error: &Error| matches!(error, Error::Weights { problem: WeightsProblem::Scale { .. }, .. });
-    match convert::measure_tensor(input, planned, options) {
-        Ok(entries) => Ok(entries.into_iter().map(Some).collect()),
-        Err(error) if misfit(&error) && planned.len() > 1 => {
-            let mut all = Vec::new();
-            for planned in planned.chunks(1) {
-                match measure(input, planned, options) {
-                    Err(error) if misfit(&error) => all.push(None),
-                    measured => all.extend(measured?),
-                }
-            }
-            Ok(all)
-        }
-        Err(error) => Err(error),
-    }
+    let misfit = |error: &Error| match error {
+        Error::Weights { problem: problem @ WeightsProblem::Scale { .. }, .. } => Some(problem.to_string()),
+        _ => None,
+    };
+    let all = match convert::measure_tensor(input, planned, options) {
+        Err(error) if misfit(&error).is_some() && planned.len() > 1 => planned,
+        entries => return Ok(entries?.into_iter().map(Ok).collect()),
+    };
+    let alone = |planned: &[Planned]| match convert::measure_tensor(input, planned, options) {
+        Ok(mut entries) => Ok(Ok(entries.remove(0))),
+        Err(error) => misfit(&error).map(Err).ok_or(error),
+    };
+    all.chunks(1).map(alone).collect()
 }
 
 impl Rung {
@@ -200,6 +200,16 @@ impl Rung {
         let output = entry.calibration().and_then(CalibrationEntry::relative_squared_error);
         let relative = output.unwrap_or_else(|| relative(entry.squared()));
         Self { planned, entry, bytes, in_file, relative }
+    }
+
+    /// The same of a tensor that stays dense, for another reason.
+    fn because(&self, reason: &str) -> Self {
+        let planned = Planned { reason: reason.to_owned().into(), ..self.planned.clone() };
+        let mut entry = self.entry.clone();
+        if let Some(dense) = entry.dense_mut() {
+            dense.reason = reason.to_owned();
+        }
+        Self::new(planned, entry)
     }
 
     fn error(&self, minimize: Minimize) -> f64 {
@@ -289,9 +299,7 @@ impl<'a> Ladder<'a> {
                     measured
                 }
             };
-            let rungs = planned.into_iter().zip(measured);
-            let rungs = rungs.filter_map(|(planned, entry)| Some(Rung::new(planned, entry?))).collect();
-            slots.push(Slot::new(rungs, free));
+            slots.push(Slot::new(planned, measured, free));
             if let Some(progress) = options.progress {
                 progress(Progress { done, total, tensor: tensor.name });
             }
@@ -338,6 +346,20 @@ impl<'a> Ladder<'a> {
             Target::Ratio(ratio) => Some((self.source_bytes() as f64 / ratio) as u64),
             Target::Bits(_) | Target::Error(_) => None,
         }
+    }
+
+    /// Which rungs of which tensors cannot be had, in a line per tensor: what was chosen was chosen without them.
+    pub fn impossible(&self) -> Vec<String> {
+        let line = |slot: &Slot| {
+            let [first, others @ ..] = &slot.impossible[..] else { return None };
+            let ImpossibleRung { tensor, rung, reason } = first;
+            Some(match (slot.free, others.len()) {
+                (false, _) => format!("`{tensor}` stays dense: {reason}"),
+                (true, 0) => format!("`{tensor}` cannot become {rung}: {reason}"),
+                (true, n) => format!("`{tensor}` cannot become {rung}, nor {n} others: {reason}"),
+            })
+        };
+        self.slots.iter().filter_map(line).collect()
     }
 
     /// Of which tensors nothing was known in a run with statistics of inputs.
@@ -456,6 +478,7 @@ impl<'a> Ladder<'a> {
                 Some(_) => Vec::new(),
                 None => self.free().flat_map(|slot| slot.rungs.iter().map(Rung::reported)).collect(),
             },
+            impossible: self.slots.iter().flat_map(|slot| slot.impossible.clone()).collect(),
             curve: self.curve(),
         }
     }
@@ -497,14 +520,28 @@ impl<'a> Ladder<'a> {
 }
 
 impl Slot {
-    /// What a tensor may be. One that cannot be ternary or int8 for what it holds has nothing to choose from, and
-    /// its own reason.
-    fn new(mut rungs: Vec<Rung>, free: bool) -> Self {
-        let left = |rung: &Rung| matches!(rung.entry.body(), Body::Dense(dense) if dense.reason == NON_FINITE);
-        match rungs.iter().position(left) {
-            Some(at) if free => Self { rungs: vec![rungs.swap_remove(at)], free: false },
-            _ => Self { rungs, free },
+    /// What a tensor may be. One that can only stay dense, for what it holds or for its scales, has nothing to choose
+    /// from, and its own reason.
+    fn new(planned: Vec<Planned>, measured: Measured, free: bool) -> Self {
+        let (mut rungs, mut impossible) = (Vec::new(), Vec::new());
+        for (planned, entry) in planned.into_iter().zip(measured) {
+            match entry {
+                Ok(entry) => rungs.push(Rung::new(planned, entry)),
+                Err(reason) => {
+                    let (tensor, rung) = (planned.name, planned.decision.to_string());
+                    impossible.push(ImpossibleRung { tensor, rung, reason });
+                }
+            }
         }
+        let left = |rung: &Rung| matches!(rung.entry.body(), Body::Dense(dense) if dense.reason == NON_FINITE);
+        if let Some(at) = rungs.iter().position(left).filter(|_| free) {
+            return Self { rungs: vec![rungs.swap_remove(at)], impossible, free: false };
+        }
+        if let ([rung], [first, ..]) = (&mut rungs[..], &impossible[..]) {
+            *rung = rung.because(&first.reason);
+            return Self { rungs, impossible, free: false };
+        }
+        Self { rungs, impossible, free }
     }
 
     /// The smallest rung with at most that relative error; of a tensor that is fixed, what it is.

@@ -44,15 +44,15 @@ pub(crate) struct Moments<'a> {
 }
 
 impl Calibration {
-    /// The damping of GPTQ.
-    pub const DAMPING: f64 = 0.01;
+    /// Ten times that of GPTQ: of several tried, the best for inputs that were not in the statistics (`docs/quality.md`).
+    pub const DAMPING: f64 = 0.1;
 
     /// Opens a file; reads and checks its header only.
     ///
     /// # Errors
     /// A file that cannot be read or that is not what it claims to be.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self { file: Checkpoint::open(path)?, damping: Self::DAMPING, act_order: false })
+        Ok(Self { file: Checkpoint::open(path)?, damping: Self::DAMPING, act_order: true })
     }
 
     /// With `damping` times the mean of its diagonal added to the diagonal of each XᵀX.
@@ -63,10 +63,14 @@ impl Calibration {
         if (0.0..=1000.0).contains(&damping) {
             return Ok(Self { damping, ..self });
         }
-        Err(Error::Request(format!("damping is {damping}; it must be a number from 0 to 1000 (0.01 by default)")))
+        Err(Error::Request(format!(
+            "damping is {damping}; it must be a number from 0 to 1000 ({} by default)",
+            Self::DAMPING
+        )))
     }
 
-    /// Whether columns are rounded in the order of their inputs' energy, largest first, instead of as they stand.
+    /// Whether columns are rounded in the order of their inputs' energy, largest first (as long as nothing is said), or as
+    /// they stand.
     #[must_use]
     pub fn with_act_order(self, act_order: bool) -> Self {
         Self { act_order, ..self }
@@ -113,6 +117,15 @@ impl Calibration {
                  {SUM} or {ROWS}"
             ));
         }
+        warnings.extend(self.file.tensors().filter(|tensor| belongs(tensor.name)).filter_map(|tensor| {
+            let (group, unseen, groups) = unseen_groups(tensor)?;
+            let (path, name) = (self.path().display(), tensor.name);
+            let others = if unseen > 1 { format!(" and {} more", unseen - 1) } else { String::new() };
+            Some(format!(
+                "{path}: `{name}`: group {group}{others} of {groups} has seen only zeros; its filters are packed without \
+                 statistics"
+            ))
+        }));
         warnings
     }
 
@@ -189,6 +202,28 @@ impl Calibration {
     }
 }
 
+/// Of statistics per group of filters: the first group with a diagonal of zeros, how many such there are, and how many
+/// groups; nothing where all are such, since then the tensor has none.
+fn unseen_groups(tensor: TensorView<'_>) -> Option<(usize, usize, usize)> {
+    let (groups, step) = match tensor.shape {
+        [groups, n, m] if n == m && tensor.name.ends_with(FULL) => (*groups, n + 1),
+        [groups, _] if tensor.name.ends_with(DIAGONAL) => (*groups, 1),
+        _ => return None,
+    };
+    let (size, length) = (tensor.dtype.bitsize() / 8, tensor.data.len().checked_div(groups)?);
+    let zero = |group: &usize| is_zero(&tensor.data[group * length..(group + 1) * length], size, step);
+    let unseen: Vec<usize> = (0..groups).filter(zero).collect();
+    let first = *unseen.first().filter(|_| length > 0 && unseen.len() < groups)?;
+    Some((first, unseen.len(), groups))
+}
+
+/// Whether every number, or every `step`th, of `size` bytes each is 0, of either sign.
+fn is_zero(data: &[u8], size: usize, step: usize) -> bool {
+    let zero =
+        |bytes: &[u8]| bytes.split_last().is_none_or(|(last, rest)| last & 0x7f == 0 && rest.iter().all(|&b| b == 0));
+    data.chunks_exact(size.max(1)).step_by(step).all(zero)
+}
+
 impl Moments<'_> {
     /// What is wrong with them.
     pub fn refused(&self, problem: Problem) -> Error {
@@ -202,15 +237,11 @@ impl Moments<'_> {
     fn are_zero(&self) -> Result<bool> {
         let size = self.tensor.dtype.bitsize() / 8;
         let step = if self.full { self.n + 1 } else { 1 };
-        // Of either sign.
-        let zero = |bytes: &[u8]| {
-            bytes.split_last().is_none_or(|(last, rest)| last & 0x7f == 0 && rest.iter().all(|&b| b == 0))
-        };
-        let groups = self.tensor.data.chunks_exact(self.tensor.data.len() / self.groups);
-        if !groups.flat_map(|group| group.chunks_exact(size).step_by(step)).all(zero) {
+        let mut groups = self.tensor.data.chunks_exact(self.tensor.data.len() / self.groups);
+        if !groups.all(|group| is_zero(group, size, step)) {
             return Ok(false);
         }
-        match self.tensor.data.chunks_exact(size).position(|bytes| !zero(bytes)) {
+        match self.tensor.data.chunks_exact(size).position(|bytes| !is_zero(bytes, size, 1)) {
             None => Ok(true),
             Some(index) => {
                 let value = FilterView::new(self.tensor, 0).map_or(f64::NAN, |view| {

@@ -12,11 +12,18 @@
 //! which is GPTQ's update, without an inverse. It is done in blocks of columns for some filters at a
 //! time: what all columns before a block add is one matrix product.
 //!
-//! Scales: least squares under H for these codes, group by group. And then again: column by column to
-//! the best value, all others as they are, now under H itself, without λ; that and the scales can only
-//! lower the error. Everything is in f64, and each filter's numbers are its own: neither threads nor
-//! the filters beside it change a bit.
+//! Scales: what columns are rounded for is spread wider than the weights themselves, so the first scales are fitted
+//! to that; some more starts are a little larger or smaller, the more the shorter filters are. From each start
+//! codes, and then least-squares scales under H + λI, group by group; of one plane, unless filters are long, codes
+//! for these scales, and scales again. The best of all counts, for each filter. And then column by column to the
+//! best value, all others as they are, and scales once more; that can only lower the error. All of it is under
+//! H + λI: where rows are few, what is best for them alone is worse for others.
+//!
+//! Everything is in f64, and each filter's numbers are its own: neither threads nor the filters beside it change
+//! a bit.
 //! Not here: where H comes from ([`super`]), or how codes are stored.
+
+use std::rc::Rc;
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -26,13 +33,25 @@ use faer::{Accum, MatMut, MatRef, Par};
 use crate::error::CalibrationProblem;
 use crate::limits::PACKED_PLANES as MAX;
 use crate::ternarize::ScaleDtype;
-use crate::ternarize::planes::{LeastSquares, Levels};
+use crate::ternarize::planes::{LeastSquares, Levels, refine_weighted};
 
 /// Columns per block.
 const BLOCK: usize = 128;
 
 /// Sweeps over all columns after the compensation, at most.
 const SWEEPS: usize = 3;
+
+/// Scales to start with, in units of those that fit what is rounded: so many of them that one start's work on short
+/// filters adds up to that on filters of [`STARTED`] weights.
+const STARTS: [f64; 8] = [1.0, 1.2, 1.1, 0.9, 1.3, 0.8, 1.45, 1.6];
+const STARTED: usize = 4096;
+
+/// Codes and scales for them from each start, so often; of several planes, whose scales move less, once, and so of filters
+/// that are too long for more than one start.
+const ROUNDS: usize = 2;
+
+/// What lowers the error by less than this share of it is none better: rounding must not choose.
+const BETTER: f64 = 1e-9;
 
 /// A sweep that leaves more than this share of the error is the last.
 const WORTHWHILE: f64 = 0.98;
@@ -55,8 +74,9 @@ pub(crate) struct Grid {
 #[derive(Debug)]
 pub(crate) struct Solver {
     n: usize,
-    /// Row by row, symmetric.
+    /// Row by row, symmetric, without λ.
     h: Vec<f64>,
+    lambda: f64,
     /// L, column by column, of H + λI with its rows and columns in `order`; above the diagonal anything.
     factor: Vec<f64>,
     /// The input of each row; the last one is rounded first.
@@ -108,7 +128,7 @@ impl Solver {
         // On one thread: then nothing depends on how many there are.
         cholesky_in_place(matrix, Default::default(), Par::Seq, stack, Default::default()).map_err(|_| indefinite())?;
         let definite = (0..n).all(|i| factor[i * n + i].is_normal() && factor[i * n + i] > 0.0);
-        if definite { Ok(Self { n, h, factor, order }) } else { Err(indefinite()) }
+        if definite { Ok(Self { n, h, lambda, factor, order }) } else { Err(indefinite()) }
     }
 
     /// Σ xᵀHx over rows x.
@@ -121,12 +141,25 @@ impl Solver {
         self.h[j * self.n + j]
     }
 
+    /// Rows x·(H + λI).
+    fn product(&self, rows: &[f64]) -> Vec<f64> {
+        let mut products = vec![0.0; rows.len()];
+        let h = MatRef::from_row_major_slice(&self.h, self.n, self.n);
+        product(&mut products, self.n, rows.len() / self.n, (rows, self.n), h, Accum::Replace);
+        products.iter_mut().zip(rows).for_each(|(product, x)| *product += self.lambda * x);
+        products
+    }
+
     /// Rounds filters, `w` holds them one after another; `scales` are those to begin with, `[filters][groups][planes]`.
     pub fn solve(&self, w: &[f64], scales: Vec<f32>, grid: Grid) -> Solved {
         let mut filters = Filters::new(self, w, scales, grid);
         filters.compensate();
-        filters.residual();
-        filters.sweep(false);
+        if grid.shared {
+            filters.residual();
+        } else {
+            filters.fit_targets();
+            filters = filters.best_start();
+        }
         let mut last = filters.error();
         for _ in 0..SWEEPS {
             filters.sweep(true);
@@ -171,6 +204,7 @@ impl Solved {
 }
 
 /// Some filters under way. All matrices are `[filters][n]`, row by row.
+#[derive(Clone)]
 struct Filters<'a> {
     solver: &'a Solver,
     grid: Grid,
@@ -181,12 +215,12 @@ struct Filters<'a> {
     levels: Vec<Levels>,
     /// W − Ŵ.
     e: Vec<f64>,
-    /// E·H.
+    /// E·(H + λI); until it is known, what each code was chosen for.
     r: Vec<f64>,
     /// t per plane.
     t: Vec<Vec<i8>>,
-    /// W·H, once scales of whole filters need it.
-    wh: Vec<f64>,
+    /// W·(H + λI), where scales are those of whole filters.
+    wh: Rc<[f64]>,
 }
 
 impl<'a> Filters<'a> {
@@ -195,14 +229,82 @@ impl<'a> Filters<'a> {
         let levels = scales.chunks_exact(grid.planes).map(|scales| Levels::new(scales, grid.binary)).collect();
         let (groups, rows) = (n.div_ceil(grid.group), w.len() / n);
         let (e, r, t) = (vec![0.0; w.len()], vec![0.0; w.len()], vec![vec![0; w.len()]; grid.planes]);
-        Self { solver, grid, groups, rows, w, scales, levels, e, r, t, wh: Vec::new() }
+        let wh = if grid.group >= n { solver.product(w) } else { Vec::new() };
+        Self { solver, grid, groups, rows, w, scales, levels, e, r, t, wh: wh.into() }
+    }
+
+    /// The scales that fit what the codes were chosen for, instead of the weights.
+    fn fit_targets(&mut self) {
+        let (n, Grid { group, planes, dtype, binary, .. }) = (self.solver.n, self.grid);
+        let importance: Vec<f64> = (0..n).map(|j| self.solver.diagonal(j)).collect();
+        let units = self.r.chunks_exact(n).flat_map(|row| row.chunks(group).zip(importance.chunks(group)));
+        for ((targets, importance), unit) in units.zip(0..) {
+            let scales = &mut self.scales[unit * planes..][..planes];
+            let (fitted, levels) = refine_weighted(targets, importance, scales.to_vec(), dtype, binary);
+            scales.copy_from_slice(&fitted);
+            self.levels[unit] = levels;
+        }
+    }
+
+    /// The best that comes of some starts, for each filter.
+    fn best_start(self) -> Self {
+        let starts = (STARTED / self.solver.n).max(1);
+        let rounds = if self.grid.planes == 1 && starts > 1 { ROUNDS } else { 1 };
+        let mut best: Option<Self> = None;
+        for factor in STARTS.into_iter().take(starts) {
+            let mut next = self.clone();
+            next.scale(factor);
+            for _ in 0..rounds {
+                next.compensate();
+                next.residual();
+                next.sweep(false);
+                match &mut best {
+                    None => best = Some(next.clone()),
+                    Some(best) => best.take_better(&next),
+                }
+            }
+        }
+        best.unwrap_or(self)
+    }
+
+    /// Scales times that, where their type holds it.
+    fn scale(&mut self, factor: f64) {
+        let Grid { planes, dtype, binary, .. } = self.grid;
+        for (scales, levels) in self.scales.chunks_exact_mut(planes).zip(&mut self.levels) {
+            let scaled: Vec<f32> = scales.iter().map(|&scale| dtype.round(f64::from(scale) * factor)).collect();
+            if scaled.iter().all(|scale| scale.is_finite()) {
+                scales.copy_from_slice(&scaled);
+                *levels = Levels::new(scales, binary);
+            }
+        }
+    }
+
+    /// Filters that have a smaller error there become what they are there.
+    fn take_better(&mut self, other: &Self) {
+        let (n, units) = (self.solver.n, self.groups * self.grid.planes);
+        for row in 0..self.rows {
+            let at = row * n..(row + 1) * n;
+            let [ours, theirs] = [&*self, other].map(|filters| dot(&filters.e[at.clone()], &filters.r[at.clone()]));
+            // Of what is no number nothing is better.
+            if theirs < ours * (1.0 - BETTER) {
+                self.e[at.clone()].copy_from_slice(&other.e[at.clone()]);
+                self.r[at.clone()].copy_from_slice(&other.r[at.clone()]);
+                self.t
+                    .iter_mut()
+                    .zip(&other.t)
+                    .for_each(|(t, other)| t[at.clone()].copy_from_slice(&other[at.clone()]));
+                let (scales, groups) = (row * units..(row + 1) * units, row * self.groups..(row + 1) * self.groups);
+                self.scales[scales.clone()].copy_from_slice(&other.scales[scales]);
+                self.levels[groups.clone()].clone_from_slice(&other.levels[groups]);
+            }
+        }
     }
 
     fn set(&mut self, at: usize, t: [i8; MAX]) {
         self.t.iter_mut().zip(t).for_each(|(plane, t)| plane[at] = t);
     }
 
-    /// Codes and E by compensation, for the scales that are there.
+    /// Codes and E by compensation, for the scales that are there; R becomes what each code was chosen for.
     fn compensate(&mut self) {
         let Solver { n, ref factor, ref order, .. } = *self.solver;
         // In the order of the factor; `s` is what the columns before a block add to it.
@@ -226,7 +328,7 @@ impl<'a> Filters<'a> {
                     let (value, t) = self.levels[row * self.groups + input / self.grid.group].round(target);
                     let lost = self.w[at] - value;
                     e[row * n + start + j] = lost;
-                    self.e[at] = lost;
+                    (self.e[at], self.r[at]) = (lost, target);
                     self.set(at, t);
                     s[..j].iter_mut().zip(corner).for_each(|(s, l)| *s += l * lost);
                 }
@@ -235,14 +337,12 @@ impl<'a> Filters<'a> {
         }
     }
 
-    /// R = E·H.
+    /// R = E·(H + λI).
     fn residual(&mut self) {
-        let n = self.solver.n;
-        let h = MatRef::from_row_major_slice(&self.solver.h, n, n);
-        product(&mut self.r, n, self.rows, (&self.e, n), h, Accum::Replace);
+        self.r = self.solver.product(&self.e);
     }
 
-    /// The error under H.
+    /// The error under H + λI.
     fn error(&self) -> f64 {
         dot(&self.e, &self.r)
     }
@@ -268,16 +368,16 @@ impl<'a> Filters<'a> {
         }
     }
 
-    /// Each of these columns to the value of least error, all others as they are: w_j − e_j + r_j / H_jj. What that
+    /// Each of these columns to the value of least error, all others as they are: w_j − e_j + r_j / (H_jj + λ). What that
     /// changes in E; R has it in these columns only.
     fn best_codes(&mut self, g: usize, start: usize, end: usize) -> Option<Vec<f64>> {
-        let (n, h) = (self.solver.n, &self.solver.h);
+        let Solver { n, ref h, lambda, .. } = *self.solver;
         let width = end - start;
         let mut changes = vec![0.0; self.rows * width];
         let mut any = false;
         for row in 0..self.rows {
             for j in start..end {
-                let (at, diagonal) = (row * n + j, h[j * n + j]);
+                let (at, diagonal) = (row * n + j, h[j * n + j] + lambda);
                 if diagonal <= 0.0 {
                     continue;
                 }
@@ -291,13 +391,14 @@ impl<'a> Filters<'a> {
                     self.set(at, t);
                     let r = &mut self.r[row * n + start..row * n + end];
                     r.iter_mut().zip(&h[j * n + start..j * n + end]).for_each(|(r, h)| *r += change * h);
+                    self.r[at] += change * lambda;
                 }
             }
         }
         any.then_some(changes)
     }
 
-    /// R += C·H in some columns, for changes C of E in the columns `start..end`.
+    /// R += C·H in some columns, for changes C of E in the columns `start..end`. λ is of these columns alone.
     fn spread(&mut self, changes: Option<&[f64]>, start: usize, end: usize, columns: [(usize, usize); 2]) {
         let Some(changes) = changes else { return };
         let (n, rows, width) = (self.solver.n, self.rows, end - start);
@@ -344,20 +445,20 @@ impl<'a> Filters<'a> {
         }
         if !whole {
             self.spread(Some(&changes), start, end, [(start, end), (n, n)]);
+            for (row, changes) in changes.chunks_exact(width).enumerate() {
+                let r = self.r[row * n + start..][..width].iter_mut().zip(changes);
+                r.for_each(|(r, change)| *r += self.solver.lambda * change);
+            }
             changes.iter_mut().zip(pending.iter().flatten()).for_each(|(change, pending)| *change += pending);
             self.spread(Some(&changes), start, end, [(0, start), (end, n)]);
         }
     }
 
-    /// For each filter the system for changes of one group's scales; and T·H per plane, in these columns. Of whole
-    /// filters the first plane's follows from the others': Σ α_p·T_p·H = W·H − R.
+    /// For each filter the system for changes of one group's scales; and T·(H + λI) per plane, in these columns. Of
+    /// whole filters the first plane's follows from the others': Σ α_p·T_p·(H + λI) = W·(H + λI) − R.
     fn systems(&mut self, start: usize, end: usize) -> (Vec<LeastSquares>, Vec<Vec<f64>>) {
         let (n, rows, width) = (self.solver.n, self.rows, end - start);
         let h = MatRef::from_row_major_slice_with_stride(&self.solver.h[start * n + start..], width, width, n);
-        if width == n && self.wh.is_empty() {
-            self.wh = vec![0.0; rows * n];
-            product(&mut self.wh, n, rows, (self.w, n), h, Accum::Replace);
-        }
         let mut systems = vec![LeastSquares::default(); rows];
         let mut products = vec![vec![0.0; rows * width]; self.grid.planes];
         let mut t = vec![0.0; rows * width];
@@ -369,7 +470,10 @@ impl<'a> Filters<'a> {
             }
             match p == 0 && width == n {
                 true => self.first_product(&t, others, products),
-                false => product(products, width, rows, (&t, width), h, Accum::Replace),
+                false => {
+                    product(products, width, rows, (&t, width), h, Accum::Replace);
+                    products.iter_mut().zip(&t).for_each(|(th, t)| *th += self.solver.lambda * t);
+                }
             }
             for (row, system) in systems.iter_mut().enumerate() {
                 let (at, th) = (row * n + start, &products[row * width..][..width]);
@@ -382,7 +486,7 @@ impl<'a> Filters<'a> {
         (systems, products)
     }
 
-    /// T·H of the first plane of whole filters, from that of the others; where its scale is too small for that,
+    /// T·(H + λI) of the first plane of whole filters, from that of the others; where its scale is too small for that,
     /// from its codes.
     fn first_product(&self, t: &[f64], others: &[Vec<f64>], to: &mut [f64]) {
         let (n, planes, h) = (self.solver.n, self.grid.planes, &self.solver.h);
@@ -391,7 +495,7 @@ impl<'a> Filters<'a> {
             let scales = self.scales[row * planes..][..planes].iter().map(|&scale| f64::from(scale));
             let first = f64::from(self.scales[row * planes]);
             if first <= 1e-3 * scales.clone().fold(0.0, f64::max) {
-                to.fill(0.0);
+                to.iter_mut().zip(&t[at.clone()]).for_each(|(to, t)| *to = self.solver.lambda * t);
                 for (j, &t) in t[at].iter().enumerate().filter(|(_, t)| **t != 0.0) {
                     to.iter_mut().zip(&h[j * n..]).for_each(|(to, h)| *to += t * h);
                 }
@@ -406,11 +510,13 @@ impl<'a> Filters<'a> {
     }
 
     fn finish(self) -> Solved {
-        let norm = if self.wh.is_empty() { self.solver.energy(self.w) } else { dot(self.w, &self.wh) };
         let codes = self.t.iter().map(|t| t.iter().map(|t| (t + 1) as u8).collect()).collect();
         let squared = [dot(&self.e, &self.e), dot(self.w, self.w)];
+        let damped = if self.wh.is_empty() { None } else { Some(dot(self.w, &self.wh)) };
+        let norm = damped.map_or_else(|| self.solver.energy(self.w), |sum| sum - self.solver.lambda * squared[1]);
         // Rounding may put an error of nothing below 0; what is no number has to stay seen.
-        let output = [self.error(), norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
+        let output =
+            [self.error() - self.solver.lambda * squared[0], norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
         Solved { codes, scales: self.scales, squared, output, system: LeastSquares::default() }
     }
 }

@@ -73,6 +73,7 @@ impl BudgetArgs {
     ) -> Result<Report> {
         let ladder = Ladder::measure_for(output, checkpoint, plan, minimize(self.minimize), options)?;
         let mut ladder = ladder.with_reserve(reserve);
+        session.warn(&ladder.impossible());
         let choice = ladder.choose(target)?;
         if let Target::Error(error) = target
             && let above @ [first, ..] = &ladder.above(error)[..]
@@ -127,6 +128,7 @@ pub(super) fn sweep(args: SweepArgs, session: &Session) -> anyhow::Result<Exit> 
     let ladder = ladder.map_err(|e| naming_input(e, &args.model))?;
     let budget = ladder.budget(None);
     drop(display);
+    session.warn(&ladder.impossible());
     CalibrationArgs::warn_of_missing(&ladder.uncalibrated(), session);
     print(if args.json { budget.to_json() } else { budget.to_table() })
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use twn_pack::{Calibration, Checkpoint, Error, Result};
 
 use super::Session;
@@ -15,12 +15,21 @@ pub(super) struct CalibrationArgs {
     /// then those that change the layers' outputs least
     #[arg(long, value_name = "STATS.safetensors")]
     calibration: Option<PathBuf>,
-    /// Add so much of the mean of its diagonal to the diagonal of each XᵀX [default: 0.01]
+    /// Add so much of the mean of its diagonal to the diagonal of each XᵀX: the more, the less is made of the rows
+    /// at hand [default: 0.1]
     #[arg(long, value_name = "SHARE", requires = "calibration", allow_negative_numbers = true)]
     damping: Option<f64>,
-    /// Round the weights of the strongest inputs first, instead of one after another
-    #[arg(long, requires = "calibration")]
-    act_order: bool,
+    /// Which weights are rounded first [default: diagonal]
+    #[arg(long, value_name = "WHICH", requires = "calibration")]
+    order: Option<OrderName>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OrderName {
+    /// Those of the strongest inputs
+    Diagonal,
+    /// One after another, as they stand
+    Natural,
 }
 
 impl CalibrationArgs {
@@ -29,7 +38,7 @@ impl CalibrationArgs {
         let Some(path) = &self.calibration else { return Ok(None) };
         let calibration = Calibration::open(path)?
             .with_damping(self.damping.unwrap_or(Calibration::DAMPING))?
-            .with_act_order(self.act_order);
+            .with_act_order(self.order != Some(OrderName::Natural));
         session.warn(&calibration.warnings(checkpoint));
         Ok(Some(calibration))
     }

@@ -25,6 +25,9 @@ pub struct Budget {
     /// Every rung of every tensor that a budget would decide about; in a sweep only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub measured: Vec<Rung>,
+    /// What could not be measured: scales that their type does not hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub impossible: Vec<ImpossibleRung>,
     /// From the smallest file to the one without any error, every step of it.
     pub curve: Vec<CurvePoint>,
 }
@@ -67,6 +70,17 @@ pub struct Rung {
     /// The next larger one that is worth its bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Box<Rung>>,
+}
+
+/// A way to store a tensor that it cannot have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImpossibleRung {
+    /// The tensor's name.
+    pub tensor: String,
+    /// What it would become.
+    pub rung: String,
+    /// Why it cannot, and a way out.
+    pub reason: String,
 }
 
 impl Budget {

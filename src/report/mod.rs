@@ -14,7 +14,7 @@ use std::io;
 
 use serde::Serialize;
 
-pub use self::budget::{Budget, CurvePoint, Rung};
+pub use self::budget::{Budget, CurvePoint, ImpossibleRung, Rung};
 pub use self::units::{bytes, count, ratio};
 use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TensorEntry, TernaryEntry, relative};
 use crate::dtype::Dtype;

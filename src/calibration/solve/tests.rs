@@ -93,7 +93,7 @@ fn codes_are_those_of_gptq_in_either_order() {
     }
 }
 
-/// Each sweep lowers the error under H; the residual stays what it is said to be.
+/// Each sweep lowers the error under H + λI; the residual stays what it is said to be.
 #[test]
 fn sweeps_only_improve() {
     let (n, filters) = (150, 6);
@@ -116,6 +116,56 @@ fn sweeps_only_improve() {
             last = next;
         }
     }
+}
+
+/// W − Ŵ of what one plane with a scale per filter became.
+fn lost(w: &[f64], solved: &Solved) -> Vec<f64> {
+    let n = w.len() / solved.scales.len();
+    let value = |at: usize| f64::from(solved.scales[at / n]) * (f64::from(solved.codes[0][at]) - 1.0);
+    w.iter().enumerate().map(|(at, w)| w - value(at)).collect()
+}
+
+fn one_plane(n: usize) -> Grid {
+    Grid { binary: false, planes: 1, group: n, dtype: ScaleDtype::F32, shared: false }
+}
+
+/// From the scale alone that fits the weights, more is lost; what is said to be lost is lost.
+#[test]
+fn several_starts_lose_less() {
+    for (n, filters) in [(12, 40), (150, 30)] {
+        let (h, w) = (second_moment(3 * n, n), numbers(n * filters, 5));
+        let solver = Solver::new(h.clone(), n, 0.1, true).unwrap();
+        let scales = vec![0.6f32; filters];
+        let mut one = Filters::new(&solver, &w, scales.clone(), one_plane(n));
+        one.compensate();
+        one.residual();
+        [false, true, true, true].into_iter().for_each(|codes| one.sweep(codes));
+        let solved = solver.solve(&w, scales, one_plane(n));
+        let (e, [output, norm]) = (lost(&w, &solved), solved.output);
+        let naive = energy(&h, n, &e);
+        assert!((naive - output).abs() <= 1e-6 * naive && (energy(&h, n, &w) - norm).abs() <= 1e-6 * norm);
+        let damped = |e: &[f64]| energy(&h, n, e) + solver.lambda * dot(e, e);
+        let (several, one) = (damped(&e), damped(&one.e));
+        eprintln!("n {n}: {several} of {one}");
+        assert!(several < 0.97 * one, "n {n}: {several}, from one start {one}");
+    }
+}
+
+/// Where rows are few, more damping is better for other rows.
+#[test]
+fn damping_is_for_other_rows() {
+    let (n, rows, filters) = (80, 60, 20);
+    let all = numbers((rows + 4000) * n, 11);
+    let moment = |x: &[f64]| -> Vec<f64> {
+        (0..n * n).map(|at| x.chunks(n).map(|row| row[at / n] * row[at % n]).sum()).collect()
+    };
+    let (h, others, w) = (moment(&all[..rows * n]), moment(&all[rows * n..]), numbers(n * filters, 5));
+    let elsewhere = |damping: f64| {
+        let solved = Solver::new(h.clone(), n, damping, true).unwrap().solve(&w, vec![0.6; filters], one_plane(n));
+        energy(&others, n, &lost(&w, &solved))
+    };
+    let (little, much) = (elsewhere(0.001), elsewhere(0.1));
+    assert!(much < 0.9 * little, "damping 0.1: {much}, 0.001: {little}");
 }
 
 #[test]
