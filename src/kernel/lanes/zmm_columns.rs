@@ -30,11 +30,9 @@ pub(in crate::kernel) fn pack8<D: Digits>(
     let blocks = lines.chunks_mut(MANY * GROUP * chunks * D::PER_BYTE).zip(columns.chunks_mut(MANY * GROUP));
     let blocks = blocks.zip(sums.chunks_mut(MANY * GROUP * chunks)).zip(x.axis_chunks_iter(Axis(1), MANY * GROUP));
     for (((lines, columns), sums), x) in blocks {
-        // SAFETY: the proof says that the machine has every feature that the functions are compiled for.
-        match x.ncols() {
-            ..=GROUP => unsafe { lay_down::<D, 1>(x, lines, columns, sums) },
-            _ => unsafe { lay_down::<D, MANY>(x, lines, columns, sums) },
-        }
+        let lay_down = if x.ncols() <= GROUP { lay_down::<D, 1> } else { lay_down::<D, MANY> };
+        // SAFETY: the proof says that the machine has every feature that both functions are compiled for.
+        unsafe { lay_down(x, lines, columns, sums) };
     }
 }
 
