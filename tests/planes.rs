@@ -180,23 +180,6 @@ fn long_tails_find_their_scales() {
     }
 }
 
-/// Two planes of long tails: both starts had scales in a ratio of 3, and some filters lost a quarter more than need be.
-#[test]
-fn two_planes_of_long_tails_depend_little_on_the_method() {
-    let mut random = Random(14);
-    let mut t = || {
-        let squares: f64 = (0..3).map(|_| random.gaussian().powi(2)).sum();
-        random.gaussian() / (squares / 3.0).sqrt()
-    };
-    let weights: Vec<f64> = (0..32 * 2048).map(|_| t()).collect();
-    let made = Made::new("w", Dtype::F32, &[32, 2048], &weights);
-    let lost = |method: &str| ternarize(&made, &format!("method={method},planes=2")).stats.squared_error;
-    let found = ["twn", "optimal", "absmean"].map(lost);
-    eprintln!("{found:?}");
-    let least = found.into_iter().fold(f64::INFINITY, f64::min);
-    assert!(found.into_iter().all(|error| error < 1.01 * least), "{found:?}");
-}
-
 /// Stored codes are the nearest there are for the stored scales, and no scales fit the codes much better.
 #[test]
 fn codes_and_scales_are_the_best_for_each_other() {

@@ -3,8 +3,8 @@
 //! the planes before it leave over; then by turns the best codes for the scales (the nearest of the
 //! 3^P values that they give) and the least-squares scales for the codes, until the squared error
 //! stops falling. That ends in a local optimum, so the best of some starts with scales in a ratio of
-//! 3 (evenly spaced values) and the best of those in a ratio of 2 (better ends, where tails are long) are improved
-//! in the same way, and so is what one plane less came to, with a scale more; the best of all counts. A method of signs only stays one: 2^P values.
+//! 3 (evenly spaced values) or 2 are improved in the same way, and so is what one plane less came to, with a
+//! scale more; the best of all counts. A method of signs only stays one: 2^P values.
 //!
 //! Weights in memory are sorted once: all that a step has to know of them (how many take each value, and their
 //! sum) is then found by bisection.
@@ -31,7 +31,7 @@ const LEVELS: usize = COMBINATIONS.div_ceil(2);
 /// Steps at most; a few dozen are usual.
 const STEPS: usize = 200;
 
-/// Starts with scales in a ratio that are improved: of both ratios the best, of the one for signs the best two.
+/// Starts of evenly spaced values that are improved.
 const STARTS: usize = 2;
 
 /// A step that lowers the error by less than this share of it is the last: of every start at first, and of those
@@ -394,13 +394,11 @@ pub(crate) fn fit_planes(method: &dyn Ternarizer, unit: &Unit<'_>, planes: usize
             best = Some(start.0);
             continue;
         }
-        let ratios: &[f64] = if binary { &[2.0] } else { &[3.0, 2.0] };
-        let mut starts = Vec::new();
-        for &ratio in ratios.iter().filter(|_| is_last) {
-            let mut spaced: Vec<_> = spaced(unit, planes, ratio).map(fit).filter(|(fit, _)| fit.scale_fits()).collect();
-            best_first(&mut spaced, STARTS / ratios.len());
-            starts.extend(spaced);
-        }
+        let mut starts: Vec<_> = match is_last {
+            true => spaced(unit, planes, binary).map(fit).filter(|(fit, _)| fit.scale_fits()).collect(),
+            false => Vec::new(),
+        };
+        best_first(&mut starts, STARTS);
         starts.push(start);
         starts.extend(
             best.take().filter(|fewer| fewer.levels.planes < planes).map(|one_less| fit(one_less.with_one_more(unit))),
@@ -423,11 +421,14 @@ fn best_first(fits: &mut Vec<(PlanesFit, Tails)>, count: usize) {
     fits.truncate(count);
 }
 
-/// Scales in that ratio, of several sizes against the weights' root mean square.
-fn spaced(unit: &Unit<'_>, planes: usize, ratio: f64) -> impl Iterator<Item = Vec<f64>> {
+/// Scales in a constant ratio, of several sizes against the weights' root mean square.
+fn spaced(unit: &Unit<'_>, planes: usize, binary: bool) -> impl Iterator<Item = Vec<f64>> {
     let size = (unit.moments().sum_of_squares / unit.len() as f64).sqrt();
+    let ratios: &[f64] = if binary { &[2.0] } else { &[3.0, 2.0] };
     let sizes = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0];
-    sizes.into_iter().map(move |s| (0..planes).map(|p| s * size / ratio.powi(p as i32)).collect())
+    ratios.iter().flat_map(move |ratio| {
+        sizes.into_iter().map(move |s| (0..planes).map(|p| s * size / ratio.powi(p as i32)).collect())
+    })
 }
 
 /// By turns the best codes and the best scales for them, or scales a little further in that direction; until that
