@@ -21,7 +21,7 @@ SECTION, SPREAD = {"crc32": int, "length": int, "offset": int}, {"max": float, "
 COUNTS, ERRORS = {"negative": int, "zeros": int, "positive": int}, {"squared_error": float, "squared_norm": float}
 TERNARY = {"axis": int, "codes": SECTION, "encoding": str, "granularity": str, "planes": int, "reason?": str,
            "scale_dtype": str, "method": {"name": str, "parameters?": {"*": float}}, "scales": SECTION,
-           "stats": {"alpha": SPREAD, "delta?": SPREAD, **COUNTS, **ERRORS}}
+           "source_bytes?": int, "stats": {"alpha": SPREAD, "delta?": SPREAD, **COUNTS, **ERRORS}}
 INT8 = {"axis": int, "codes": SECTION, "reason?": str, "scale_dtype": str, "scales": SECTION,
         "stats": {"alpha": SPREAD, **ERRORS}}
 TENSOR = {"name": str, "dtype": str, "shape": [int],
@@ -35,17 +35,21 @@ def need(good, message):
 def check(value, schema, where):
     if isinstance(schema, dict):
         need(type(value) is dict, f"{where} has to be an object")
+        [check(key, str, f"a key of {where}") for key in value]
         for key, kind in schema.items():
             if key == "*":
                 [check(member, kind, f"{where}.{name}") for name, member in value.items()]
             elif key[-1] != "?" or value.get(key[:-1]) is not None:
                 check(value.get(key.rstrip("?")), kind, f"{where}.{key}")
+        ordered = schema is not SPREAD or 0 <= value["min"] <= value["mean"] <= value["max"]
+        need(ordered, f"{where}: not in the order 0, min, mean, max")
     elif isinstance(schema, list):
         need(type(value) is list, f"{where} has to be an array")
         [check(member, schema[0], f"{where}[{i}]") for i, member in enumerate(value)]
     else:
-        good = type(value) is schema or schema is float and type(value) is int
-        need(good and (schema is not int or 0 <= value < 2**64), f"{where} is missing, of a wrong type or out of range")
+        need(type(value) in ((int, float) if schema is float else (schema,)), f"{where} is missing or of a wrong type")
+        good = math.isfinite(value) if schema is float else schema is int or not re.search("[\ud800-\udfff]", value)
+        need(good, f"{where} is infinite or holds half of a surrogate pair")
 
 def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)})
     need(len(data) >= 64 and data[:8] == b"\x89TWN\r\n\x1a\n", "not a .twn file, or its writing was cut off")
@@ -57,7 +61,10 @@ def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)
     need(placed and not any(data[44:60]), "prefix: index offset, index length or reserved bytes")
     need(zlib.crc32(data[index_at:]) == crc, "index: wrong CRC-32")
     unique = lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else need(False, "index: a key stands twice")
-    index = json.loads(data[index_at:].decode(), object_pairs_hook=unique, parse_constant=lambda x: need(False, x))
+    # Integers are without sign and less than 2⁶⁴; any other number is a float: of a wrong type where one is wanted.
+    integer = lambda text: int(text) if len(text) <= 20 and "-" not in text and int(text) < 2**64 else float(text)
+    hooks = {"object_pairs_hook": unique, "parse_int": integer, "parse_constant": lambda text: need(False, text)}
+    index = json.loads(data[index_at:].decode(), **hooks)
     check(index, INDEX, "index")
     end, tensors = 64, {}
     def section(place, size):
@@ -71,20 +78,20 @@ def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)
         return data[start:stop]
     for entry in index["tensors"]:
         name, dtype, shape = (entry[key] for key in ("name", "dtype", "shape"))
-        dense, int8, ternary = map(entry.get, ("dense", "int8", "ternary"))
+        kinds = [kind for kind in ("dense", "int8", "ternary") if entry.get(kind) is not None]
         need(len(name.encode()) <= 4096 and name not in tensors and name != "__metadata__", f"name `{name[:64]}`")
-        need(dtype in BITS, f"{name}: dtype `{dtype}` is not known")
+        need(dtype in BITS and len(shape) <= 16, f"{name}: {len(shape)} dimensions of `{dtype}`")
         bits, count = BITS[dtype], math.prod(shape)
-        fits = len(shape) <= 16 and math.prod(max(d, 1) for d in shape) * bits < 2**64
+        fits = math.prod(max(d, 1) for d in shape) * bits < 2**64
         need(fits and count * bits % 8 == 0, f"{name}: shape {shape} is over the limits or no whole number of bytes")
-        need([dense, int8, ternary].count(None) == 2, f"{name}: has to be one of dense, int8 and ternary")
-        if dense is not None:
-            raw = section(dense["section"], count * bits // 8)
-            tensors[name] = dtype, shape, decode_dense(dtype, raw), "dense", raw
+        need(len(kinds) == 1, f"{name}: has to be one of dense, int8 and ternary")
+        if kinds == ["dense"]:
+            raw = section(entry["dense"]["section"], count * bits // 8)
+            values = decode_dense(dtype, raw)
         else:
-            kind = "ternary" if int8 is None else "int8"
-            values = decode(name, dtype, shape, kind, entry[kind], section)
-            tensors[name] = dtype, shape, values, kind, struct.pack(f"<{count}f", *values)
+            values = decode(name, dtype, shape, kinds[0], entry[kinds[0]], section)
+            raw = struct.pack(f"<{count}f", *values)
+        tensors[name] = dtype, shape, values, kinds[0], raw
     need(end == index_at, f"index begins at {index_at}, should begin at {end}")
     return index["metadata"], tensors
 

@@ -63,7 +63,8 @@ impl Fit8 {
             Measured { scale, sums }
         };
         let exact_scale = max / LARGEST;
-        let usable = |scale: &f32| scale.is_finite() && *scale > 0.0;
+        // The largest value as well.
+        let usable = |scale: &f32| (scale * LARGEST as f32).is_finite() && *scale > 0.0;
         let steps = TRIED.checked_div(count).filter(|_| count <= FEW).unwrap_or(0).min(SCALES);
         let largest_code = |i: usize| (LARGEST + 0.5) - (LARGEST + 1.0) / 2.0 * (i as f64 / steps as f64);
         let fine = (0..steps).map(|i| max / largest_code(i));
@@ -94,7 +95,8 @@ impl Fit8 {
 
     /// Whether the stored scale keeps its order of magnitude: not infinite, and zero only if exact.
     pub fn scale_fits(&self) -> bool {
-        self.scale.is_finite() && (self.scale > 0.0 || self.exact_scale == 0.0) && self.squared_norm.is_finite()
+        let finite = (self.scale * LARGEST as f32).is_finite() && self.squared_norm.is_finite();
+        finite && (self.scale > 0.0 || self.exact_scale == 0.0)
     }
 }
 

@@ -11,7 +11,7 @@ mod trained;
 
 use std::borrow::Cow;
 
-use self::decide::{Pattern, checked_treatment, decide, matching, moved, segments};
+use self::decide::{Pattern, checked_treatment, decide, is_layer, matching, moved, segments};
 pub use self::decision::{BUDGET, Decision, Int8, MOVED, Moved, Treatment};
 pub(crate) use self::decision::{became, became_int8};
 use self::natural_order::natural_order;
@@ -59,6 +59,8 @@ impl Plan {
         let mut otherwise = Vec::new();
         let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
         let (mut overruled, mut last) = (None, None);
+        // Weight layers, and whether a `keep` decided about them.
+        let mut layers = Vec::new();
         for (i, tensor) in checkpoint.tensors().enumerate() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
             let mut settings = rules.settings.clone();
@@ -102,6 +104,9 @@ impl Plan {
                     Decision::Int8(Int8 { axis, scale_dtype })
                 }
             };
+            if !matches!(decision, Decision::Dense) || is_layer(tensor) {
+                layers.push((i, forced.is_some()));
+            }
             plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason, fixed });
         }
         plan.warnings.extend(overruled);
@@ -115,7 +120,7 @@ impl Plan {
         plan.warn_of_unused(checkpoint, include.iter().chain(&exclude).chain(overrides.iter().map(|o| &o.0)));
         plan.warn_of_transposed(checkpoint);
         if rules.keep_first_last {
-            plan.keep_first_last();
+            plan.keep_first_last(layers);
         }
         Ok(plan)
     }
@@ -151,19 +156,21 @@ impl Plan {
 
     /// The order of layers is not in a checkpoint: the first is the first by name (numbers in
     /// numeric order) that is no head, the last is the last head, or else the last by name.
-    fn keep_first_last(&mut self) {
+    /// What was set by a `keep`, or is dense for another reason, stays as it is.
+    fn keep_first_last(&mut self, mut layers: Vec<(usize, bool)>) {
         const HEADS: [&str; 6] = ["fc", "classifier", "head", "heads", "logits", "output"];
         let is_head = |name: &str| segments(name).next().is_some_and(|first| HEADS.contains(&first.as_str()));
-        let mut ternary: Vec<usize> =
-            (0..self.tensors.len()).filter(|&i| matches!(self.tensors[i].decision, Decision::Ternary(_))).collect();
-        ternary.sort_by(|&a, &b| {
+        layers.sort_by(|&(a, _), &(b, _)| {
             let (a, b) = (&self.tensors[a].name, &self.tensors[b].name);
             is_head(a).cmp(&is_head(b)).then_with(|| natural_order(a, b))
         });
-        let ends = [(ternary.first(), "first"), (ternary.last(), "last")];
-        for (i, end) in ends.into_iter().filter_map(|(i, end)| Some((*i?, end))) {
-            self.tensors[i].decision = Decision::Dense;
-            self.tensors[i].reason = format!("{end} layer, by name").into();
+        for (layer, end) in [(layers.first(), "first"), (layers.last(), "last")] {
+            if let Some(&(i, false)) = layer
+                && !matches!(self.tensors[i].decision, Decision::Dense)
+            {
+                self.tensors[i].decision = Decision::Dense;
+                self.tensors[i].reason = format!("{end} layer, by name").into();
+            }
         }
     }
 }

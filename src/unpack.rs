@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
-use crate::dtype::{Dtype, push};
+use crate::dtype::{Dtype, byte_length, push};
 use crate::error::ContainerProblem;
 use crate::select::{Settings, TRAINED_KEY, found_again, found_again_as_int8, stays_dense, trained_metadata};
 use crate::source::safetensors_header;
@@ -23,12 +23,14 @@ use crate::{Error, Result, float8};
 const TILE: usize = 1 << 20;
 
 /// How to unpack.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
     /// The type of dequantized tensors; `None` gives each its source's. Dense tensors never change.
     pub dtype: Option<Dtype>,
     /// Replace an output that exists.
     pub overwrite: bool,
+    /// Called after each tensor: how many bytes of how many are done, and its name.
+    pub progress: Option<&'a (dyn Fn(u64, u64, &str) + Sync)>,
     /// Set it to stop the run.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -51,6 +53,8 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
     let header = safetensors_header(tensors, &metadata(container)?);
     file.write_at(&header, 0)?;
     let mut offset = header.len() as u64;
+    let bytes = |(entry, dtype): &(&TensorEntry, Dtype)| byte_length(*dtype, &entry.shape).unwrap_or_default();
+    let total = offset + entries.iter().map(bytes).sum::<u64>();
     for (entry, dtype) in entries {
         container.check_sections(entry)?;
         offset += match container.tensor(entry) {
@@ -63,6 +67,9 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
                 write_values(container.path(), &file, &entry.name, &ternary, dtype, offset, options)?
             }
         };
+        if let Some(progress) = options.progress {
+            progress(offset, total, &entry.name);
+        }
     }
     file.publish()?;
     Ok(offset)
@@ -115,7 +122,10 @@ fn write_values(
         let stored = round_to(dtype, scale * tensor.largest_code());
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
             return Err(Error::Request(format!(
-                "tensor `{name}`: scale {index} is {scale:e}, which {dtype} cannot hold; unpack with --dtype f32"
+                "{}: tensor `{name}`: scale {index} is {scale:e}, with codes up to {}, which {dtype} cannot hold; unpack \
+                 with a type of more range (--dtype f32), or pack it again",
+                input.display(),
+                tensor.largest_code()
             )));
         }
     }

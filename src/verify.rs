@@ -3,7 +3,7 @@
 //! Not here: prefix and index, which opening a [`Container`] checks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crc32fast::Hasher;
 use rayon::prelude::*;
@@ -63,6 +63,18 @@ impl Verification {
 /// # Errors
 /// [`Error::Cancelled`]. What is wrong with the file is in the result.
 pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Verification> {
+    verify_with_progress(container, cancel, &|_, _| {})
+}
+
+/// [`verify`]; `progress` is told now and then, from any thread, how many bytes of how many are done.
+///
+/// # Errors
+/// Those of [`verify`].
+pub fn verify_with_progress(
+    container: &Container,
+    cancel: Option<&AtomicBool>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Verification> {
     let isa = Isa::detect()?;
     let mut result = Verification::of(container);
     let mut padding_from = 64;
@@ -75,11 +87,14 @@ pub fn verify(container: &Container, cancel: Option<&AtomicBool>) -> Result<Veri
     let index_offset = result.bytes - container.index_bytes();
     check_padding(container, padding_from, index_offset, &mut result.problems);
     let pieces = pieces(container);
+    let (done, total) = (AtomicU64::new(0), pieces.iter().map(Piece::bytes).sum());
     let checked: Vec<Checked> = pieces
         .par_iter()
         .map(|piece| {
             check_cancelled(cancel)?;
-            Ok(piece.check(container, isa))
+            let checked = piece.check(container, isa);
+            progress(done.fetch_add(piece.bytes(), Ordering::Relaxed) + piece.bytes(), total);
+            Ok(checked)
         })
         .collect::<Result<_>>()?;
     let mut checked = pieces.iter().zip(checked).peekable();
@@ -211,6 +226,10 @@ fn pieces(container: &Container) -> Vec<Piece> {
 }
 
 impl Piece {
+    fn bytes(&self) -> u64 {
+        (self.end - self.start) as u64
+    }
+
     fn check(&self, container: &Container, isa: Isa) -> Checked {
         let bytes = &container.section(self.section)[self.start..self.end];
         let entry = &container.index().tensors[self.tensor];

@@ -191,6 +191,12 @@ fn rules_choose_tensors_and_settings() {
         !kept.contains(&"conv1.weight".into()) && !kept.contains(&"fc.weight".into()) && kept.len() == 4,
         "{kept:?}"
     );
+    // They are the ends of all layers: who excludes one, or asks for some, does not move them; `keep` decides alone.
+    let inner = world.ternary(&["--keep-first-last", "-x", "odd*", "-x", "conv1*"]);
+    assert_eq!(inner, kept);
+    assert_eq!(world.ternary(&["--keep-first-last", "-x", "odd*", "-i", "layer1.*"]).len(), 2);
+    let asked = world.ternary(&["--keep-first-last", "-x", "odd*", "--set", "conv1*", "keep=ternary"]);
+    assert!(asked.contains(&"conv1.weight".into()) && asked.len() == 5, "{asked:?}");
 
     let set = ["--set", "layer*", "method=bwn,granularity=tensor", "--set", "layer2*", "method=optimal,axis=1"];
     assert_eq!(world.became(&set, "layer1.0.conv1.weight"), "b1 bwn tensor");
@@ -276,6 +282,9 @@ fn what_is_wrong_with_rules_is_said_with_its_line() {
         ("\"conv*\"", "\"c*\"\ngranularity = \"group:0\"", 9, "granularity is `group:0`"),
         ("\"conv*\"", "\"c*\"\n\ncolour = 1", 10, "unknown field `colour`"),
         ("\"conv*\"", "\"c*\"\nmethod = \"magic\"", 9, "unknown method `magic`"),
+        ("method = \"twn\"", "planes = 9", 2, "9 planes; expected 1 to 4"),
+        ("method = \"twn\"", "factor = 5000.0", 2, "factor is 5000"),
+        ("\"conv*\"", "\"c*\"\n\nplanes = 0", 10, "0 planes; expected 1 to 4"),
     ] {
         assert!(good.contains(from), "{from}");
         std::fs::write(&rules, good.replacen(from, to, 1)).unwrap();
@@ -295,6 +304,14 @@ fn quiet_is_quiet_and_progress_is_json() {
     assert_eq!(expect(0, &["verify", &world.twn, "-q"]), Default::default());
     let back = world.path("back.safetensors");
     assert_eq!(expect(0, &["unpack", &world.twn, "-o", &back, "-q"]), Default::default());
+
+    for command in [&["verify", &world.twn][..], &["unpack", &world.twn, "-o", &back, "--force"]] {
+        let (_, stderr) = expect(0, &[command, &["--progress", "json"]].concat());
+        let last = json(stderr.lines().last().unwrap());
+        assert!(last["done"] == last["total"] && last["done"].as_u64() > Some(0), "{command:?}: {stderr}");
+    }
+    let (_, stderr) = expect(2, &[&world.twn, "-o", &back]);
+    assert!(stderr.contains("packed already"), "{stderr}");
 
     let (_, stderr) = expect(0, &[&world.model, "-o", &world.twn, "--force", "--progress", "json"]);
     let lines: Vec<Value> = stderr.lines().map(json).collect();
@@ -329,6 +346,10 @@ fn completions_and_manual_are_there() {
         assert!(expect(0, &["completions", shell]).0.contains("keep-first-last"), "{shell}");
     }
     let page = expect(0, &["man"]).0;
+    let pages = tempfile::tempdir().unwrap();
+    expect(0, &["man", "--to", pages.path().to_str().unwrap()]);
+    let verify = std::fs::read_to_string(pages.path().join("twn-pack-verify.1")).unwrap();
+    assert!(verify.contains("against") && pages.path().join("twn-pack.1").exists());
     assert!(page.starts_with(".TH") || page.starts_with(".ie"), "{}", &page[..40]);
     assert!(page.contains(".TH twn-pack"));
     assert!(expect(0, &["--help"]).0.contains("Exit codes"));

@@ -295,7 +295,7 @@ const FLOAT8: [Float8; 2] = [
 fn there_and_back(file: &[u8], dtype: Option<Dtype>, scratch: &Path) -> twn_pack::Result<Vec<u8>> {
     let container = pack_bytes(file, "", scratch)?;
     let output = scratch.join("unpacked.safetensors");
-    unpack::unpack(&container, &output, &unpack::Options { dtype, overwrite: true, cancel: None })?;
+    unpack::unpack(&container, &output, &unpack::Options { dtype, overwrite: true, ..Default::default() })?;
     let bytes = std::fs::read(output).unwrap();
     Ok(SafeTensors::deserialize(&bytes).unwrap().tensor("w").unwrap().data().to_vec())
 }

@@ -65,7 +65,7 @@ fn what_is_packed_is_read_back_and_no_worse_than_plain_rounding() {
             assert!(tensor.stats.squared_error <= plain * (1.0 + 1e-9), "{:e} {plain:e}", tensor.stats.squared_error);
         }
         let unpacked = directory.path().join("back.safetensors");
-        let options = unpack::Options { dtype: Some(Dtype::F32), overwrite: true, cancel: None };
+        let options = unpack::Options { dtype: Some(Dtype::F32), overwrite: true, ..Default::default() };
         unpack::unpack(&container, &unpacked, &options).unwrap();
         let back = Checkpoint::open(&unpacked).unwrap();
         for (name, tensor) in container.tensors() {
@@ -108,4 +108,20 @@ fn the_command_says_what_becomes_int8() {
     assert!(error.contains("tensor `embed.weight`: weight 1 of filter 0 is NaN"), "{error}");
     let (table, _) = common::expect(0, &[nan, "-o", output, "-f", "--int8", "embed*", "--non-finite", "dense"]);
     assert!(table.contains("dense: holds NaN or infinity"), "{table}");
+}
+
+/// The largest numbers there are: what is packed can be unpacked, although 127 times the nearest scale would be infinite.
+#[test]
+fn the_largest_numbers_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let values: Vec<f64> = (0..90).map(|i| f64::from(f32::MAX) * (1.0 - f64::from(i) / 45.0)).collect();
+    let input = common::checkpoint(directory.path(), "in.safetensors", &[Made::new("w", Dtype::F32, &[3, 30], &values)]);
+    let checkpoint = Checkpoint::open(&input).unwrap();
+    let (packed, back) = (directory.path().join("out.twn"), directory.path().join("back.safetensors"));
+    convert::pack(&checkpoint, &Plan::new(&checkpoint, &rules("")).unwrap(), &packed, &Options::default()).unwrap();
+    unpack::unpack(&Container::open(&packed).unwrap(), &back, &unpack::Options::default()).unwrap();
+    let back = Checkpoint::open(&back).unwrap();
+    for (&w, b) in values.iter().zip(back.by_name("w").unwrap().data.as_chunks().0) {
+        assert!((f64::from(f32::from_le_bytes(*b)) / f64::from(f32::MAX) - w / f64::from(f32::MAX)).abs() < 0.01, "{w:e}");
+    }
 }

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use twn_pack::{Container, Dtype, report, unpack};
 
 use super::exit::Exit;
+use super::progress::Display;
 use super::{Session, print};
 
 #[derive(Debug, Args)]
@@ -39,8 +40,12 @@ pub(super) fn run(args: UnpackArgs, session: &Session) -> anyhow::Result<Exit> {
         FloatType::F16 => Dtype::F16,
         FloatType::Bf16 => Dtype::BF16,
     });
-    let options = unpack::Options { dtype, overwrite: args.force, cancel: Some(&session.cancel) };
+    let display = Display::new(&session.global);
+    let progress = |done, total, tensor: &str| display.advance(done, total, Some(tensor));
+    let options =
+        unpack::Options { dtype, overwrite: args.force, progress: Some(&progress), cancel: Some(&session.cancel) };
     let length = unpack::unpack(&container, &args.output, &options)?;
+    drop(display);
     if session.global.quiet {
         return Ok(Exit::Success);
     }

@@ -7,6 +7,7 @@ use clap::Args;
 use twn_pack::{Container, Error, Fault, import, report, verify};
 
 use super::exit::Exit;
+use super::progress::Display;
 use super::{Session, print, printable};
 
 #[derive(Debug, Args)]
@@ -26,7 +27,10 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
         Ok(container) => {
             // When the process ends, the system lets go of a mapping faster than we would.
             let container = ManuallyDrop::new(container);
-            let mut result = verify::verify(&container, Some(&session.cancel))?;
+            let display = Display::new(&session.global);
+            let progress = |done, total| display.advance(done, total, None);
+            let mut result = verify::verify_with_progress(&container, Some(&session.cancel), &progress)?;
+            drop(display);
             if let (Some(model), true) = (&args.against, result.is_good()) {
                 let checkpoint = import::open(model)?;
                 session.warn(checkpoint.warnings());

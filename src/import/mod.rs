@@ -50,6 +50,12 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
         return onnx::open(path, &file);
     }
+    if file.starts_with(b"\x89TWN") {
+        return Err(Error::Request(format!(
+            "{} is a .twn file, packed already; give the checkpoint it was made from, or unpack it first (twn-pack unpack)",
+            path.display()
+        )));
+    }
     if let Some(message) = pytorch::refusal(&file) {
         return Err(foreign(path, "PyTorch", message));
     }

@@ -69,6 +69,11 @@ pub(super) fn decide(
     }
 }
 
+/// Whether a tensor is a layer's weights that nobody has to ask for.
+pub(super) fn is_layer(tensor: TensorView<'_>) -> bool {
+    is_float(tensor.dtype) && tensor.shape.len() >= 2 && tensor.elements() > 0 && exception(tensor.name).is_none()
+}
+
 /// Names that stay dense by default: what embeds, normalises, or maps to a vocabulary.
 fn exception(name: &str) -> Option<&'static str> {
     const EMBEDDINGS: [&str; 4] = ["wte", "wpe", "cls_token", "relative_attention_bias"];

@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
 use super::{Override, Pattern, Rules, Settings};
+use crate::ternarize::Twn;
 
 /// What is wrong, and where: bytes of the text.
 struct Wrong {
@@ -100,11 +101,18 @@ fn checked(pattern: Spanned<String>) -> Result<String> {
 
 fn settings(table: DeTable<'_>, at: Range<usize>, check: Check<'_>) -> Result<Settings> {
     let line_of = |key: &str| table.get(key).map(Spanned::span);
+    let planes_at = line_of("planes").unwrap_or_else(|| at.clone());
     let method_at = line_of("factor").or_else(|| line_of("method")).unwrap_or_else(|| at.clone());
     let table = Deserializer::from(Spanned::new(at.clone(), table));
     let settings = Settings::deserialize(table).map_err(|e| Wrong::toml(&e, at))?;
-    if let Some(method) = &settings.method {
-        check(method, settings.factor).map_err(|e| Wrong::at(method_at, e))?;
+    if let Some(planes) = settings.planes {
+        super::settings::check_planes(planes).map_err(|e| Wrong::at(planes_at, e))?;
+    }
+    match (&settings.method, settings.factor) {
+        (Some(method), factor) => check(method, factor).map_err(|e| Wrong::at(method_at, e))?,
+        // For a method that is named elsewhere.
+        (None, Some(factor)) => drop(Twn::new(factor).map_err(|e| Wrong::at(method_at, e))?),
+        (None, None) => {}
     }
     Ok(settings)
 }

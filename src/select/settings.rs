@@ -157,11 +157,7 @@ impl Settings {
                 "method `{name}` takes what is ternary already: one plane, not {planes}"
             )));
         }
-        if !(1..=PACKED_PLANES).contains(&planes) {
-            return Err(Error::Request(format!(
-                "{planes} planes; expected 1 to {PACKED_PLANES} (more would take as many bits as int8), or keep=dense"
-            )));
-        }
+        check_planes(planes)?;
         Ok(Treatment {
             method,
             planes,
@@ -191,6 +187,16 @@ impl Rules {
         let text = std::fs::read(path).map_err(Error::io(path, "read the rules in"))?;
         let text = String::from_utf8(text).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
         rules_file::parse(&text, check).map_err(|message| Error::Request(format!("{}: {message}", path.display())))
+    }
+}
+
+/// So many planes can be packed.
+pub(super) fn check_planes(planes: usize) -> Result<()> {
+    match planes {
+        1..=PACKED_PLANES => Ok(()),
+        _ => Err(Error::Request(format!(
+            "{planes} planes; expected 1 to {PACKED_PLANES} (more would take as many bits as int8), or keep=dense"
+        ))),
     }
 }
 
