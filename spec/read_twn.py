@@ -19,11 +19,10 @@ ENCODINGS = {"t2": (4, lambda b: None if b & b >> 1 & 0x55 else [(b >> 2 * i & 3
 # The index: `?` marks what may be absent, `*` stands for any key.
 SECTION, SPREAD = {"crc32": int, "length": int, "offset": int}, {"max": float, "mean": float, "min": float}
 COUNTS, ERRORS = {"negative": int, "zeros": int, "positive": int}, {"squared_error": float, "squared_norm": float}
-TERNARY = {"axis": int, "codes": SECTION, "encoding": str, "granularity": str, "planes": int, "reason?": str,
-           "scale_dtype": str, "method": {"name": str, "parameters?": {"*": float}}, "scales": SECTION,
-           "source_bytes?": int, "stats": {"alpha": SPREAD, "delta?": SPREAD, **COUNTS, **ERRORS}}
 INT8 = {"axis": int, "codes": SECTION, "reason?": str, "scale_dtype": str, "scales": SECTION,
         "stats": {"alpha": SPREAD, **ERRORS}}
+TERNARY = {**INT8, "encoding": str, "granularity": str, "method": {"name": str, "parameters?": {"*": float}},
+           "planes": int, "source_bytes?": int, "stats": {**INT8["stats"], "delta?": SPREAD, **COUNTS}}
 TENSOR = {"name": str, "dtype": str, "shape": [int],
           "dense?": {"reason?": str, "repaired?": str, "section": SECTION}, "int8?": INT8, "ternary?": TERNARY}
 INDEX = {"metadata": {"*": str}, "producer": {"name": str, "version": str}, "tensors": [TENSOR]}
@@ -41,15 +40,13 @@ def check(value, schema, where):
                 [check(member, kind, f"{where}.{name}") for name, member in value.items()]
             elif key[-1] != "?" or value.get(key[:-1]) is not None:
                 check(value.get(key.rstrip("?")), kind, f"{where}.{key}")
-        ordered = schema is not SPREAD or 0 <= value["min"] <= value["mean"] <= value["max"]
-        need(ordered, f"{where}: not in the order 0, min, mean, max")
+        need(schema is not SPREAD or 0 <= value["min"] <= value["mean"] <= value["max"], f"{where} is out of order")
     elif isinstance(schema, list):
         need(type(value) is list, f"{where} has to be an array")
         [check(member, schema[0], f"{where}[{i}]") for i, member in enumerate(value)]
     else:
-        need(type(value) in ((int, float) if schema is float else (schema,)), f"{where} is missing or of a wrong type")
-        good = math.isfinite(value) if schema is float else schema is int or not re.search("[\ud800-\udfff]", value)
-        need(good, f"{where} is infinite or holds half of a surrogate pair")
+        need(type(value) is schema or schema is float and type(value) is int, f"{where} is missing or of a wrong type")
+        need(not re.search("[\ud800-\udfff]", value) if schema is str else math.isfinite(value), f"{where}: {value!r}")
 
 def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)})
     need(len(data) >= 64 and data[:8] == b"\x89TWN\r\n\x1a\n", "not a .twn file, or its writing was cut off")
@@ -61,10 +58,9 @@ def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)
     need(placed and not any(data[44:60]), "prefix: index offset, index length or reserved bytes")
     need(zlib.crc32(data[index_at:]) == crc, "index: wrong CRC-32")
     unique = lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else need(False, "index: a key stands twice")
-    # Integers are without sign and less than 2⁶⁴; any other number is a float: of a wrong type where one is wanted.
+    # An integer has no sign and is less than 2⁶⁴; other numbers become floats. `int` refuses NaN and Infinity.
     integer = lambda text: int(text) if len(text) <= 20 and "-" not in text and int(text) < 2**64 else float(text)
-    hooks = {"object_pairs_hook": unique, "parse_int": integer, "parse_constant": lambda text: need(False, text)}
-    index = json.loads(data[index_at:].decode(), **hooks)
+    index = json.loads(data[index_at:].decode(), object_pairs_hook=unique, parse_int=integer, parse_constant=int)
     check(index, INDEX, "index")
     end, tensors = 64, {}
     def section(place, size):
@@ -78,39 +74,36 @@ def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)
         return data[start:stop]
     for entry in index["tensors"]:
         name, dtype, shape = (entry[key] for key in ("name", "dtype", "shape"))
-        kinds = [kind for kind in ("dense", "int8", "ternary") if entry.get(kind) is not None]
+        kind, *more = [key for key in ("dense", "int8", "ternary") if entry.get(key) is not None] or [None]
         need(len(name.encode()) <= 4096 and name not in tensors and name != "__metadata__", f"name `{name[:64]}`")
         need(dtype in BITS and len(shape) <= 16, f"{name}: {len(shape)} dimensions of `{dtype}`")
         bits, count = BITS[dtype], math.prod(shape)
-        fits = math.prod(max(d, 1) for d in shape) * bits < 2**64
-        need(fits and count * bits % 8 == 0, f"{name}: shape {shape} is over the limits or no whole number of bytes")
-        need(len(kinds) == 1, f"{name}: has to be one of dense, int8 and ternary")
-        if kinds == ["dense"]:
+        need(count * bits % 8 == 0 and bits * math.prod(d or 1 for d in shape) < 2**64, f"{name}: size of {shape}")
+        need(kind and not more, f"{name}: has to be one of dense, int8 and ternary")
+        if kind == "dense":
             raw = section(entry["dense"]["section"], count * bits // 8)
             values = decode_dense(dtype, raw)
         else:
-            values = decode(name, dtype, shape, kinds[0], entry[kinds[0]], section)
-            raw = struct.pack(f"<{count}f", *values)
-        tensors[name] = dtype, shape, values, kinds[0], raw
+            values, raw = decode(name, dtype, shape, kind, entry[kind], section)
+        tensors[name] = dtype, shape, values, kind, raw
     need(end == index_at, f"index begins at {index_at}, should begin at {end}")
     return index["metadata"], tensors
 
 def decode(name, dtype, shape, kind, entry, section):
-    ternary, axis = map(entry.get, ("planes", "granularity", "encoding")), entry["axis"]
-    planes, granularity, encoding = ternary if kind == "ternary" else (1, "filter", None)
-    floats = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2".split()
-    need(dtype in floats and axis < len(shape) and 0 not in shape, f"{name}: {dtype} {shape} without axis {axis}")
+    ternary, axis, scale_dtype = ("planes", "granularity", "encoding"), entry["axis"], entry["scale_dtype"]
+    planes, granularity, encoding = (1, "filter", None) if kind == "int8" else map(entry.get, ternary)
+    need(dtype in "F64 F32 F16 BF16 F8_E4M3 F8_E5M2".split() and encoding in ENCODINGS, f"{name}: {dtype}, {encoding}")
+    need(0 not in shape and axis < len(shape) and 1 <= planes <= 16, f"{name}: {planes} planes of {shape}, axis {axis}")
     filters, inner, n = shape[axis], math.prod(shape[axis + 1:]), math.prod(shape) // shape[axis]
-    group = re.fullmatch("group:([1-9][0-9]{0,19})", granularity)
-    need(1 <= planes <= 16 and encoding in ENCODINGS, f"{name}: {planes} planes of `{encoding}`")
-    need(granularity in ("filter", "tensor") or group and int(group[1]) < 2**64, f"{name}: granularity `{granularity}`")
-    size = int(group[1]) if group else n  # weights of a filter that share a scale
-    groups = -(-n // size)
-    per_plane = 1 if granularity == "tensor" else filters * groups
+    group = re.fullmatch("filter|tensor|group:([1-9][0-9]{0,19})", granularity)
+    known = scale_dtype in ("f32", "f16") and group and int(group[1] or 1) < 2**64
+    need(known, f"{name}: scales of {scale_dtype}, granularity `{granularity}`")
+    size = int(group[1] or n)  # weights of a filter that share a scale
+    groups = 0 if granularity == "tensor" else -(-n // size)
+    per_plane = max(filters * groups, 1)
     per_byte, unpack, fill = ENCODINGS[encoding]
     packed = section(entry["codes"], planes * filters * (row := -(-n // per_byte)))  # row: bytes of a filter
-    need(entry["scale_dtype"] in ("f32", "f16"), f"{name}: scales of {entry['scale_dtype']} are not known")
-    form = f"<{planes * per_plane}{STRUCT[entry['scale_dtype'].upper()]}"
+    form = f"<{planes * per_plane}{STRUCT[scale_dtype.upper()]}"
     scales = struct.unpack(form, section(entry["scales"], struct.calcsize(form)))
     need(all(math.isfinite(a) and math.copysign(1, a) > 0 for a in scales), f"{name}: negative or infinite scale")
     table, values, seen = [unpack(byte) for byte in range(256)], [0.0] * (filters * n), collections.Counter()
@@ -121,13 +114,13 @@ def decode(name, dtype, shape, kind, entry, section):
         need(all(code == fill for code in codes[n:]), f"{name}: plane {p}, filter {i}: its last byte is not filled up")
         seen.update(codes[:n])
         for j, code in enumerate(codes[:n]):
-            alpha = scales[p * per_plane + (0 if granularity == "tensor" else i * groups + j // size)]
-            term, at = ctypes.c_float(alpha * code).value, (j // inner * filters + i) * inner + j % inner
+            term = ctypes.c_float(scales[p * per_plane + i * groups + j // size] * code).value
+            at = (j // inner * filters + i) * inner + j % inner
             values[at] = ctypes.c_float(values[at] + term).value if p else term
     stats, spread = entry["stats"], [entry["stats"]["alpha"][key] for key in ("min", "max")]
     counted = kind == "int8" or [stats[key] for key in COUNTS] == [seen[-1], seen[0], seen[1]]
     need(counted and spread == [min(scales), max(scales)] and min(map(stats.get, ERRORS)) >= 0, f"{name}: stats")
-    return values
+    return values, struct.pack(f"<{len(values)}f", *values)
 
 def decode_dense(dtype, raw):
     if dtype in STRUCT:

@@ -115,13 +115,17 @@ fn the_command_says_what_becomes_int8() {
 fn the_largest_numbers_come_back() {
     let directory = tempfile::tempdir().unwrap();
     let values: Vec<f64> = (0..90).map(|i| f64::from(f32::MAX) * (1.0 - f64::from(i) / 45.0)).collect();
-    let input = common::checkpoint(directory.path(), "in.safetensors", &[Made::new("w", Dtype::F32, &[3, 30], &values)]);
+    let input =
+        common::checkpoint(directory.path(), "in.safetensors", &[Made::new("w", Dtype::F32, &[3, 30], &values)]);
     let checkpoint = Checkpoint::open(&input).unwrap();
     let (packed, back) = (directory.path().join("out.twn"), directory.path().join("back.safetensors"));
     convert::pack(&checkpoint, &Plan::new(&checkpoint, &rules("")).unwrap(), &packed, &Options::default()).unwrap();
     unpack::unpack(&Container::open(&packed).unwrap(), &back, &unpack::Options::default()).unwrap();
     let back = Checkpoint::open(&back).unwrap();
     for (&w, b) in values.iter().zip(back.by_name("w").unwrap().data.as_chunks().0) {
-        assert!((f64::from(f32::from_le_bytes(*b)) / f64::from(f32::MAX) - w / f64::from(f32::MAX)).abs() < 0.01, "{w:e}");
+        assert!(
+            (f64::from(f32::from_le_bytes(*b)) / f64::from(f32::MAX) - w / f64::from(f32::MAX)).abs() < 0.01,
+            "{w:e}"
+        );
     }
 }

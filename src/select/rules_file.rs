@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
 use super::{Override, Pattern, Rules, Settings};
-use crate::ternarize::Twn;
+use crate::ternarize;
 
 /// What is wrong, and where: bytes of the text.
 struct Wrong {
@@ -111,7 +111,10 @@ fn settings(table: DeTable<'_>, at: Range<usize>, check: Check<'_>) -> Result<Se
     match (&settings.method, settings.factor) {
         (Some(method), factor) => check(method, factor).map_err(|e| Wrong::at(method_at, e))?,
         // For a method that is named elsewhere.
-        (None, Some(factor)) => drop(Twn::new(factor).map_err(|e| Wrong::at(method_at, e))?),
+        (None, Some(factor)) => {
+            let default = ternarize::METHODS[0].name;
+            ternarize::method(default, Some(factor)).map_err(|e| Wrong::at(method_at, e))?;
+        }
         (None, None) => {}
     }
     Ok(settings)
