@@ -68,7 +68,7 @@ fn examples_print_what_the_readme_shows() {
             run += 1;
         }
     }
-    assert_eq!(run, 12, "commands in README.md");
+    assert_eq!(run, 13, "commands in README.md");
 }
 
 #[test]

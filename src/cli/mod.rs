@@ -99,7 +99,7 @@ enum Command {
     },
     /// Print the manual page (roff), or write those of all commands
     Man {
-        /// Write the page of every command into this directory instead
+        /// Write the page of every command into this directory instead; it need not be there
         #[arg(long, value_name = "DIR")]
         to: Option<PathBuf>,
     },
@@ -175,7 +175,8 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             print(&script)
         }
         Some(Command::Man { to: Some(directory) }) => {
-            clap_mangen::generate_to(Cli::command(), &directory)
+            std::fs::create_dir_all(&directory)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
                 .with_context(|| format!("cannot write manual pages into {}", directory.display()))?;
             Ok(Exit::Success)
         }
