@@ -101,8 +101,8 @@ impl<D: Digits> Task for Pack8<'_, D> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(self, proof: Avx512) {
-        if is_tall(self.x) || self.x.strides()[1] != 1 {
-            // What the compiler makes of it for AVX2 is faster: it scatters no bytes.
+        if is_tall(self.x) || self.x.strides()[1] != 1 || self.x.ncols() <= 2 * BLOCK {
+            // What the compiler makes of it for AVX2 scatters no bytes; of few columns it is the fastest.
             proof.avx2().run(self);
         } else {
             super::lanes::pack8::<D>(proof, self.x, self.lines, self.columns, self.sums);
