@@ -81,12 +81,12 @@ fn more_columns_than_are_laid_down_at_a_time() {
     }
 }
 
-/// They are laid down 64 at a time; the last chunk and the last block have fewer than others.
+/// They are laid down 64 or 512 at a time; the last chunk and the last block have fewer than others.
 #[test]
 fn many_columns() {
     let (mut random, mut workspace) = (Random(8), Workspace::default());
     for (i, encoding) in ENCODINGS.into_iter().enumerate() {
-        for (n, columns) in [(300, 128), (700, 147), (513, 256)] {
+        for (n, columns) in [(300, 128), (700, 147), (513, 256), (256, 65), (77, 600), (1, 40)] {
             let w = Weights::random(&mut random, encoding, [1, 3, n], granularity(i, n));
             assert_right("", &w, gaussian(&mut random, (n, columns)).view(), &mut workspace);
         }
