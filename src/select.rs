@@ -59,7 +59,7 @@ impl Plan {
         let mut otherwise = Vec::new();
         let mut plan = Self { tensors: Vec::with_capacity(checkpoint.len()), warnings: Vec::new() };
         let (mut overruled, mut last) = (None, None);
-        // Weight layers, and whether a `keep` decided about them.
+        // Weight layers, and whether they stay what they are: a `keep` said so, or they are ternary already.
         let mut layers = Vec::new();
         for (i, tensor) in checkpoint.tensors().enumerate() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
@@ -71,7 +71,8 @@ impl Plan {
                 forced = its.keep.map(|_| pattern.text.as_str()).or(forced);
             }
             if let Some(ternary) = checkpoint.ternary(i) {
-                let decision = Decision::Moved(moved(tensor, &settings, &exclude)?);
+                layers.push((i, true));
+                let decision = Decision::Moved(moved(tensor, ternary.planes(), &settings, &exclude)?);
                 let (name, reason) =
                     (tensor.name.to_owned(), format!("ternary in the checkpoint, {:?}", ternary.shape).into());
                 let asked = match &settings {

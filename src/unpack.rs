@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
+use crate::convert::Progress;
 use crate::dtype::{Dtype, byte_length, push};
 use crate::error::ContainerProblem;
 use crate::select::{Settings, TRAINED_KEY, found_again, found_again_as_int8, stays_dense, trained_metadata};
@@ -29,8 +30,8 @@ pub struct Options<'a> {
     pub dtype: Option<Dtype>,
     /// Replace an output that exists.
     pub overwrite: bool,
-    /// Called after each tensor: how many bytes of how many are done, and its name.
-    pub progress: Option<&'a (dyn Fn(u64, u64, &str) + Sync)>,
+    /// Called after each tensor, with bytes of the output.
+    pub progress: Option<&'a (dyn Fn(Progress<'_>) + Sync)>,
     /// Set it to stop the run.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -68,7 +69,7 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
             }
         };
         if let Some(progress) = options.progress {
-            progress(offset, total, &entry.name);
+            progress(Progress { done: offset, total, tensor: &entry.name });
         }
     }
     file.publish()?;

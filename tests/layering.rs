@@ -37,7 +37,7 @@ const MODULES: [(&str, &[&str]); 31] = [
     ("budget", &["source", "select", "container", "report", "convert"]),
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "ternarize", "pack", "container"]),
-    ("unpack", &["source", "select", "container", "atomic_file"]),
+    ("unpack", &["source", "select", "container", "convert", "atomic_file"]),
     ("gguf", &[]),
     ("onnx", &[]),
     ("import", &["source", "container", "gguf", "onnx"]),

@@ -41,9 +41,12 @@ pub(super) fn run(args: UnpackArgs, session: &Session) -> anyhow::Result<Exit> {
         FloatType::Bf16 => Dtype::BF16,
     });
     let display = Display::new(&session.global);
-    let progress = |done, total, tensor: &str| display.advance(done, total, Some(tensor));
-    let options =
-        unpack::Options { dtype, overwrite: args.force, progress: Some(&progress), cancel: Some(&session.cancel) };
+    let options = unpack::Options {
+        dtype,
+        overwrite: args.force,
+        progress: Some(&|progress| display.show(progress)),
+        cancel: Some(&session.cancel),
+    };
     let length = unpack::unpack(&container, &args.output, &options)?;
     drop(display);
     if session.global.quiet {

@@ -94,7 +94,7 @@ pub struct Options<'a> {
 /// How far a run is.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
-    /// Bytes of the checkpoint that are done.
+    /// Bytes of the checkpoint that are done; of the output, when unpacking.
     pub done: u64,
     /// Bytes in all (tensors that need a second look count twice).
     pub total: u64,

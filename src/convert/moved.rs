@@ -204,7 +204,9 @@ fn multiply(
 /// The squared norm of the sum of planes with those scales.
 fn square(products: &[f64], scales: &[f64]) -> f64 {
     let rows = products.chunks_exact(scales.len()).zip(scales);
-    rows.map(|(row, a)| row.iter().zip(scales).map(|(product, b)| product * a * b).sum::<f64>()).sum()
+    let sum: f64 = rows.map(|(row, a)| row.iter().zip(scales).map(|(product, b)| product * a * b).sum::<f64>()).sum();
+    // Where planes cancel each other, rounding may leave less than nothing.
+    if sum < 0.0 { 0.0 } else { sum }
 }
 
 /// The coarsest granularity that holds every scale exactly: what all weights of a group, a filter, or all filters, share

@@ -102,8 +102,8 @@ pub(super) fn segments(name: &str) -> impl Iterator<Item = String> + '_ {
     name.split(['.', '/']).map(str::to_lowercase)
 }
 
-/// How a tensor that is ternary already is stored.
-pub(super) fn moved(tensor: TensorView<'_>, settings: &Settings, exclude: &[Pattern]) -> Result<Moved> {
+/// How a tensor that is ternary already, in `its` planes, is stored.
+pub(super) fn moved(tensor: TensorView<'_>, its: usize, settings: &Settings, exclude: &[Pattern]) -> Result<Moved> {
     let name = tensor.name;
     if let Some(pattern) = matching(exclude, name) {
         return Err(Error::Request(format!(
@@ -119,10 +119,10 @@ pub(super) fn moved(tensor: TensorView<'_>, settings: &Settings, exclude: &[Patt
         )));
     }
     let encoding = settings.encoding.unwrap_or(Encoding::T2);
-    if encoding == Encoding::B1 || settings.planes.is_some_and(|planes| planes != 1) {
+    if encoding == Encoding::B1 || settings.planes.is_some_and(|planes| planes != its) {
         return Err(Error::Request(format!(
-            "tensor `{name}` is ternary in the checkpoint: one plane of t2 or t5 holds it; leave out the other encoding or \
-             planes for it"
+            "tensor `{name}` is ternary in the checkpoint: {its} plane(s) of t2 or t5 hold it; leave out the other encoding \
+             or planes for it"
         )));
     }
     Ok(Moved { encoding, scale_dtype: settings.scale_dtype.unwrap_or_default() })

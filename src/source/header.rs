@@ -33,7 +33,7 @@ pub(crate) struct HeaderTensor {
 }
 
 /// Longer headers than this, some thirty thousand tensors, are not read again by the safetensors crate.
-const REFERENCE_BYTES: usize = 4 << 20;
+const REFERENCE_BYTES: u64 = 4 << 20;
 
 /// The metadata's key in safetensors files of packed weights, which are no checkpoints.
 pub const PACKED_KEY: &str = "twn-pack.packed";
@@ -69,7 +69,7 @@ impl Header {
         let header = Self::parse_strictly(file)?;
         // Ours is the stricter reader, and sees every file first; where the reference reader still objects, it is right.
         // It takes eight times the header's length of memory, so that very long ones are ours alone.
-        if header.tensors.first().is_none_or(|first| first.range.start <= REFERENCE_BYTES) {
+        if file.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) <= REFERENCE_BYTES) {
             safetensors::SafeTensors::deserialize(file).map_err(|e| Problem::Header(e.to_string()))?;
         }
         Ok(header)

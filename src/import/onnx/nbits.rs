@@ -31,7 +31,7 @@ pub(super) fn find<'m>(graph: &Graph<'m>) -> (Vec<Found<'m>>, Vec<&'m str>) {
             None => others.push(name),
         }
     }
-    let mut found: Vec<_> = Vec::new();
+    let (mut found, mut given) = (Vec::new(), BTreeSet::new());
     while let Some((name, first)) = planes.pop_first() {
         let mut all = vec![first];
         let several = others_of(graph, name, &all[0], &planes);
@@ -39,7 +39,7 @@ pub(super) fn find<'m>(graph: &Graph<'m>) -> (Vec<Found<'m>>, Vec<&'m str>) {
         all.extend(several.into_iter().flat_map(|(_, names)| names).filter_map(|name| planes.remove(name)));
         // What the exporter calls them; unless something else is called so.
         let weight = weight.map(|weight| weight.strip_suffix(".turned").map_or((weight, false), |name| (name, true)));
-        let weight = weight.filter(|(weight, _)| !graph.model.names.contains(weight));
+        let weight = weight.filter(|(weight, _)| !graph.model.names.contains(weight) && given.insert(*weight));
         let (weight, turned) = weight.unwrap_or((name, false));
         found.push((weight, turned, all));
     }

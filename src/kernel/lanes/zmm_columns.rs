@@ -76,7 +76,7 @@ fn lay_down<D: Digits, const GROUPS: usize>(
                 }
             }
             for column in 0..LANES.min(count) {
-                let share = D::PER_CHUNK / (LANES * GROUPS);
+                let share = D::PER_CHUNK.div_ceil(LANES * GROUPS);
                 let from = D::PER_CHUNK + (g * LANES + column) * share;
                 (from..from + share).for_each(|row| prefetch(x, row));
                 let places = (column..count).step_by(LANES).map(|c| (first + c) * chunks + i);
