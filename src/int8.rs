@@ -96,9 +96,10 @@ impl Fit8 {
     /// Whether the stored scale keeps its order of magnitude: not infinite, and zero only if exact.
     pub fn scale_fits(&self) -> bool {
         // A smaller scale than the largest weight asks for must not hide that none holds it.
-        let finite = self.exact_scale * LARGEST <= f64::from(f32::MAX) * (1.0 + 1e-9) && self.scale.is_finite();
-        let finite = finite && self.squared_norm.is_finite();
-        finite && (self.scale > 0.0 || self.exact_scale == 0.0)
+        self.exact_scale * LARGEST <= f64::from(f32::MAX) * (1.0 + 1e-9)
+            && self.scale.is_finite()
+            && self.squared_norm.is_finite()
+            && (self.scale > 0.0 || self.exact_scale == 0.0)
     }
 }
 

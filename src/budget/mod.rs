@@ -376,9 +376,7 @@ impl<'a> Ladder<'a> {
     }
 
     fn source_bytes(&self) -> usize {
-        let bytes =
-            |i| self.checkpoint.ternary(i).map_or(self.checkpoint.tensor(i).data.len(), |ternary| ternary.bytes());
-        (0..self.checkpoint.len()).map(bytes).sum()
+        (0..self.checkpoint.len()).map(|i| self.checkpoint.input(i).bytes()).sum()
     }
 
     /// The choice of a file of at most so many bytes.

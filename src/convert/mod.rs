@@ -362,6 +362,11 @@ pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Res
     }
 }
 
+/// The greatest common divisor; of 0 and a number that number.
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 fn steps(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(step).map(move |at| at..(at + step).min(end))

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::job::{Done, Places, Run};
 use super::tally::{Tally, counts_of};
 use super::tensor::{Output, PlaneBytes, misfit, push_scale};
-use super::{PIECE, steps, weights_error};
+use super::{PIECE, gcd, steps, weights_error};
 use crate::Result;
 use crate::container::{Granularity, MethodEntry, Section, TensorEntry, TernaryEntry};
 use crate::error::WeightsProblem;
@@ -237,11 +237,6 @@ struct Scales {
     first: Option<f32>,
     /// What divides the numbers of all units where it changes; 0 where it does not.
     changes: usize,
-}
-
-/// What divides both; 0 is divided by all.
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// What the units of a filter have for scales. A scale of 0 whose codes are zero, too, is as good as any other.

@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use super::PIECE;
 use super::tally::Tally;
 use super::unit::{AsUnit, LongRange};
 use super::window::{Held, filters_held};
+use super::{PIECE, gcd};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
 use crate::pack::{Encoding, SelectPacked};
@@ -417,8 +417,4 @@ fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: Code
             above
         }
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use ndarray::{ArrayView1, ArrayView2, Axis};
+use ndarray::{ArrayView1, ArrayView2, Axis, s};
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Line8, Line32};
@@ -84,14 +84,10 @@ impl<D: Digits> Task for Pack8<'_, D> {
 
     #[inline(always)]
     fn portable(self) {
-        let block = if self.x.ncols() < 2 * WIDE { BLOCK } else { WIDE };
-        let chunks = self.x.nrows().div_ceil(D::PER_CHUNK);
-        let blocks = self.lines.chunks_mut(block * chunks * D::PER_BYTE).zip(self.columns.chunks_mut(block));
-        let blocks = blocks.zip(self.sums.chunks_mut(block * chunks)).zip(self.x.axis_chunks_iter(Axis(1), block));
-        for (((lines, columns), sums), x) in blocks {
-            let mut part = Pack8 { x, lines, columns, sums, digits: self.digits };
-            match x.ncols() {
-                _ if is_tall(x) => part.columns(),
+        let width = if self.x.ncols() < 2 * WIDE { BLOCK } else { WIDE };
+        for mut part in self.blocks(width) {
+            match part.x.ncols() {
+                _ if is_tall(part.x) => part.columns(),
                 ..=BLOCK => part.rows::<BLOCK>(),
                 _ => part.rows::<WIDE>(),
             }
@@ -105,12 +101,25 @@ impl<D: Digits> Task for Pack8<'_, D> {
             // What the compiler makes of it for AVX2 scatters no bytes; of few columns it is the fastest.
             proof.avx2().run(self);
         } else {
-            super::lanes::pack8::<D>(proof, self.x, self.lines, self.columns, self.sums);
+            super::lanes::pack8(proof, self);
         }
     }
 }
 
-impl<D: Digits> Pack8<'_, D> {
+impl<'a, D: Digits> Pack8<'a, D> {
+    /// The same of at most so many columns each.
+    #[inline(always)]
+    pub fn blocks(self, width: usize) -> impl Iterator<Item = Pack8<'a, D>> {
+        let Self { x, lines, columns, sums, digits } = self;
+        let chunks = x.nrows().div_ceil(D::PER_CHUNK);
+        let parts = lines.chunks_mut(width * chunks * D::PER_BYTE).zip(columns.chunks_mut(width));
+        let parts = parts.zip(sums.chunks_mut(width * chunks)).zip((0..x.ncols()).step_by(width));
+        parts.map(move |(((lines, columns), sums), first)| {
+            let x = x.slice_move(s![.., first..x.ncols().min(first + width)]);
+            Pack8 { x, lines, columns, sums, digits }
+        })
+    }
+
     /// Column by column, where each lies in one run.
     #[inline(always)]
     fn columns(&mut self) {

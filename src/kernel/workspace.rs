@@ -74,13 +74,12 @@ impl Workspace {
         let pack = |(((lines, columns), sums), x): (((&mut [_], &mut [_]), &mut [_]), _)| {
             isa.run(Pack8 { x, lines, columns, sums, digits: PhantomData::<D> });
         };
-        let blocks = x.axis_chunks_iter(Axis(1), block);
-        if parallel && columns > block {
+        if columns > block {
             let lines = lines.par_chunks_mut(lines_each).zip(quantized.par_chunks_mut(block));
-            lines.zip(sums.par_chunks_mut(sums_each)).zip(blocks.into_par_iter()).for_each(pack);
+            let blocks = x.axis_chunks_iter(Axis(1), block).into_par_iter();
+            lines.zip(sums.par_chunks_mut(sums_each)).zip(blocks).for_each(pack);
         } else {
-            let lines = lines.chunks_mut(lines_each).zip(quantized.chunks_mut(block));
-            lines.zip(sums.chunks_mut(sums_each)).zip(blocks).for_each(pack);
+            pack((((&mut *lines, &mut *quantized), &mut *sums), x));
         }
         Columns8 { lines, columns: quantized, sums, digits: PhantomData }
     }

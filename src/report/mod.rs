@@ -189,7 +189,7 @@ impl Report {
         let mut totals = Totals { file_bytes: 64, ..Totals::default() };
         let mut tensors = Vec::with_capacity(plan.tensors.len());
         for (i, (tensor, planned)) in checkpoint.tensors().zip(&plan.tensors).enumerate() {
-            let mut source_bytes = tensor.data.len() as u64;
+            let source_bytes = checkpoint.input(i).bytes() as u64;
             let (mut elements, mut sections) = (tensor.elements() as u64, [source_bytes, 0]);
             let (mut dtype, mut shape) = (tensor.dtype, tensor.shape);
             let filters_along = |axis: usize| tensor.shape[axis] as u64;
@@ -207,7 +207,6 @@ impl Report {
                         let scales = filters * n.div_ceil(ternary.unit_len()) * moved.scale_dtype.size();
                         (dtype, shape) = (ternary.dtype, ternary.shape);
                         elements = (ternary.filters() * n) as u64;
-                        source_bytes = ternary.bytes() as u64;
                         sections = [codes as u64, scales as u64];
                         totals.add_ternary(elements, source_bytes, codes as u64, scales as u64);
                     }

@@ -78,6 +78,13 @@ pub(crate) struct Input<'a> {
     pub ternary: Option<TernaryView<'a>>,
 }
 
+impl Input<'_> {
+    /// Its bytes in the checkpoint, those of all planes.
+    pub fn bytes(&self) -> usize {
+        self.ternary.map_or(self.tensor.data.len(), |ternary| ternary.bytes())
+    }
+}
+
 impl TensorView<'_> {
     /// How many elements.
     pub fn elements(&self) -> usize {

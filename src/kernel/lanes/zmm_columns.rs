@@ -1,14 +1,12 @@
 //! Columns of activations, rounded to 8 bits and laid down with AVX-512: what [`Pack8`] says, by hand, since the
 //! compiler turns rows into columns byte by byte. Not here: what becomes of them.
-//!
-//! [`Pack8`]: crate::kernel::activations::Pack8
 
 use std::arch::x86_64::*;
 
 use ndarray::{ArrayView2, Axis};
 
 use super::{CHUNK, LANES, Line8};
-use crate::kernel::activations::{LONGEST, Quantized, Quantizer};
+use crate::kernel::activations::{LONGEST, Pack8, Quantized, Quantizer};
 use crate::kernel::digits::Digits;
 use crate::vector::Avx512;
 
@@ -17,33 +15,19 @@ const GROUP: usize = 64;
 
 /// Lays down columns of X, n × any; every row lies in one run.
 #[inline]
-pub(in crate::kernel) fn pack8<D: Digits>(
-    _proof: Avx512,
-    x: ArrayView2<'_, f32>,
-    lines: &mut [Line8],
-    columns: &mut [Quantized],
-    sums: &mut [[i32; LANES]],
-) {
+pub(in crate::kernel) fn pack8<D: Digits>(_proof: Avx512, columns: Pack8<'_, D>) {
     // Whole rows are read fastest; 512 columns, 8 of their chunks' rows rounded, are 128 to 256 KiB.
     const MANY: usize = 8;
-    let chunks = x.nrows().div_ceil(D::PER_CHUNK);
-    let blocks = lines.chunks_mut(MANY * GROUP * chunks * D::PER_BYTE).zip(columns.chunks_mut(MANY * GROUP));
-    let blocks = blocks.zip(sums.chunks_mut(MANY * GROUP * chunks)).zip(x.axis_chunks_iter(Axis(1), MANY * GROUP));
-    for (((lines, columns), sums), x) in blocks {
-        let lay_down = if x.ncols() <= GROUP { lay_down::<D, 1> } else { lay_down::<D, MANY> };
+    for block in columns.blocks(MANY * GROUP) {
+        let lay_down = if block.x.ncols() <= GROUP { lay_down::<D, 1> } else { lay_down::<D, MANY> };
         // SAFETY: the proof says that the machine has every feature that both functions are compiled for.
-        unsafe { lay_down(x, lines, columns, sums) };
+        unsafe { lay_down(block) };
     }
 }
 
 /// At most `GROUPS` groups of columns.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn lay_down<D: Digits, const GROUPS: usize>(
-    x: ArrayView2<'_, f32>,
-    lines: &mut [Line8],
-    columns: &mut [Quantized],
-    sums: &mut [[i32; LANES]],
-) {
+fn lay_down<D: Digits, const GROUPS: usize>(Pack8 { x, lines, columns, sums, .. }: Pack8<'_, D>) {
     let chunks = x.nrows().div_ceil(D::PER_CHUNK);
     let quantizers = largest::<GROUPS>(x).map(|group| group.map(Quantizer::new));
     let lifts = quantizers.map(|group| group.map(|q| q.lift));
