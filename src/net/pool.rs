@@ -23,7 +23,7 @@ pub(super) fn avg_pool(geometry: &Conv2d, x: &[f32], input: [usize; 2], y: &mut 
 }
 
 /// Each output from what its window sees: folded row by row, then finished.
-fn windows<T: Copy + Sync>(
+fn windows<T: Copy + Sync + Send>(
     geometry: &Conv2d,
     x: &[f32],
     input: [usize; 2],
@@ -32,17 +32,85 @@ fn windows<T: Copy + Sync>(
     (first, fold): (T, impl Fn(T, f32) -> T + Sync),
     finish: impl Fn(T) -> f32 + Sync,
 ) {
+    let windows = Windows::new(geometry, input, output);
     let planes = y.par_chunks_mut(output[0] * output[1]).zip(x.par_chunks(input[0] * input[1]));
-    planes.for_each(|(y, x)| {
-        for (oy, y) in y.chunks_mut(output[1]).enumerate() {
-            let rows = inside(geometry, 0, oy, input);
-            for (ox, y) in y.iter_mut().enumerate() {
-                let columns = inside(geometry, 1, ox, input);
-                let values = rows.clone().flat_map(|iy| &x[iy * input[1]..][columns.clone()]);
-                *y = finish(values.fold(first, |folded, &x| fold(folded, x)));
+    planes.for_each_init(
+        || vec![first; output[1]],
+        |folded, (y, x)| {
+            for (oy, y) in y.chunks_mut(output[1]).enumerate() {
+                folded.fill(first);
+                windows.line(oy, |seen, start| {
+                    let folded = folded[seen.outputs.clone()].iter_mut();
+                    seen.each(folded, &x[start..], |folded, x, _| **folded = fold(**folded, x));
+                });
+                y.iter_mut().zip(&*folded).for_each(|(y, folded)| *y = finish(*folded));
+            }
+        },
+    );
+}
+
+/// How windows walk over maps of one size, a line of outputs at a time.
+pub(crate) struct Windows<'a> {
+    geometry: &'a Conv2d,
+    input: [usize; 2],
+    columns: Vec<Seen>,
+}
+
+/// One column of the windows of a line, or two that are neighbours.
+pub(crate) struct Seen {
+    /// The outputs for whose windows it lies inside the map.
+    pub outputs: Range<usize>,
+    /// Where in a row of the map it is for the first of them, and how much further on for each next one.
+    first: usize,
+    stride: usize,
+    /// Whether it is two, of windows that are two apart: together they are all that lies there.
+    two: bool,
+}
+
+impl<'a> Windows<'a> {
+    pub fn new(geometry: &'a Conv2d, input: [usize; 2], output: [usize; 2]) -> Self {
+        let (stride, padding) = (geometry.stride[1], geometry.padding[1]);
+        let mut columns: Vec<Seen> = Vec::new();
+        for column in 0..geometry.kernel[1] {
+            // padding ≤ o·stride + column < padding + width
+            let from = padding.saturating_sub(column).div_ceil(stride);
+            let to = (padding + input[1]).saturating_sub(column).div_ceil(stride).min(output[1]);
+            match columns.last_mut() {
+                Some(last) if stride == 2 && !last.two && last.outputs == (from..to) => last.two = true,
+                _ if from < to => {
+                    let first = from * stride + column - padding;
+                    columns.push(Seen { outputs: from..to, first, stride, two: false });
+                }
+                _ => {}
             }
         }
-    });
+        Self { geometry, input, columns }
+    }
+
+    /// Calls `see` with what the windows of line `y` see, in the order in which it lies there, and where in the map
+    /// that begins.
+    pub fn line(&self, y: usize, mut see: impl FnMut(&Seen, usize)) {
+        for row in inside(self.geometry, 0, y, self.input) {
+            self.columns.iter().for_each(|seen| see(seen, row * self.input[1] + seen.first));
+        }
+    }
+}
+
+impl Seen {
+    /// Calls `f` with something of each output, with what it sees of `x`, and with 1 for the second of two columns.
+    #[inline(always)]
+    pub fn each<A, T: Copy>(&self, outputs: impl Iterator<Item = A>, x: &[T], mut f: impl FnMut(&mut A, T, u32)) {
+        if self.two {
+            outputs.zip(x.as_chunks::<2>().0).for_each(|(mut output, &[x, next])| {
+                f(&mut output, x, 0);
+                f(&mut output, next, 1);
+            });
+        } else if self.stride == 1 {
+            outputs.zip(x).for_each(|(mut output, &x)| f(&mut output, x, 0));
+        } else {
+            outputs.zip(x.iter().step_by(self.stride)).for_each(|(mut output, &x)| f(&mut output, x, 0));
+        }
+    }
 }
 
 /// What a window sees of the input along one axis.

@@ -3,11 +3,11 @@
 //!
 //! ```text
 //!  forward   y  = W·X            W: filters × n, X: n × outputs, the columns under the filter
-//!  backward  dW = Σ dy·Xᵀ        over the images, in a fixed order
+//!  backward  dWᵀ = Σ X·dyᵀ       over the images, in a fixed order; X would have to be turned for Σ dy·Xᵀ, dy is smaller
 //!            dx = fold(Wᵀ·dy)    each column's derivatives added where its values came from
 //! ```
 
-use ndarray::{Array2, s};
+use ndarray::{Array2, Axis, s};
 use rayon::prelude::*;
 
 use super::{Bias, Layer, Pass, Tensor, Weights};
@@ -24,7 +24,7 @@ pub struct Conv2d<R: Real> {
     geometry: kernel::Conv2d,
     /// Unrolled images, one per piece of the batch.
     columns: Vec<R>,
-    /// Each piece's dW.
+    /// Each piece's dW, group by group n × filters.
     gradients: Vec<R>,
 }
 
@@ -79,13 +79,16 @@ impl<R: Real> Layer<R> for Conv2d<R> {
             }
             None => parts.for_each(|piece| piece.backward(&walk, used, None)),
         }
-        let Some(flat) = gradient.as_slice_mut() else { return };
-        flat.par_chunks_mut(4096).enumerate().for_each(|(i, to)| {
-            to.fill(R::zero());
-            for part in self.gradients.chunks(filters * n) {
-                to.iter_mut().zip(&part[i * 4096..]).for_each(|(sum, part)| *sum += *part);
+        let (sums, rest) = self.gradients.split_at_mut(filters * n);
+        sums.par_chunks_mut(4096).enumerate().for_each(|(i, sums)| {
+            for part in rest.chunks(filters * n) {
+                sums.iter_mut().zip(&part[i * 4096..]).for_each(|(sum, part)| *sum += *part);
             }
         });
+        let each = filters / self.geometry.groups;
+        for (mut gradient, sum) in gradient.axis_chunks_iter_mut(Axis(0), each).zip(sums.chunks(each * n)) {
+            gradient.assign(&matrix(sum, [n, each]).t());
+        }
         if let Some(bias) = &mut self.bias {
             bias.gradient.fill(R::zero());
             for image in dy.values.chunks(walk.image_out) {
@@ -154,8 +157,8 @@ impl<R: Real> Piece<'_, R> {
                 let channels = group * (image_in / groups)..(group + 1) * (image_in / groups);
                 let dy = matrix(&dy[rows.start * outputs..rows.end * outputs], [rows.len(), outputs]);
                 im2col(&x[channels.clone()], input, geometry, output, self.columns);
-                let sum = matrix_mut(&mut self.sum[rows.start * n..rows.end * n], [rows.len(), n]);
-                matmul(dy, matrix(self.columns, [n, outputs]).reversed_axes(), sum, true);
+                let sum = matrix_mut(&mut self.sum[rows.start * n..rows.end * n], [n, rows.len()]);
+                matmul(matrix(self.columns, [n, outputs]), dy.reversed_axes(), sum, true);
                 let Some(dx) = &mut dx else { continue };
                 let w = w.slice(s![rows, ..]);
                 matmul(w.reversed_axes(), dy, matrix_mut(self.columns, [n, outputs]), false);
