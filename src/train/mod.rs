@@ -9,6 +9,7 @@
 //! Source: Ternary Weight Networks, arXiv 1605.04711, section 2.4; each method names its own. Not here:
 //! thresholds and scales ([`crate::ternarize`]), networks as data ([`crate::net`]), images ([`crate::data`]).
 
+mod directory;
 mod layers;
 mod loss;
 mod maps;
@@ -24,6 +25,7 @@ mod run;
 mod schedule;
 mod state;
 
+pub use self::directory::{METRICS, STATE};
 pub use self::layers::{Pass, Tensor, Weights};
 pub use self::loss::Loss;
 pub use self::maps::{Maps, Real};
@@ -32,5 +34,5 @@ pub use self::methods::{METHODS, Method, MethodInfo, Request, method};
 pub use self::network::{Choose, Network, Step};
 pub use self::optimizer::{Optimizer, Rule};
 pub use self::recipe::{Augment, RECIPES, Recipe};
-pub use self::run::{LayerMethod, METRICS, Metrics, Options, Outcome, Progress, STATE, Setup, train};
+pub use self::run::{LayerMethod, Metrics, Options, Outcome, Progress, Setup, train};
 pub use self::schedule::Schedule;
