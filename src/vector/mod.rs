@@ -85,6 +85,11 @@ impl Isa {
         })
     }
 
+    /// Whether it is more than plain Rust.
+    pub(crate) fn has_vectors(self) -> bool {
+        !matches!(self.0, Token::Portable)
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self.0 {

@@ -17,8 +17,8 @@ fn pool(threads: usize) -> rayon::ThreadPool {
 fn threads_do_not_matter() {
     let mut random = Random(1);
     let pools = [1, 2, 3].map(pool);
-    // Each over 2²⁰ multiplications, where work is shared out.
-    for (case, (filters, n, columns)) in [(2100, 513, 1), (300, 700, 5), (17, 1000, 70)].into_iter().enumerate() {
+    // Each over 2²⁰ multiplications, where work is shared out; 2²² of one column.
+    for (case, (filters, n, columns)) in [(2100, 2001, 1), (300, 700, 5), (17, 1000, 70)].into_iter().enumerate() {
         assert!(filters * n * columns > 1 << 20);
         for encoding in ENCODINGS {
             let granularity = [Filter, Group(160)][case % 2];
