@@ -477,10 +477,15 @@ fn planes_become_tensors_whose_sum_is_the_weight() {
         assert_eq!(back.index().tensors[0].source_bytes(), checkpoint.ternary(0).unwrap().bytes() as u64);
         let again = export(&back, to, &options).1.unwrap();
         assert!(read(&again).1 == read(file.as_ref().unwrap()).1, "{to}");
-        // Without one of them each is a tensor by itself.
+        // Beside another tensor of the weight's name, or without one of them, each is a tensor by itself.
         let (keys, mut tensors) = read(file.as_ref().unwrap());
-        tensors.pop();
         let keys: Vec<_> = keys.into_iter().map(|(name, value)| [&text(&name)[..], &value].concat()).collect();
+        tensors.push(raw("w", &[1], 0, f32s([1.0])));
+        std::fs::write(&path, assemble(32, &keys, &tensors)).unwrap();
+        let checkpoint = import::open(&path).unwrap();
+        assert_eq!((checkpoint.len(), checkpoint.warnings().len()), (old.planes + 1, 1));
+        assert!(checkpoint.warnings()[0].contains("planes of `w` stay apart"), "{:?}", checkpoint.warnings());
+        tensors.truncate(old.planes - 1);
         std::fs::write(&path, assemble(32, &keys, &tensors)).unwrap();
         let checkpoint = import::open(&path).unwrap();
         assert_eq!((checkpoint.len(), checkpoint.tensor(0).name), (old.planes - 1, "w.plane0"));
