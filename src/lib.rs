@@ -55,6 +55,7 @@ pub mod import;
 mod int8;
 pub mod kernel;
 pub mod limits;
+mod locked_file;
 mod mapped;
 pub mod memory;
 #[cfg(feature = "eval")]

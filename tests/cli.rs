@@ -310,7 +310,7 @@ fn quiet_is_quiet_and_progress_is_json() {
         let last = json(stderr.lines().last().unwrap());
         assert!(last["done"] == last["total"] && last["done"].as_u64() > Some(0), "{command:?}: {stderr}");
     }
-    let (_, stderr) = expect(2, &[&world.twn, "-o", &back]);
+    let (_, stderr) = expect(3, &[&world.twn, "-o", &back]);
     assert!(stderr.contains("packed already"), "{stderr}");
 
     let (_, stderr) = expect(0, &[&world.model, "-o", &world.twn, "--force", "--progress", "json"]);

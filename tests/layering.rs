@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const SHARED: [&str; 7] = ["error", "limits", "dtype", "float8", "mapped", "strict_json", "vector"];
 
 /// Each module, and what it uses besides the vocabulary. No module here uses one further down.
-const MODULES: [(&str, &[&str]); 31] = [
+const MODULES: [(&str, &[&str]); 32] = [
     ("error", &[]),
     ("limits", &[]),
     ("dtype", &[]),
@@ -20,6 +20,7 @@ const MODULES: [(&str, &[&str]); 31] = [
     ("strict_json", &[]),
     ("vector", &[]),
     ("write_behind", &[]),
+    ("locked_file", &[]),
     ("atomic_file", &["write_behind"]),
     ("source", &["atomic_file"]),
     ("ternarize", &[]),
@@ -32,7 +33,18 @@ const MODULES: [(&str, &[&str]); 31] = [
     ("report", &["source", "select", "container"]),
     (
         "convert",
-        &["source", "select", "ternarize", "int8", "calibration", "pack", "container", "report", "atomic_file"],
+        &[
+            "source",
+            "select",
+            "ternarize",
+            "int8",
+            "calibration",
+            "pack",
+            "container",
+            "report",
+            "atomic_file",
+            "locked_file",
+        ],
     ),
     ("budget", &["source", "select", "container", "report", "convert"]),
     ("memory", &["source", "select", "container", "convert"]),
@@ -45,7 +57,7 @@ const MODULES: [(&str, &[&str]); 31] = [
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),
     ("net", &["source", "ternarize", "calibration", "container", "select", "kernel", "data", "atomic_file"]),
-    ("train", &["source", "ternarize", "container", "select", "atomic_file", "kernel", "data", "net"]),
+    ("train", &["source", "ternarize", "container", "select", "atomic_file", "locked_file", "kernel", "data", "net"]),
     // The command line is a user of the library like any other: it says `twn_pack::`.
     ("cli", &[]),
 ];

@@ -7,7 +7,7 @@
 //! only if its sections in the partial file have the checksums that its line says. So nothing has to reach the disk in any order, and what was damaged is done anew.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{Options, calibrated};
 use crate::atomic_file::beside;
 use crate::container::{Producer, TensorEntry};
+use crate::locked_file::LockedFile;
 use crate::select::Plan;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
@@ -30,7 +31,7 @@ pub(crate) const MEASURED: &str = ".twn-measured";
 /// The journal of one output, locked while it is open; of each tensor it keeps a `T`.
 #[derive(Debug)]
 pub(crate) struct Journal<T = TensorEntry> {
-    file: File,
+    file: LockedFile,
     path: PathBuf,
     finished: BTreeMap<usize, T>,
     is_new: bool,
@@ -59,15 +60,11 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         let path = beside(output, suffix)?;
         let io = |action| Error::io(&path, action);
         let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.map_err(io("open the journal"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let path = path.display();
-                return Err(Error::Request(format!("{path}: another run is working on this output; wait for its end")));
-            }
-            Err(TryLockError::Error(source)) => return Err(io("lock the journal")(source)),
-        }
+        let file = open.map_err(io("open the journal"))?;
+        let Some(mut file) = LockedFile::new(file).map_err(io("lock the journal"))? else {
+            let path = path.display();
+            return Err(Error::Request(format!("{path}: another run is working on this output; wait for its end")));
+        };
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(io("read the journal"))?;
         let mut lines = text.split_inclusive(|&byte| byte == b'\n');
@@ -121,13 +118,6 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     pub fn remove(self) {
         // One that stays is of no harm: its tensors are looked for in a partial file that is gone.
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-impl<T> Drop for Journal<T> {
-    /// Closing is not enough where a process that another thread is just starting has the file too.
-    fn drop(&mut self) {
-        let _ = self.file.unlock();
     }
 }
 

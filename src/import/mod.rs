@@ -51,10 +51,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         return onnx::open(path, &file);
     }
     if file.starts_with(b"\x89TWN") {
-        return Err(Error::Request(format!(
-            "{} is a .twn file, packed already; give the checkpoint it was made from, or unpack it first (twn-pack unpack)",
-            path.display()
-        )));
+        let message = "it is a .twn file, packed already; give the checkpoint it was made from, or unpack it first (twn-pack unpack)";
+        return Err(foreign(path, "checkpoint", message.to_owned()));
     }
     if let Some(message) = pytorch::refusal(&file) {
         return Err(foreign(path, "PyTorch", message));

@@ -2,7 +2,7 @@
 //! what a step is ([`super::network`]), or how results are shown.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,7 @@ use super::recipe::Recipe;
 use super::state::{self, Position};
 use crate::atomic_file::PARTIAL_SUFFIX;
 use crate::data::DataSet;
+use crate::locked_file::LockedFile;
 use crate::net::{Description, Source};
 use crate::{Error, Result, write_atomically};
 
@@ -160,21 +161,18 @@ impl Directory<'_> {
     }
 
     /// Keeps other processes out until the file is dropped. The directory is made if it is not there.
-    fn lock(&self) -> Result<File> {
+    fn lock(&self) -> Result<LockedFile> {
         fs::create_dir_all(self.0).map_err(Error::io(self.0, "make the run's directory"))?;
         let path = self.0.join(LOCK);
         let file = File::create(&path).map_err(Error::io(&path, "open"))?;
-        match file.try_lock() {
-            Ok(()) => {
-                self.sweep();
-                Ok(file)
-            }
-            Err(TryLockError::WouldBlock) => Err(Error::Request(format!(
+        let Some(file) = LockedFile::new(file).map_err(Error::io(&path, "lock"))? else {
+            return Err(Error::Request(format!(
                 "{}: another process is training in this directory; wait for it, or choose another one with --run",
                 self.0.display()
-            ))),
-            Err(TryLockError::Error(e)) => Err(Error::io(&path, "lock")(e)),
-        }
+            )));
+        };
+        self.sweep();
+        Ok(file)
     }
 
     /// Removes what runs that were killed left of files that they wrote just then. Whoever calls holds the lock.
