@@ -722,7 +722,15 @@ fn files_in_parts_are_one_checkpoint() {
     let renamed = directory.path().join("renamed.gguf");
     std::fs::copy(directory.path().join("m-x-00001-of-00002.gguf"), &renamed).unwrap();
     assert!(import::open(&renamed).unwrap_err().to_string().contains("one of 2 files"));
-    std::fs::remove_file(directory.path().join("m-x-00002-of-00002.gguf")).unwrap();
+    // Another part, or none at all, under the name of the second.
+    let [first, second] = [1, 2].map(|number| directory.path().join(format!("m-x-{number:05}-of-00002.gguf")));
+    let alone = assemble(32, &[], &[raw("c", &[256, 1], 35, blocks[&35].clone())]);
+    for (file, found) in [(std::fs::read(&first).unwrap(), "split.no is 0"), (alone, "split.no is missing")] {
+        std::fs::write(&second, file).unwrap();
+        let error = import::open(&first).unwrap_err().to_string();
+        assert!(error.contains(found) && error.contains("expected 1 and 2"), "{error}");
+    }
+    std::fs::remove_file(second).unwrap();
     let error = import::open(directory.path().join("m-x-00001-of-00002.gguf")).unwrap_err().to_string();
     assert!(error.contains("m-x-00002-of-00002.gguf"), "{error}");
 }

@@ -24,7 +24,9 @@ pub(super) fn open(path: &Path, file: MappedFile) -> Result<Checkpoint> {
         add(&mut builder, &mut planes, file)?;
     } else {
         for number in 1..=count {
-            add(&mut builder, &mut planes, MappedFile::open(sibling(path, number, count)?)?)?;
+            let file = MappedFile::open(sibling(path, number, count)?)?;
+            check_number(&file, number, count)?;
+            add(&mut builder, &mut planes, file)?;
         }
     }
     for (weight, of_weight) in planes.by_weight {
@@ -32,6 +34,21 @@ pub(super) fn open(path: &Path, file: MappedFile) -> Result<Checkpoint> {
         join(&mut builder, &weight, of_weight, taken)?;
     }
     builder.finish()
+}
+
+/// A file of another model, or another part under that name, would give a checkpoint that nobody made.
+fn check_number(file: &MappedFile, number: u64, count: u64) -> Result<()> {
+    let header = Header::parse(file).map_err(foreign(file.path()))?;
+    // Counted from 0 there.
+    let says = ["split.no", "split.count"].map(|key| header.count(key));
+    if says == [Some(number - 1), Some(count)] {
+        return Ok(());
+    }
+    let [no, of] = says.map(|value| value.map_or("missing".to_owned(), |value| value.to_string()));
+    Err(foreign(file.path())(format!(
+        "its split.no is {no} and its split.count {of}, expected {} and {count}; download the files again",
+        number - 1
+    )))
 }
 
 /// What the files say are planes of weights.
