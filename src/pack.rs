@@ -204,6 +204,61 @@ fn groups<const N: usize>(codes: &[u8], packed: &mut [u8], fill: u8, pack: impl 
     }
 }
 
+/// Four rows of `t2` codes of as many whole bytes each in one row of four times as many: its byte j has the codes that the
+/// rows have at j, those of the first row in the lowest bits. False where a code is 3.
+pub fn join_rows(isa: Isa, rows: [&[u8]; 4], joined: &mut [u8]) -> bool {
+    isa.run(JoinRows { rows, joined })
+}
+
+/// One of four such rows by itself; `row` is its number.
+pub fn part_row(isa: Isa, joined: &[u8], row: usize, packed: &mut [u8]) {
+    isa.run(PartRow { joined, row, packed });
+}
+
+struct JoinRows<'a> {
+    rows: [&'a [u8]; 4],
+    joined: &'a mut [u8],
+}
+
+impl Task for JoinRows<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn portable(self) -> bool {
+        let [a, b, c, d] = self.rows;
+        let mut threes = 0;
+        for ((((joined, a), b), c), d) in self.joined.as_chunks_mut::<4>().0.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            // What four rows have in a byte each are four bytes of a code of each: a 4 × 4 transposition of pairs of bits.
+            let mut x = u32::from_le_bytes([*a, *b, *c, *d]);
+            threes |= x & x >> 1 & 0x5555_5555;
+            let swap = (x ^ x >> 6) & 0x00cc_00cc;
+            x ^= swap ^ swap << 6;
+            let swap = (x ^ x >> 12) & 0x0000_f0f0;
+            *joined = (x ^ swap ^ swap << 12).to_le_bytes();
+        }
+        threes == 0
+    }
+}
+
+struct PartRow<'a> {
+    joined: &'a [u8],
+    row: usize,
+    packed: &'a mut [u8],
+}
+
+impl Task for PartRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn portable(self) {
+        for (packed, word) in self.packed.iter_mut().zip(self.joined.as_chunks::<4>().0) {
+            let pairs = u32::from_le_bytes(*word) >> (2 * self.row) & 0x0303_0303;
+            let pairs = pairs | pairs >> 6;
+            *packed = (pairs | pairs >> 12) as u8;
+        }
+    }
+}
+
 /// Codes of a filter, or of a part of one that begins on a byte, by a threshold, packed as `t2` or `t5`; what
 /// [`Select`](crate::vector::block::Select) and [`Pack`] do one after the other.
 pub(crate) struct SelectPacked<'a, W> {

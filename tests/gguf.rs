@@ -477,10 +477,15 @@ fn planes_become_tensors_whose_sum_is_the_weight() {
         assert_eq!(back.index().tensors[0].source_bytes(), checkpoint.ternary(0).unwrap().bytes() as u64);
         let again = export(&back, to, &options).1.unwrap();
         assert!(read(&again).1 == read(file.as_ref().unwrap()).1, "{to}");
-        // Without one of them each is a tensor by itself.
+        // Beside another tensor of the weight's name, or without one of them, each is a tensor by itself.
         let (keys, mut tensors) = read(file.as_ref().unwrap());
-        tensors.pop();
         let keys: Vec<_> = keys.into_iter().map(|(name, value)| [&text(&name)[..], &value].concat()).collect();
+        tensors.push(raw("w", &[1], 0, f32s([1.0])));
+        std::fs::write(&path, assemble(32, &keys, &tensors)).unwrap();
+        let checkpoint = import::open(&path).unwrap();
+        assert_eq!((checkpoint.len(), checkpoint.warnings().len()), (old.planes + 1, 1));
+        assert!(checkpoint.warnings()[0].contains("planes of `w` stay apart"), "{:?}", checkpoint.warnings());
+        tensors.truncate(old.planes - 1);
         std::fs::write(&path, assemble(32, &keys, &tensors)).unwrap();
         let checkpoint = import::open(&path).unwrap();
         assert_eq!((checkpoint.len(), checkpoint.tensor(0).name), (old.planes - 1, "w.plane0"));
@@ -717,7 +722,15 @@ fn files_in_parts_are_one_checkpoint() {
     let renamed = directory.path().join("renamed.gguf");
     std::fs::copy(directory.path().join("m-x-00001-of-00002.gguf"), &renamed).unwrap();
     assert!(import::open(&renamed).unwrap_err().to_string().contains("one of 2 files"));
-    std::fs::remove_file(directory.path().join("m-x-00002-of-00002.gguf")).unwrap();
+    // Another part, or none at all, under the name of the second.
+    let [first, second] = [1, 2].map(|number| directory.path().join(format!("m-x-{number:05}-of-00002.gguf")));
+    let alone = assemble(32, &[], &[raw("c", &[256, 1], 35, blocks[&35].clone())]);
+    for (file, found) in [(std::fs::read(&first).unwrap(), "split.no is 0"), (alone, "split.no is missing")] {
+        std::fs::write(&second, file).unwrap();
+        let error = import::open(&first).unwrap_err().to_string();
+        assert!(error.contains(found) && error.contains("expected 1 and 2"), "{error}");
+    }
+    std::fs::remove_file(second).unwrap();
     let error = import::open(directory.path().join("m-x-00001-of-00002.gguf")).unwrap_err().to_string();
     assert!(error.contains("m-x-00002-of-00002.gguf"), "{error}");
 }

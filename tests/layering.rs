@@ -52,7 +52,7 @@ const MODULES: [(&str, &[&str]); 32] = [
     ("unpack", &["source", "select", "container", "convert", "atomic_file"]),
     ("gguf", &[]),
     ("onnx", &[]),
-    ("import", &["source", "container", "gguf", "onnx"]),
+    ("import", &["source", "pack", "container", "gguf", "onnx"]),
     ("export", &["source", "ternarize", "pack", "container", "atomic_file", "gguf", "onnx"]),
     ("kernel", &["pack", "container"]),
     ("data", &["source"]),

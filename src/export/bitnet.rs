@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use super::hugging_face::{Checkpoint, INT8, config, file, layer, linear, read_config, shadowed};
 use super::{Export, Exporter, Options, Part};
 use crate::container::TernaryTensor;
-use crate::{Container, Dtype, Encoding, Error, Result, Tensor};
+use crate::pack::join_rows;
+use crate::{Container, Dtype, Encoding, Error, Isa, Result, Tensor};
 
 /// The format.
 pub(super) struct BitNet;
@@ -118,8 +119,15 @@ fn quarters<'a>(name: &str, ternary: TernaryTensor<'a>) -> Part<'a> {
     let (rows, columns) = (ternary.filters / 4, ternary.filter_len);
     Part::rows(name, rows, columns, move |range, bytes| {
         if ternary.encoding == Encoding::T2 && columns.is_multiple_of(4) {
+            let isa = Isa::detect().unwrap_or(Isa::PORTABLE);
             let rows = |row: usize| [0, 1, 2, 3].map(|quarter| ternary.packed_filter(0, quarter * rows + row));
-            return range.zip(bytes.chunks_exact_mut(columns.max(1))).try_for_each(|(row, out)| turn(rows(row), out));
+            let mut whole = range.zip(bytes.chunks_exact_mut(columns.max(1)));
+            let valid = whole.all(|(row, out)| join_rows(isa, rows(row), out));
+            return if valid {
+                Ok(())
+            } else {
+                Err("a code is 3, should be 0, 1 or 2; run twn-pack verify".to_owned())
+            };
         }
         let mut codes = vec![0; columns];
         for (row, bytes) in range.zip(bytes.chunks_exact_mut(columns.max(1))) {
@@ -130,19 +138,4 @@ fn quarters<'a>(name: &str, ternary: TernaryTensor<'a>) -> Part<'a> {
         }
         Ok(())
     })
-}
-
-/// Four columns at a time: what four rows have in a byte each are four bytes of a code of each, a 4 × 4 transposition
-/// of pairs of bits.
-fn turn([a, b, c, d]: [&[u8]; 4], out: &mut [u8]) -> Result<(), String> {
-    let mut threes = 0;
-    for ((((out, a), b), c), d) in out.as_chunks_mut::<4>().0.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-        let mut x = u32::from_le_bytes([*a, *b, *c, *d]);
-        threes |= x & x >> 1 & 0x5555_5555;
-        let swap = (x ^ x >> 6) & 0x00cc_00cc;
-        x ^= swap ^ swap << 6;
-        let swap = (x ^ x >> 12) & 0x0000_f0f0;
-        *out = (x ^ swap ^ swap << 12).to_le_bytes();
-    }
-    if threes == 0 { Ok(()) } else { Err("a code is 3, should be 0, 1 or 2; run twn-pack verify".to_owned()) }
 }

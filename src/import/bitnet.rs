@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde_json::{Map, Value};
 
+use crate::pack::part_row;
 use crate::source::{CheckpointBuilder, TensorView, TernaryLayout};
-use crate::{Checkpoint, Dtype, Error, MappedFile, Result};
+use crate::{Checkpoint, Dtype, Error, Isa, MappedFile, Result};
 
 const FORMAT: &str = "Hugging Face BitNet";
 
@@ -42,6 +43,7 @@ struct RowQuarters {
     packed_rows: usize,
     columns: usize,
     alpha: f32,
+    isa: Isa,
 }
 
 impl TernaryLayout for RowQuarters {
@@ -67,13 +69,11 @@ impl TernaryLayout for RowQuarters {
         let (quarter, row) = (filter / self.packed_rows.max(1), filter % self.packed_rows.max(1));
         let bytes = data.get(row * self.columns..(row + 1) * self.columns).unwrap_or_default();
         // Rows that end within a byte are widened.
-        let (words, []) = bytes.as_chunks::<4>() else { return false };
-        for (packed, word) in packed.iter_mut().zip(words) {
-            let pairs = u32::from_le_bytes(*word) >> (2 * quarter) & 0x0303_0303;
-            let pairs = pairs | pairs >> 6;
-            *packed = (pairs | pairs >> 12) as u8;
+        let whole = self.columns.is_multiple_of(4) && bytes.len() == self.columns;
+        if whole {
+            part_row(self.isa, bytes, quarter, packed);
         }
-        words.len() == packed.len()
+        whole
     }
 
     fn scale(&self, _: &[u8], _: usize, _: usize) -> f32 {
@@ -198,14 +198,14 @@ fn take(
     let mut builder = CheckpointBuilder::from_checkpoint(checkpoint);
     let weights = builder.take(|tensor| alphas.contains_key(tensor.name));
     builder.take(|tensor| tensor.name.strip_suffix(SCALE).is_some_and(|weight| alphas.contains_key(weight)));
-    let dtype = dtype(config);
+    let (dtype, isa) = (dtype(config), Isa::detect().unwrap_or(Isa::PORTABLE));
     for weight in weights {
         let [packed_rows, columns] = weight.shape[..] else { continue };
         let rows = packed_rows.checked_mul(QUARTERS).ok_or_else(|| {
             foreign(&path, format!("tensor `{}`: {packed_rows} rows of four are too many", weight.name))
         })?;
         let alpha = alphas.get(weight.name.as_str()).copied().unwrap_or_default();
-        let layout = Box::new(RowQuarters { packed_rows, columns, alpha });
+        let layout = Box::new(RowQuarters { packed_rows, columns, alpha, isa });
         builder.ternary(&weight.name, (dtype, &[rows, columns]), layout, weight.file, weight.range)?;
     }
     warnings.into_iter().for_each(|warning| builder.warn(warning));

@@ -2,7 +2,7 @@
 //! file or of all `-00001-of-0000N.gguf`. What [`crate::export`] said of shapes, types and granularity is heeded. Not
 //! here: the bytes ([`crate::gguf`]); other quantized types, which are refused by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -19,22 +19,45 @@ const OF_THE_FILE: [&str; 5] =
 /// Opens a file, or all of them where it is one of several.
 pub(super) fn open(path: &Path, file: MappedFile) -> Result<Checkpoint> {
     let count = Header::parse(&file).map_err(foreign(path))?.count("split.count").unwrap_or(1);
-    let (mut builder, mut planes) = (CheckpointBuilder::new(path), Planes::new());
+    let (mut builder, mut planes) = (CheckpointBuilder::new(path), Planes::default());
     if count <= 1 {
         add(&mut builder, &mut planes, file)?;
     } else {
         for number in 1..=count {
-            add(&mut builder, &mut planes, MappedFile::open(sibling(path, number, count)?)?)?;
+            let file = MappedFile::open(sibling(path, number, count)?)?;
+            check_number(&file, number, count)?;
+            add(&mut builder, &mut planes, file)?;
         }
     }
-    for (weight, planes) in planes {
-        join(&mut builder, &weight, planes)?;
+    for (weight, of_weight) in planes.by_weight {
+        let taken = planes.names.contains(&weight);
+        join(&mut builder, &weight, of_weight, taken)?;
     }
     builder.finish()
 }
 
-/// What the file says is a plane of a weight, by the weight's name.
-type Planes = BTreeMap<String, Vec<Plane>>;
+/// A file of another model, or another part under that name, would give a checkpoint that nobody made.
+fn check_number(file: &MappedFile, number: u64, count: u64) -> Result<()> {
+    let header = Header::parse(file).map_err(foreign(file.path()))?;
+    // Counted from 0 there.
+    let says = ["split.no", "split.count"].map(|key| header.count(key));
+    if says == [Some(number - 1), Some(count)] {
+        return Ok(());
+    }
+    let [no, of] = says.map(|value| value.map_or("missing".to_owned(), |value| value.to_string()));
+    Err(foreign(file.path())(format!(
+        "its split.no is {no} and its split.count {of}, expected {} and {count}; download the files again",
+        number - 1
+    )))
+}
+
+/// What the files say are planes of weights.
+#[derive(Default)]
+struct Planes {
+    by_weight: BTreeMap<String, Vec<Plane>>,
+    /// Of all tensors.
+    names: BTreeSet<String>,
+}
 
 struct Plane {
     name: String,
@@ -48,13 +71,17 @@ struct Plane {
     count: u64,
 }
 
-/// Adds planes as one tensor, if they are all there and alike; else each as what it is.
-fn join(builder: &mut CheckpointBuilder, weight: &str, mut planes: Vec<Plane>) -> Result<()> {
+/// Adds planes as one tensor, if they are all there and alike, and no other tensor has its name; else each as what it is.
+fn join(builder: &mut CheckpointBuilder, weight: &str, mut planes: Vec<Plane>, taken: bool) -> Result<()> {
     planes.sort_by_key(|plane| plane.number);
     let form = |plane: &Plane| (plane.count, plane.dtype, plane.shape.clone(), plane.layout.unit_len());
     let (dtype, shape) = (planes[0].dtype, planes[0].shape.clone());
     let alike = planes.iter().all(|plane| form(plane) == form(&planes[0]));
-    if alike && planes.iter().map(|plane| plane.number).eq(0..planes[0].count) {
+    if taken {
+        builder.warn(format!(
+            "the planes of `{weight}` stay apart, because there is a tensor of that name too; rename one of them to get their sum"
+        ));
+    } else if alike && planes.iter().map(|plane| plane.number).eq(0..planes[0].count) {
         let planes = planes.into_iter().map(|Plane { layout, file, range, .. }| TernaryPlane {
             layout: Box::new(layout),
             file,
@@ -146,6 +173,7 @@ fn add_tensor(
 ) -> Result<()> {
     let wrong = |message: String| foreign(format!("tensor `{}`: {message}", tensor.name));
     let name = described.name.as_deref().unwrap_or(tensor.name);
+    planes.names.insert(name.to_owned());
     let shape = described.shape.as_ref().unwrap_or(&tensor.shape);
     let elements = |shape: &[u64]| shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
     if elements(shape) != elements(&tensor.shape) {
@@ -168,7 +196,7 @@ fn add_tensor(
                 return builder.ternary(name, (dtype, &shape), Box::new(layout), file, range);
             };
             let plane = Plane { name: name.to_owned(), number, dtype, shape, layout, file, range, count };
-            planes.entry(weight.to_owned()).or_default().push(plane);
+            planes.by_weight.entry(weight.to_owned()).or_default().push(plane);
             Ok(())
         }
         Kind::Other => Err(wrong(format!(

@@ -49,7 +49,7 @@ impl Strided {
         true
     }
 
-    /// Writes the values in C order. `bytes` has those up to [`Strided::end`], and none of the dimensions is 0.
+    /// Writes the values in C order. `bytes` has those up to [`Strided::end`]. There are dimensions, none of them 0.
     fn write(&self, bytes: &[u8], out: &mut impl Write) -> io::Result<()> {
         let inner = |axis: usize| self.shape[axis + 1..].iter().fold(self.size, |n, &d| n.saturating_mul(d));
         // The first axis of which a piece is small enough; everything in front of it goes one by one.
@@ -87,23 +87,25 @@ impl Strided {
             stride *= length;
         }
         axes.sort_by_key(|&[_, source, _]| std::cmp::Reverse(source));
-        let [length, source, target] = axes.pop().unwrap_or([1, 1, 1]);
+        let inner = axes.pop().unwrap_or([1, 1, 1]);
+        // Where neighbours in the source are none in `out`, those that are go beside them.
+        let neighbours = axes.iter().position(|&[_, _, target]| target == 1);
+        let [lines, apart, _] = neighbours.map_or([1, 1, 1], |at| axes.remove(at));
         let lengths: Vec<usize> = axes.iter().map(|axis| axis[0]).collect();
         let mut indices = vec![0; axes.len()];
         let size = self.size;
         loop {
             let at = |which: usize| axes.iter().zip(&indices).map(|(axis, i)| axis[which] * i).sum::<usize>();
             let (read, write) = ((from + at(1)) * size, at(2) * size);
-            if source == 1 && target == 1 {
-                out[write..write + length * size].copy_from_slice(&bytes[read..read + length * size]);
-            } else {
-                let steps = [source * size, target * size];
-                match size {
-                    1 => copy::<1>(&bytes[read..], &mut out[write..], length, steps),
-                    2 => copy::<2>(&bytes[read..], &mut out[write..], length, steps),
-                    4 => copy::<4>(&bytes[read..], &mut out[write..], length, steps),
-                    _ => copy::<8>(&bytes[read..], &mut out[write..], length, steps),
+            let (bytes, out) = (&bytes[read..], &mut out[write..]);
+            match size {
+                _ if inner[1] == 1 && inner[2] == 1 => {
+                    out[..inner[0] * size].copy_from_slice(&bytes[..inner[0] * size]);
                 }
+                1 => copy::<1>(bytes, out, inner, [lines, apart]),
+                2 => copy::<2>(bytes, out, inner, [lines, apart]),
+                4 => copy::<4>(bytes, out, inner, [lines, apart]),
+                _ => copy::<8>(bytes, out, inner, [lines, apart]),
             }
             if !advance(&mut indices, &lengths) {
                 return;
@@ -112,10 +114,30 @@ impl Strided {
     }
 }
 
-/// `count` values of N bytes, so many bytes apart on either side.
-fn copy<const N: usize>(from: &[u8], to: &mut [u8], count: usize, [read, write]: [usize; 2]) {
-    for i in 0..count {
-        to[i * write..i * write + N].copy_from_slice(&from[i * read..i * read + N]);
+/// Values on the side of a tile.
+const TILE: usize = 32;
+
+/// Values of N bytes along two axes, the second of which has neighbours in `to`: `inner` is its length, its stride in `from`
+/// and that in `to`, `across` the first two of these. Tile by tile, so that what lies far apart on either side is in the
+/// cache while its neighbours are copied.
+fn copy<const N: usize>(from: &[u8], to: &mut [u8], inner: [usize; 3], across: [usize; 2]) {
+    let (from, to) = (from.as_chunks::<N>().0, to.as_chunks_mut::<N>().0);
+    let mut tile = [[[0; N]; TILE]; TILE];
+    for outer in (0..across[0]).step_by(TILE) {
+        for first in (0..inner[0]).step_by(TILE) {
+            let (count, lines) = (TILE.min(inner[0] - first), TILE.min(across[0] - outer));
+            for (line, values) in tile[..lines].iter_mut().enumerate() {
+                let from = &from[(outer + line) * across[1] + first * inner[1]..];
+                match inner[1] {
+                    1 => values[..count].copy_from_slice(&from[..count]),
+                    stride => (0..count).for_each(|i| values[i] = from[i * stride]),
+                }
+            }
+            for at in 0..count {
+                let to = &mut to[(first + at) * inner[2] + outer..];
+                to.iter_mut().zip(&tile[..lines]).for_each(|(to, line)| *to = line[at]);
+            }
+        }
     }
 }
 
@@ -206,5 +228,42 @@ pub(super) enum Failure {
 impl From<io::Error> for Failure {
     fn from(source: io::Error) -> Self {
         Self::Io(source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Permuted, expanded and cut, over the side of a tile and under it, in every size: against plain indexing.
+    #[test]
+    fn any_strides_come_out_in_c_order() {
+        for size in [1, 2, 4, 8] {
+            for (shape, strides, offset) in [
+                (vec![70, 40], vec![1, 70], 0),
+                (vec![33, 5, 65], vec![5, 1, 165], 3),
+                (vec![5, 65, 33], vec![1, 165, 5], 0),
+                (vec![40, 3], vec![0, 1], 2),
+                (vec![3, 40], vec![1, 0], 2),
+                (vec![64, 33], vec![99, 3], 1),
+                (vec![33, 64], vec![3, 99], 1),
+                (vec![2, 3, 4, 5], vec![1, 40, 2, 8], 0),
+                (vec![7], vec![9], 5),
+            ] {
+                let strided = Strided { size, offset, shape, strides };
+                let source: Vec<u8> = (0..strided.end().unwrap() * size).map(|i| (i * 7919 % 251) as u8).collect();
+                let (mut expected, mut indices) = (Vec::<u8>::new(), vec![0; strided.shape.len()]);
+                loop {
+                    let at = offset + indices.iter().zip(&strided.strides).map(|(i, s)| i * s).sum::<usize>();
+                    expected.extend(&source[at * size..(at + 1) * size]);
+                    if !advance(&mut indices, &strided.shape) {
+                        break;
+                    }
+                }
+                let mut found = Vec::<u8>::new();
+                strided.write(&source, &mut found).unwrap();
+                assert!(found == expected, "{strided:?}");
+            }
+        }
     }
 }
