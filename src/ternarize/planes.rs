@@ -19,6 +19,7 @@ mod levels;
 mod starts;
 mod tails;
 
+#[cfg(feature = "calibration")]
 use self::levels::LEVELS;
 pub(crate) use self::levels::Levels;
 use self::starts::{SIZES, USUAL, greedy, shapes};
