@@ -163,8 +163,8 @@ fn more_planes_lose_less() {
 }
 
 /// Long tails, Student's t with 3 degrees of freedom, want other ratios of scales than evenly spaced values, and find them
-/// from any method's start. From starts in ratios of 3 and 2 alone it was 0.152 with two planes (`absmean`), 0.0251 with
-/// three and 0.0038 with four.
+/// from any method's start. From `twn`'s start and ratios of 3 and 2 it was 0.1227 with two planes, 0.0249 with three and
+/// 0.0038 with four.
 #[test]
 fn long_tails_find_their_scales() {
     let mut random = Random(13);
@@ -174,7 +174,7 @@ fn long_tails_find_their_scales() {
     };
     let weights: Vec<f64> = (0..64 * 2048).map(|_| t()).collect();
     let made = Made::new("w", Dtype::F32, &[64, 2048], &weights);
-    for (planes, most) in [(2, 0.1215), (3, 0.0225), (4, 0.0031)] {
+    for (planes, most) in [(2, 0.116), (3, 0.0218), (4, 0.0029)] {
         for method in ["twn", "absmean"] {
             let found = ternarize(&made, &format!("method={method},planes={planes}")).stats.relative_squared_error();
             eprintln!("{method}, {planes} planes: {found}");
@@ -234,7 +234,7 @@ fn errors_of_gaussian_weights() {
     let mut random = Random(8);
     let weights: Vec<f64> = (0..20 * 4096).map(|_| random.gaussian()).collect();
     let made = Made::new("w", Dtype::F32, &[20, 4096], &weights);
-    for (planes, most) in [(1, 0.195), (2, 0.0335), (3, 0.0075), (4, 0.0018)] {
+    for (planes, most) in [(1, 0.195), (2, 0.0295), (3, 0.004), (4, 0.0005)] {
         let stats = ternarize(&made, &format!("method=twn,planes={planes}")).stats;
         eprintln!("{planes} planes: {}", stats.relative_squared_error());
         assert!(stats.relative_squared_error() < most, "{planes} planes: {}", stats.relative_squared_error());
