@@ -69,11 +69,11 @@ fn brute_force(weights: &[f64], digits: &[f64]) -> f64 {
     best
 }
 
-/// By turns, codes and scales end in a local optimum, of five weights the best one half of the time.
+/// By turns, codes and scales end in a local optimum; of some starts, the best of these is nearly always the best there is.
 #[test]
 fn two_planes_are_near_the_best_of_all_codes() {
     let mut random = Random(5);
-    for (method, digits, close) in [("twn", &[-1.0, 0.0, 1.0][..], 1.6), ("bwn", &[-1.0, 1.0], 1.6)] {
+    for (method, digits, close) in [("twn", &[-1.0, 0.0, 1.0][..], 1.1), ("bwn", &[-1.0, 1.0], 1.1)] {
         let (mut found_sum, mut best_sum, mut exact) = (0.0, 0.0, 0);
         for _ in 0..60 {
             let weights: Vec<f64> = (0..5).map(|_| f64::from(random.gaussian() as f32)).collect();
