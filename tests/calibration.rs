@@ -423,6 +423,10 @@ fn groups_that_saw_only_zeros_are_said() {
     assert!(said("a.weight.xtx`: group 1 and 1 more of 3 has seen only zeros"), "{warnings}");
     assert!(said("b.weight.xtx_diagonal`: group 0 of 2 has seen only zeros"), "{warnings}");
     assert_eq!(warnings.lines().count(), 2, "{warnings}");
+    // Nothing of tensors that are not packed by them.
+    let rules = ["-x", "a.weight", "--int8", "b.weight", "--force"];
+    let (_, warnings) = common::expect(0, &[&[input, "--calibration", stats, "-o", output][..], &rules].concat());
+    assert_eq!(warnings, "");
 }
 
 /// One scale for all filters, over more of them than are rounded together, with inputs per group or in common: better

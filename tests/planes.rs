@@ -69,11 +69,11 @@ fn brute_force(weights: &[f64], digits: &[f64]) -> f64 {
     best
 }
 
-/// By turns, codes and scales end in a local optimum, of five weights the best one half of the time.
+/// By turns, codes and scales end in a local optimum; of some starts, the best of these is nearly always the best there is.
 #[test]
 fn two_planes_are_near_the_best_of_all_codes() {
     let mut random = Random(5);
-    for (method, digits, close) in [("twn", &[-1.0, 0.0, 1.0][..], 1.6), ("bwn", &[-1.0, 1.0], 1.6)] {
+    for (method, digits, close) in [("twn", &[-1.0, 0.0, 1.0][..], 1.1), ("bwn", &[-1.0, 1.0], 1.1)] {
         let (mut found_sum, mut best_sum, mut exact) = (0.0, 0.0, 0);
         for _ in 0..60 {
             let weights: Vec<f64> = (0..5).map(|_| f64::from(random.gaussian() as f32)).collect();
@@ -162,8 +162,9 @@ fn more_planes_lose_less() {
     }
 }
 
-/// What a trained network and long tails lose with three and four planes; from evenly spaced starts alone it was 0.0275
-/// and 0.0044 of Student's t with 3 degrees of freedom.
+/// Long tails, Student's t with 3 degrees of freedom, want other ratios of scales than evenly spaced values, and find them
+/// from any method's start. From `twn`'s start and ratios of 3 and 2 it was 0.1227 with two planes, 0.0249 with three and
+/// 0.0038 with four.
 #[test]
 fn long_tails_find_their_scales() {
     let mut random = Random(13);
@@ -173,10 +174,27 @@ fn long_tails_find_their_scales() {
     };
     let weights: Vec<f64> = (0..64 * 2048).map(|_| t()).collect();
     let made = Made::new("w", Dtype::F32, &[64, 2048], &weights);
-    for (planes, most) in [(3, 0.0255), (4, 0.0041)] {
-        let found = ternarize(&made, &format!("method=twn,planes={planes}")).stats.relative_squared_error();
-        eprintln!("{planes} planes: {found}");
-        assert!(found < most, "{planes} planes: {found}");
+    for (planes, most) in [(2, 0.116), (3, 0.0218), (4, 0.0029)] {
+        for method in ["twn", "absmean"] {
+            let found = ternarize(&made, &format!("method={method},planes={planes}")).stats.relative_squared_error();
+            eprintln!("{method}, {planes} planes: {found}");
+            assert!(found < most, "{method}, {planes} planes: {found}");
+        }
+    }
+}
+
+/// One scale per plane for a whole trained layer: from evenly spaced starts it came to 0.00326; the best of many random
+/// starts is 0.00269.
+#[test]
+fn a_trained_layer_finds_its_scales() {
+    let checkpoint = Checkpoint::open("fixtures/lenet5-mnist.safetensors").unwrap();
+    let tensor = checkpoint.by_name("conv1.weight").unwrap();
+    for method in ["twn", "optimal", "absmean"] {
+        let settings = treatment(&format!("method={method},planes=3,granularity=tensor"));
+        let packed = convert::ternarize(tensor, &settings, Isa::detect().unwrap()).unwrap();
+        let found = packed.stats.relative_squared_error();
+        eprintln!("{method}: {found}");
+        assert!(found < 0.00270, "{method}: {found}");
     }
 }
 
@@ -216,7 +234,7 @@ fn errors_of_gaussian_weights() {
     let mut random = Random(8);
     let weights: Vec<f64> = (0..20 * 4096).map(|_| random.gaussian()).collect();
     let made = Made::new("w", Dtype::F32, &[20, 4096], &weights);
-    for (planes, most) in [(1, 0.195), (2, 0.0335), (3, 0.0075), (4, 0.0018)] {
+    for (planes, most) in [(1, 0.195), (2, 0.0295), (3, 0.004), (4, 0.0005)] {
         let stats = ternarize(&made, &format!("method=twn,planes={planes}")).stats;
         eprintln!("{planes} planes: {}", stats.relative_squared_error());
         assert!(stats.relative_squared_error() < most, "{planes} planes: {}", stats.relative_squared_error());

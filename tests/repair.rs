@@ -239,6 +239,21 @@ fn corrected_biases_keep_the_mean_output() {
     }
 }
 
+/// A bias beyond its own type was written as infinity, without a word.
+#[test]
+fn repaired_values_fit_their_type() {
+    let world = World::new();
+    let model = [Made::gaussian("a.weight", Dtype::F16, &[3, 8], 1), Made::gaussian("a.bias", Dtype::F16, &[3], 2)];
+    let rows = Made { name: "a.weight.rows".into(), dtype: Dtype::I64, shape: vec![], data: 1i64.to_le_bytes().into() };
+    let statistics = [Made::new("a.weight.x_sum", Dtype::F64, &[8], &[1e6; 8]), rows];
+    let model = common::checkpoint(world.directory.path(), "in.safetensors", &model);
+    let statistics = common::checkpoint(world.directory.path(), "stats.safetensors", &statistics);
+    let (model, statistics, output) = (model.to_str().unwrap(), statistics.to_str().unwrap(), world.path("out.twn"));
+    let (_, stderr) = expect(2, &[model, "-o", &output, "--calibration", statistics, "--correct-bias"]);
+    assert!(stderr.contains("`a.bias`") && stderr.contains("does not fit F16"), "{stderr}");
+    assert!(!Path::new(&output).exists());
+}
+
 #[test]
 fn what_cannot_be_repaired_is_said() {
     let world = World::new();

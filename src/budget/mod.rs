@@ -9,12 +9,14 @@
 //! size. [`Minimize::Absolute`] is there for networks where they do.
 
 mod hull;
+mod target;
 
 use std::path::Path;
 
 use serde::Serialize;
 
 use self::hull::Point;
+pub use self::target::Target;
 use crate::container::{Body, CalibrationEntry, Granularity, Index, Producer, TensorEntry, align, relative};
 use crate::convert::journal::{Journal, MEASURED};
 use crate::convert::{self, NON_FINITE, Options, Progress};
@@ -27,19 +29,6 @@ use crate::{Error, Result};
 
 /// Group sizes that are tried, where a filter is longer.
 pub const GROUPS: [u64; 2] = [128, 32];
-
-/// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Target {
-    /// Each tensor as small as its relative squared error allows; 0 or more.
-    Error(f64),
-    /// Bytes of the whole file, at most.
-    Bytes(u64),
-    /// Bits per weight of codes and scales, at most, over the tensors that the rules make ternary.
-    Bits(f64),
-    /// Bytes of all tensors in the checkpoint over bytes of the file, at least.
-    Ratio(f64),
-}
 
 /// What is to be small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -94,61 +83,6 @@ type Measured = Vec<Result<TensorEntry, String>>;
 /// A rung for each tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice(Vec<usize>);
-
-impl Target {
-    /// A size as people write it: bytes (`1500000`), with a unit (`40MB`, `1.5MiB`), or bits per weight (`2.5bits`).
-    ///
-    /// # Errors
-    /// Text that is none of these.
-    pub fn size(text: &str) -> Result<Self> {
-        const UNITS: [(&str, f64); 9] = [
-            ("", 1.0),
-            ("B", 1.0),
-            ("KB", 1e3),
-            ("MB", 1e6),
-            ("GB", 1e9),
-            ("KiB", 1024.0),
-            ("MiB", 1_048_576.0),
-            ("GiB", 1_073_741_824.0),
-            ("bits", 0.0),
-        ];
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let unit = UNITS.iter().find(|(name, _)| *name == unit.trim());
-        match (number.parse::<f64>(), unit) {
-            (Ok(bits), Some(("bits", _))) if bits.is_finite() => Ok(Self::Bits(bits)),
-            (Ok(number), Some((_, factor))) if number.is_finite() => Ok(Self::Bytes((number * factor) as u64)),
-            _ => Err(Error::Request(format!(
-                "size `{text}`; expected bytes with a unit or without (1500000, 40MB, 1.5MiB), or bits per weight (2.5bits)"
-            ))),
-        }
-    }
-
-    fn check(self) -> Result<()> {
-        let (what, number) = match self {
-            Self::Bytes(_) => return Ok(()),
-            Self::Error(0.0) => return Ok(()),
-            Self::Error(error) => ("error", error),
-            Self::Bits(bits) => ("number of bits per weight", bits),
-            Self::Ratio(ratio) => ("ratio", ratio),
-        };
-        if number.is_finite() && number > 0.0 {
-            return Ok(());
-        }
-        Err(Error::Request(format!("the {what} asked for is {number}, expected a positive number")))
-    }
-}
-
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            Self::Error(error) => write!(f, "error {error} per tensor"),
-            Self::Bytes(bytes) => write!(f, "{bytes} bytes"),
-            Self::Bits(bits) => write!(f, "{bits} bits per weight"),
-            Self::Ratio(ratio) => write!(f, "{ratio} times smaller"),
-        }
-    }
-}
 
 /// Every way in which a tensor may be stored that the plan makes ternary like that. Groups count as long as they
 /// take no more than 8 bits per filter do.
@@ -364,8 +298,21 @@ impl<'a> Ladder<'a> {
 
     /// Of which tensors nothing was known in a run with statistics of inputs.
     pub fn uncalibrated(&self) -> Vec<&str> {
-        let none = |rung: &Rung| rung.entry.calibration().is_some_and(|known| known.kind == CalibrationEntry::NONE);
-        let slots = self.slots.iter().filter(|slot| slot.rungs.iter().any(none));
+        self.having(|entry| entry.calibration().is_some_and(|known| known.kind == CalibrationEntry::NONE))
+    }
+
+    /// The tensors that have ternary rungs by statistics of inputs.
+    pub fn calibrated(&self) -> Vec<&str> {
+        self.having(|entry| match entry.body() {
+            Body::Ternary(entry) => {
+                entry.calibration.as_ref().is_some_and(|known| known.kind != CalibrationEntry::NONE)
+            }
+            Body::Int8(_) | Body::Dense(_) => false,
+        })
+    }
+
+    fn having(&self, what: impl Fn(&TensorEntry) -> bool) -> Vec<&str> {
+        let slots = self.slots.iter().filter(|slot| slot.rungs.iter().any(|rung| what(&rung.entry)));
         slots.map(|slot| slot.rungs[0].entry.name.as_str()).collect()
     }
 

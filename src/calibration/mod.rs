@@ -117,7 +117,14 @@ impl Calibration {
                  {SUM} or {ROWS}"
             ));
         }
-        warnings.extend(self.file.tensors().filter(|tensor| belongs(tensor.name)).filter_map(|tensor| {
+        warnings
+    }
+
+    /// What is to be said of weights that are packed by it: of which groups it has seen only zeros.
+    pub fn unseen<'a>(&self, weights: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+        let of = |weight: &str, suffix: &str| self.file.by_name(&format!("{weight}{suffix}"));
+        let used = |weight: &str| of(weight, FULL).or_else(|| of(weight, DIAGONAL));
+        let say = |tensor: TensorView<'_>| {
             let (group, unseen, groups) = unseen_groups(tensor)?;
             let (path, name) = (self.path().display(), tensor.name);
             let others = if unseen > 1 { format!(" and {} more", unseen - 1) } else { String::new() };
@@ -125,8 +132,8 @@ impl Calibration {
                 "{path}: `{name}`: group {group}{others} of {groups} has seen only zeros; its filters are packed without \
                  statistics"
             ))
-        }));
-        warnings
+        };
+        weights.into_iter().filter_map(|weight| used(weight).and_then(say)).collect()
     }
 
     /// What the file says of the inputs of `weight`, whose filters have the length `n`; nothing where it

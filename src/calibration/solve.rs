@@ -17,7 +17,9 @@
 //! codes, and then least-squares scales under H + λI, group by group; of one plane, unless filters are long, codes
 //! for these scales, and scales again. The best of all counts, for each filter. And then column by column to the
 //! best value, all others as they are, and scales once more; that can only lower the error. All of it is under
-//! H + λI: where rows are few, what is best for them alone is worse for others.
+//! H + λI: where rows are few, what is best for them alone is worse for others. Only the first scales, which are
+//! fitted input by input, are by the diagonal of H alone: with λ they made no difference beyond chance
+//! (`docs/quality.md`).
 //!
 //! Everything is in f64, and each filter's numbers are its own: neither threads nor the filters beside it change
 //! a bit.

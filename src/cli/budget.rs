@@ -129,6 +129,6 @@ pub(super) fn sweep(args: SweepArgs, session: &Session) -> anyhow::Result<Exit> 
     let budget = ladder.budget(None);
     drop(display);
     session.warn(&ladder.impossible());
-    CalibrationArgs::warn_of_missing(&ladder.uncalibrated(), session);
+    CalibrationArgs::warn_of_missing(&ladder.uncalibrated(), &ladder.calibrated(), calibration.as_ref(), session);
     print(if args.json { budget.to_json() } else { budget.to_table() })
 }

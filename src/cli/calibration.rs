@@ -43,12 +43,19 @@ impl CalibrationArgs {
         Ok(Some(calibration))
     }
 
-    /// Says of which tensors nothing was known.
-    pub fn warn_of_missing(missing: &[&str], session: &Session) {
+    /// Says of which tensors nothing was known, and of which some groups of filters: `calibrated` were packed by it.
+    pub fn warn_of_missing(
+        missing: &[&str],
+        calibrated: &[&str],
+        calibration: Option<&Calibration>,
+        session: &Session,
+    ) {
         if let Some(first) = missing.first() {
             let others = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
             session.warn(&[format!("`{first}`{others}: no statistics, or such of zeros only; packed without")]);
         }
+        let unseen = calibration.map(|calibration| calibration.unseen(calibrated.iter().copied()));
+        session.warn(&unseen.unwrap_or_default());
     }
 
     /// Whether any was given for a run that has no use for it.

@@ -94,7 +94,7 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
             ..convert::Options::default()
         };
         let report = convert::measure(&checkpoint, &plan, &options).map_err(|e| naming_input(e, &args.file))?;
-        CalibrationArgs::warn_of_missing(&report.uncalibrated(), session);
+        CalibrationArgs::warn_of_missing(&report.uncalibrated(), &report.calibrated(), calibration.as_ref(), session);
         if report.tensors.iter().any(|tensor| tensor.reason == convert::NON_FINITE) {
             session.warn(&["some tensors hold NaN or infinity: packing needs --non-finite dense".to_owned()]);
         }

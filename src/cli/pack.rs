@@ -110,7 +110,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
             Report::of_plan(&checkpoint, &plan)
         }
     };
-    CalibrationArgs::warn_of_missing(&report.uncalibrated(), session);
+    CalibrationArgs::warn_of_missing(&report.uncalibrated(), &report.calibrated(), calibration.as_ref(), session);
     if !args.dry_run {
         args.repair.warn_of_missing(&report, session);
         repairs.warn_of_unadjusted(&report, session);

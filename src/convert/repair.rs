@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::container::{ContainerWriter, Index, Replacement};
 use crate::dtype::{is_float, push};
-use crate::{Container, Error, Result};
+use crate::source::{FilterView, TensorView};
+use crate::{Container, Error, Isa, Result};
 
 /// Looks at what was packed and says which of the dense tensors are to have other values.
 pub type Repair<'a> = dyn Fn(Container) -> Result<Vec<Replacement>> + Sync + 'a;
@@ -15,18 +16,25 @@ pub(super) fn repair(writer: &ContainerWriter, index: &mut Index, repair: &Repai
     let replacements = repair(writer.draft(index)?)?;
     let places: BTreeMap<String, usize> = index.tensors.iter().map(|t| t.name.clone()).zip(0..).collect();
     for Replacement { name, values, by } in replacements {
-        let refused = |what: &str| Error::Request(format!("tensor `{name}` was to be changed by {by}; {what}"));
+        let refused = |what: &str| Error::Request(format!("tensor `{name}` was to have other values ({by}); {what}"));
         let entry = places.get(&name).map(|&i| &mut index.tensors[i]).ok_or_else(|| refused("there is none"))?;
         let (dtype, elements) = (entry.dtype, entry.elements());
         let dense = entry.dense_mut().ok_or_else(|| refused("it is not dense; exclude it (--exclude)"))?;
         if !is_float(dtype) || values.len() as u64 != elements {
             return Err(refused(&format!("expected {} floats, found {elements} of {dtype}", values.len())));
         }
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(refused(&format!("value {at} would be {}", values[at])));
-        }
         let mut bytes = Vec::new();
-        values.iter().for_each(|&value| push(dtype, value, &mut bytes));
+        for (at, &value) in values.iter().enumerate() {
+            let from = bytes.len();
+            push(dtype, value, &mut bytes);
+            // What an f32 holds may be infinite in the tensor's own type.
+            let stored = TensorView { name: &name, dtype, shape: &[1], data: &bytes[from..] };
+            let mut scratch = Vec::new();
+            let read = FilterView::new(stored, 0).map(|view| view.read::<f32>(0..1, Isa::PORTABLE, &mut scratch)[0]);
+            if !read.is_some_and(f32::is_finite) {
+                return Err(refused(&format!("value {at} would be {value}, which does not fit {dtype}")));
+            }
+        }
         writer.write_at(&bytes, dense.section.offset)?;
         dense.section.crc32 = crc32fast::hash(&bytes);
         dense.repaired = Some(by);

@@ -281,6 +281,13 @@ impl Report {
     pub fn uncalibrated(&self) -> Vec<&str> {
         self.tensors.iter().filter(|t| t.is_uncalibrated()).map(|t| t.name.as_str()).collect()
     }
+
+    /// The ternary tensors that it packed by statistics.
+    pub fn calibrated(&self) -> Vec<&str> {
+        // Of int8 tensors only the error is measured by them.
+        let by_them = |t: &&TensorReport| t.sparsity.is_some() && t.calibration.is_some() && !t.is_uncalibrated();
+        self.tensors.iter().filter(by_them).map(|t| t.name.as_str()).collect()
+    }
 }
 
 impl TensorReport {
