@@ -81,9 +81,7 @@ impl PlanesFit {
     fn new(weights: &Weights<'_>, mut exact: Vec<f64>, dtype: ScaleDtype, binary: bool) -> (Self, Tails) {
         exact.sort_by(|a, b| b.total_cmp(a));
         let scales: Vec<f32> = exact.iter().map(|&scale| dtype.round(scale)).collect();
-        // A scale beyond its type is refused later; until then it must not give values.
-        let finite = |&scale: &f32| if scale.is_finite() { scale } else { 0.0 };
-        let levels = Levels::new(&scales.iter().map(finite).collect::<Vec<_>>(), binary);
+        let levels = Levels::new(&scales, binary);
         let tails = Tails::of(weights, &levels);
         let unit = weights.unit;
         let squared_norm = unit.moments().sum_of_squares;

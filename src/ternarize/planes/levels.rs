@@ -26,7 +26,8 @@ pub(crate) struct Levels {
 }
 
 impl Levels {
-    /// Of these scales, at most [`MAX`], none negative; with `binary` codes are never 0.
+    /// Of these scales, at most [`MAX`], none negative; with `binary` codes are never 0. One that is not finite, which is
+    /// refused later, gives no values until then.
     pub fn new(scales: &[f32], binary: bool) -> Self {
         // Adding a term keeps the order, so the values with each of a plane's digits are merged, and nothing is
         // sorted. Of equal values the digit 1 comes first: zero where there is one.
@@ -35,6 +36,7 @@ impl Levels {
         let (mut all, mut next) = (all, next);
         let mut count = 1;
         for (p, &scale) in scales.iter().enumerate() {
+            let scale = if scale.is_finite() { scale } else { 0.0 };
             // Behind the last value there is infinity, and so there is where `binary` leaves a digit out.
             let value = |at: usize, term: f32| if at < count { all[at].0 + term } else { f32::INFINITY };
             let (mut down, mut zero, mut up) = (0, if binary { count } else { 0 }, 0);
