@@ -215,6 +215,23 @@ pub fn part_row(isa: Isa, joined: &[u8], row: usize, packed: &mut [u8]) {
     isa.run(PartRow { joined, row, packed });
 }
 
+/// Four bytes as a 4 × 4 matrix of pairs of bits, transposed; its own inverse.
+#[inline(always)]
+pub(crate) fn transposed_pairs(mut x: u32) -> u32 {
+    let swap = (x ^ x >> 6) & 0x00cc_00cc;
+    x ^= swap ^ swap << 6;
+    let swap = (x ^ x >> 12) & 0x0000_f0f0;
+    x ^ swap ^ swap << 12
+}
+
+/// One column of that matrix: pair number `k` of each byte.
+#[inline(always)]
+pub(crate) fn pairs(x: u32, k: usize) -> u8 {
+    let pairs = x >> (2 * k) & 0x0303_0303;
+    let pairs = pairs | pairs >> 6;
+    (pairs | pairs >> 12) as u8
+}
+
 struct JoinRows<'a> {
     rows: [&'a [u8]; 4],
     joined: &'a mut [u8],
@@ -228,13 +245,10 @@ impl Task for JoinRows<'_> {
         let [a, b, c, d] = self.rows;
         let mut threes = 0;
         for ((((joined, a), b), c), d) in self.joined.as_chunks_mut::<4>().0.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            // What four rows have in a byte each are four bytes of a code of each: a 4 × 4 transposition of pairs of bits.
-            let mut x = u32::from_le_bytes([*a, *b, *c, *d]);
+            // What four rows have in a byte each are four bytes of a code of each.
+            let x = u32::from_le_bytes([*a, *b, *c, *d]);
             threes |= x & x >> 1 & 0x5555_5555;
-            let swap = (x ^ x >> 6) & 0x00cc_00cc;
-            x ^= swap ^ swap << 6;
-            let swap = (x ^ x >> 12) & 0x0000_f0f0;
-            *joined = (x ^ swap ^ swap << 12).to_le_bytes();
+            *joined = transposed_pairs(x).to_le_bytes();
         }
         threes == 0
     }
@@ -252,9 +266,7 @@ impl Task for PartRow<'_> {
     #[inline(always)]
     fn portable(self) {
         for (packed, word) in self.packed.iter_mut().zip(self.joined.as_chunks::<4>().0) {
-            let pairs = u32::from_le_bytes(*word) >> (2 * self.row) & 0x0303_0303;
-            let pairs = pairs | pairs >> 6;
-            *packed = (pairs | pairs >> 12) as u8;
+            *packed = pairs(u32::from_le_bytes(*word), self.row);
         }
     }
 }

@@ -50,7 +50,7 @@ const MODULES: [(&str, &[&str]); 32] = [
     ("memory", &["source", "select", "container", "convert"]),
     ("verify", &["source", "ternarize", "pack", "container"]),
     ("unpack", &["source", "select", "container", "convert", "atomic_file"]),
-    ("gguf", &[]),
+    ("gguf", &["pack"]),
     ("onnx", &[]),
     ("import", &["source", "pack", "container", "gguf", "onnx"]),
     ("export", &["source", "ternarize", "pack", "container", "atomic_file", "gguf", "onnx"]),

@@ -24,16 +24,14 @@ pub(super) fn repair(writer: &ContainerWriter, index: &mut Index, repair: &Repai
             return Err(refused(&format!("expected {} floats, found {elements} of {dtype}", values.len())));
         }
         let mut bytes = Vec::new();
-        for (at, &value) in values.iter().enumerate() {
-            let from = bytes.len();
-            push(dtype, value, &mut bytes);
-            // What an f32 holds may be infinite in the tensor's own type.
-            let stored = TensorView { name: &name, dtype, shape: &[1], data: &bytes[from..] };
-            let mut scratch = Vec::new();
-            let read = FilterView::new(stored, 0).map(|view| view.read::<f32>(0..1, Isa::PORTABLE, &mut scratch)[0]);
-            if !read.is_some_and(f32::is_finite) {
-                return Err(refused(&format!("value {at} would be {value}, which does not fit {dtype}")));
-            }
+        values.iter().for_each(|&value| push(dtype, value, &mut bytes));
+        // What an f32 holds may be infinite in the tensor's own type.
+        let stored = TensorView { name: &name, dtype, shape: &[values.len()], data: &bytes };
+        let view = FilterView::new(stored, 0).ok_or_else(|| refused("it holds no floats"))?;
+        let mut scratch = Vec::new();
+        let read: &[f32] = view.read(0..values.len(), Isa::PORTABLE, &mut scratch);
+        if let Some(at) = read.iter().position(|value| !value.is_finite()) {
+            return Err(refused(&format!("value {at} would be {}, which does not fit {dtype}", values[at])));
         }
         writer.write_at(&bytes, dense.section.offset)?;
         dense.section.crc32 = crc32fast::hash(&bytes);

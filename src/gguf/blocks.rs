@@ -19,6 +19,7 @@ use std::array;
 
 use half::f16;
 
+use crate::pack::{pairs, transposed_pairs};
 use crate::vector::{Isa, Task};
 
 /// A kind of ternary block.
@@ -242,22 +243,14 @@ fn threes(packed: &[u8]) -> u8 {
 }
 
 /// Four bytes of `t2`, 8 apart, have the codes of four neighbours each; the four bytes that they become have one of
-/// each: a 4 × 4 transposition of pairs of bits.
-#[inline(always)]
-fn transposed(mut x: u32) -> u32 {
-    let swap = (x ^ x >> 6) & 0x00cc_00cc;
-    x ^= swap ^ swap << 6;
-    let swap = (x ^ x >> 12) & 0x0000_f0f0;
-    x ^ swap ^ swap << 12
-}
-
+/// each.
 #[inline(always)]
 fn strided_of_t2(packed: &[u8; 64]) -> Strided {
     let mut strided = [0; 64];
     for (strided, packed) in strided.as_chunks_mut::<32>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
         for (q, strided) in strided.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             let x = u32::from_le_bytes([packed[q], packed[8 + q], packed[16 + q], packed[24 + q]]);
-            *strided = transposed(x).to_le_bytes();
+            *strided = transposed_pairs(x).to_le_bytes();
         }
     }
     strided
@@ -269,11 +262,7 @@ fn t2_of_strided(strided: &[u8], packed: &mut [u8; 64]) {
     let words: [u32; 16] = array::from_fn(|q| u32::from_le_bytes(strided[q]));
     // Codes of the same place in four neighbours make a byte; 32 weights further it is the next place.
     for k in 0..4 {
-        let bytes: [u8; 16] = array::from_fn(|q| {
-            let pairs = words[q] >> (2 * k) & 0x0303_0303;
-            let pairs = pairs | pairs >> 6;
-            (pairs | pairs >> 12) as u8
-        });
+        let bytes = words.map(|word| pairs(word, k));
         let (first, second) = bytes.split_at(8);
         packed[8 * k..][..8].copy_from_slice(first);
         packed[32 + 8 * k..][..8].copy_from_slice(second);

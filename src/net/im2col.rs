@@ -97,20 +97,32 @@ struct Seen {
     next: usize,
 }
 
+/// The outputs along an axis for which a weight of the filter lies inside the image, and where it does for the first of them
+/// (of no use where there are none).
+pub(super) fn inside(
+    geometry: &Conv2d,
+    axis: usize,
+    weight: usize,
+    input: [usize; 2],
+    output: [usize; 2],
+) -> (Range<usize>, usize) {
+    let (stride, padding) = (geometry.stride[axis], geometry.padding[axis]);
+    let reach = weight * geometry.dilation[axis];
+    // padding ≤ o·stride + reach < padding + size
+    let to = (padding + input[axis]).saturating_sub(reach).div_ceil(stride).min(output[axis]);
+    let from = padding.saturating_sub(reach).div_ceil(stride).min(to);
+    (from..to, (from * stride + reach).wrapping_sub(padding))
+}
+
 /// Tells what each weight of the filter meets, in their order: `values` says how many there are in the image.
 fn walk(values: usize, input: [usize; 2], geometry: &Conv2d, output: [usize; 2], mut row: impl FnMut(Seen)) {
-    let Conv2d { kernel, stride, padding, dilation, .. } = *geometry;
-    // padding ≤ o·stride + weight·dilation < padding + size
-    let seen = |axis: usize, weight: usize| {
-        let reach = weight * dilation[axis];
-        let to = (padding[axis] + input[axis]).saturating_sub(reach).div_ceil(stride[axis]).min(output[axis]);
-        let from = padding[axis].saturating_sub(reach).div_ceil(stride[axis]).min(to);
-        (from..to, (from * stride[axis] + reach).wrapping_sub(padding[axis]))
+    let along = |axis: usize| -> Vec<_> {
+        (0..geometry.kernel[axis]).map(|weight| inside(geometry, axis, weight, input, output)).collect()
     };
-    let columns: Vec<_> = (0..kernel[1]).map(|column| seen(1, column)).collect();
-    let (size, next) = (input[0] * input[1], stride[0] * input[1]);
+    let [rows, columns] = [0, 1].map(along);
+    let (size, next) = (input[0] * input[1], geometry.stride[0] * input[1]);
     for plane in (0..values).step_by(size.max(1)) {
-        for (lines, first) in (0..kernel[0]).map(|row| seen(0, row)) {
+        for (lines, first) in &rows {
             for (outputs, column) in &columns {
                 let nothing = lines.is_empty() || outputs.is_empty();
                 let (lines, start) =

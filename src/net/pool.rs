@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::im2col;
 use crate::kernel::Conv2d;
 
 /// The largest value of each window, NaN where there is one. `x` is `[images × channels][height][width]`
@@ -69,18 +70,13 @@ pub(crate) struct Seen {
 
 impl<'a> Windows<'a> {
     pub fn new(geometry: &'a Conv2d, input: [usize; 2], output: [usize; 2]) -> Self {
-        let (stride, padding) = (geometry.stride[1], geometry.padding[1]);
+        let stride = geometry.stride[1];
         let mut columns: Vec<Seen> = Vec::new();
         for column in 0..geometry.kernel[1] {
-            // padding ≤ o·stride + column < padding + width
-            let from = padding.saturating_sub(column).div_ceil(stride);
-            let to = (padding + input[1]).saturating_sub(column).div_ceil(stride).min(output[1]);
+            let (outputs, first) = im2col::inside(geometry, 1, column, input, output);
             match columns.last_mut() {
-                Some(last) if stride == 2 && !last.two && last.outputs == (from..to) => last.two = true,
-                _ if from < to => {
-                    let first = from * stride + column - padding;
-                    columns.push(Seen { outputs: from..to, first, stride, two: false });
-                }
+                Some(last) if stride == 2 && !last.two && last.outputs == outputs => last.two = true,
+                _ if !outputs.is_empty() => columns.push(Seen { outputs, first, stride, two: false }),
                 _ => {}
             }
         }
