@@ -2,7 +2,7 @@
 images of 3 x 32 x 32: ten classes of waves, each with a direction and a colour, in noise.
 
     cargo build --release
-    python3 benches/larger_networks.py DIRECTORY [--images 4800] [--width 0.5]
+    python3 benches/larger_networks.py DIRECTORY [--images 4800] [--batch 32] [--width 0.5] [--networks vgg7 resnet18-cifar]
 
 Prints the mean loss over each of two epochs, and the accuracy on 500 other images. Needs Python's
 standard library only. `--width` is that of the ResNet.
@@ -45,7 +45,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("--images", type=int, default=4800)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--width", default="0.5")
+    parser.add_argument("--networks", nargs="*", default=["vgg7", "resnet18-cifar"])
+    parser.add_argument("--threads", default="2")
     parser.add_argument("--methods", nargs="*", default=METHODS)
     arguments = parser.parse_args()
     data = arguments.directory / "data"
@@ -58,18 +61,20 @@ def main():
     binary = Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "release/twn-pack"
     print("| network | method | steps | loss, first epoch | second | test accuracy | images/s |")
     print("|---|---|---|---|---|---|---|")
-    for network, width in [("vgg7", "0.25"), ("resnet18-cifar", arguments.width)]:
+    for network in arguments.networks:
+        width = "0.25" if network == "vgg7" else arguments.width
         for method in arguments.methods:
             output = arguments.directory / f"{network}-{method}.safetensors"
             command = [binary, "train", "--net", network, "--width", width, "--classes", "10", "--data", data]
             # BinaryConnect's weights have no scale; its paper trains them with Adam.
             adam = method == "binaryconnect"
             command += ["--optimizer", "adam", "--rate", "0.001"] if adam else ["--rate", "0.02"]
-            command += ["--method", method, "--epochs", "2", "--batch", "32", "-o", output, "-q"]
+            command += ["--method", method, "--epochs", "2", "--batch", str(arguments.batch)]
+            command += ["-o", output, "-q", "--threads", arguments.threads]
             subprocess.run(command, check=True)
             lines = (output.with_suffix(".run") / "metrics.jsonl").read_text().splitlines()
             epochs = [json.loads(line) for line in lines[1:]]
-            steps = 2 * -(-arguments.images // 32)
+            steps = 2 * -(-arguments.images // arguments.batch)
             print(
                 f"| {network} x {width} | {method} | {steps} | {epochs[0]['loss']:.3f} | {epochs[1]['loss']:.3f} "
                 f"| {100 * epochs[1]['test_accuracy']:.1f} % | {epochs[1]['images_per_second']:.0f} |",

@@ -9,6 +9,7 @@ use ndarray::{ArrayView1, ArrayView2, Axis, s};
 
 use super::digits::Digits;
 use super::lanes::{CHUNK, LANES, Line8, Line32};
+use crate::pack::Encoding;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::Avx512;
 use crate::vector::Task;
@@ -97,7 +98,10 @@ impl<D: Digits> Task for Pack8<'_, D> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(self, proof: Avx512) {
-        if is_tall(self.x) || self.x.strides()[1] != 1 || self.x.ncols() <= 2 * BLOCK {
+        if is_tall(self.x) && D::ENCODING == Encoding::T2 {
+            let Self { x, lines, columns, sums, .. } = self;
+            super::lanes::pack8_runs(proof, Pack8 { x, lines, columns, sums, digits: PhantomData });
+        } else if is_tall(self.x) || self.x.strides()[1] != 1 || self.x.ncols() <= 2 * BLOCK {
             // What the compiler makes of it for AVX2 scatters no bytes; of few columns it is the fastest.
             proof.avx2().run(self);
         } else {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::digits::{B1, Digits, T2, T5};
 use super::rows::Runs;
-use super::{Arithmetic, Kernel, PackedMatrix, Workspace, is_large, words};
+use super::{Arithmetic, Kernel, PackedMatrix, Workspace, is_large, view, view_mut, words};
 use crate::pack::Encoding;
 use crate::{Error, Result};
 
@@ -50,6 +50,16 @@ impl Conv2d {
         };
         Some([along(0)?, along(1)?])
     }
+
+    /// [`Conv2d::output`], or why there is none.
+    fn walk(&self, [height, width]: [usize; 2]) -> Result<[usize; 2]> {
+        self.output([height, width]).ok_or_else(|| {
+            Error::Request(format!(
+                "{self:?} does not walk over {height} × {width}: kernel, stride and dilation have to be 1 or more, and \
+                 the dilated kernel has to fit into the image with its padding"
+            ))
+        })
+    }
 }
 
 impl Kernel {
@@ -69,14 +79,14 @@ impl Kernel {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let (batch, channels, height, width) = x.dim();
-        let n = geometry.filter_len(channels).filter(|_| w.filters().is_multiple_of(geometry.groups));
-        let (Some(n), Some([output_height, output_width])) = (n, geometry.output([height, width])) else {
+        let Some(n) = geometry.filter_len(channels).filter(|_| w.filters().is_multiple_of(geometry.groups)) else {
             return Err(Error::Request(format!(
-                "{geometry:?} cannot walk with {} filters over {channels} channels of {height} × {width}: groups have \
-                 to divide both, and the filter has to fit",
+                "{geometry:?}: {channels} channels and {} filters do not fall into {} groups",
                 w.filters(),
+                geometry.groups
             )));
         };
+        let [output_height, output_width] = geometry.walk([height, width])?;
         w.check("filters of channels per group × kernel", &[w.filter_len()], &[n])?;
         let shape = [batch, w.filters(), output_height, output_width];
         w.check("y of batch × filters × output height × output width", y.shape(), &shape)?;
@@ -95,6 +105,28 @@ impl Kernel {
             Encoding::T5 => self.convolve::<T5>(w, geometry, x, y, workspace),
             Encoding::B1 => self.convolve::<B1>(w, geometry, x, y, workspace),
         }
+    }
+
+    /// The same on slices in row-major order, `x` of that shape and `y` of the output's.
+    ///
+    /// # Errors
+    /// When a length or the geometry does not fit.
+    #[expect(clippy::too_many_arguments, reason = "those of `conv2d`, and a shape")]
+    pub fn conv2d_slices(
+        &self,
+        w: &PackedMatrix<'_>,
+        bias: Option<&[f32]>,
+        geometry: &Conv2d,
+        x: &[f32],
+        [batch, channels, height, width]: [usize; 4],
+        y: &mut [f32],
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let x = view(x, [batch, channels, height, width], "x of batch × channels × height × width")?;
+        let [output_height, output_width] = geometry.walk([height, width])?;
+        let shape = [batch, w.filters(), output_height, output_width];
+        let y = view_mut(y, shape, "y of batch × filters × output height × output width")?;
+        self.conv2d(w, bias, geometry, x, y, workspace)
     }
 
     /// Images in parallel where each thread has some, else the product of each image.

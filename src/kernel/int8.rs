@@ -22,14 +22,15 @@ use crate::vector::block::tree;
 /// Chunks whose sums fit into 32 bits: 2¹² · 2¹⁸ = 2³⁰.
 const SEGMENT: usize = 1 << 12;
 
-/// Σ d·x for every filter and column. `x[c]` has `PER_BYTE` lines per chunk, zero where the filter
-/// has no more weights.
+/// Σ t·x for every filter and column. `x[c]` has `PER_BYTE` lines per chunk, zero where the filter
+/// has no more weights, and adds up to `x_sums[c]`.
 #[inline(always)]
 pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
     lanes: L,
     codes: [&[u8]; R],
     x: [&[Line8]; C],
-) -> [[i64; C]; R] {
+    x_sums: [i64; C],
+) -> [[f32; C]; R] {
     let (chunks, tails) = split(lanes, codes);
     let whole = chunks[0].len();
     let mut totals = [[0; C]; R];
@@ -48,7 +49,11 @@ pub(super) fn tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
         let last = map(x, &[][..], |x| &x[whole * D::PER_BYTE..]);
         add(&mut totals, segment::<L, D, R, C>(lanes, each(&tails), last));
     }
-    totals
+    let mut y = [[0.0; C]; R];
+    for (y, totals) in y.iter_mut().zip(totals) {
+        y.iter_mut().zip(totals).zip(x_sums).for_each(|((y, total), x_sum)| *y = (total - x_sum) as f32);
+    }
+    y
 }
 
 #[inline(always)]
@@ -80,11 +85,31 @@ fn segment<L: Lanes, D: Digits, const R: usize, const C: usize>(
         let codes = map(codes, &EMPTY, |codes| &codes[i]);
         sums = chunk::<L, D, R, C>(lanes, codes, x, i, step % L::PARTS, sums);
     }
+    if C > 1 {
+        return totals(lanes, sums);
+    }
     let mut totals = [[0; C]; R];
     for r in 0..R {
-        for c in 0..C {
-            totals[r][c] = lanes.total(sums[r][c]) + if C == 1 { lanes.total(apart[r][c]) } else { 0 };
+        totals[r] = [lanes.total(sums[r][0]) + lanes.total(apart[r][0]); C];
+    }
+    totals
+}
+
+/// The sums of all lanes, four registers at a time: faster than one by one where there are many.
+#[inline(always)]
+fn totals<L: Lanes, const R: usize, const C: usize>(lanes: L, sums: [[L::Ints; C]; R]) -> [[i32; C]; R] {
+    let at = |i: usize| sums[i / C][i % C];
+    let mut totals = [[0; C]; R];
+    let mut i = 0;
+    while i + 4 <= R * C {
+        for (j, total) in lanes.totals([at(i), at(i + 1), at(i + 2), at(i + 3)]).into_iter().enumerate() {
+            totals[(i + j) / C][(i + j) % C] = total;
         }
+        i += 4;
+    }
+    while i < R * C {
+        totals[i / C][i % C] = lanes.total(at(i));
+        i += 1;
     }
     totals
 }

@@ -28,21 +28,18 @@ pub struct PackedMatrix<'a> {
 impl<'a> PackedMatrix<'a> {
     /// The filters of a tensor as rows, without copying its codes. To multiply with floats, ternarize
     /// them first ([`crate::memory::ternarize`]).
-    pub fn new(tensor: &'a TernaryTensor<'_>) -> Self {
-        Self {
-            encoding: tensor.encoding,
-            granularity: tensor.granularity,
-            planes: tensor.planes,
-            filter_len: tensor.filter_len,
-            view: 0..tensor.filters,
-            stored: tensor.filters,
-            codes: tensor.packed(),
-            scales: tensor.scales_f32(),
-        }
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::from_parts`]: when the tensor's fields were changed and no longer say what it holds.
+    pub fn new(tensor: &'a TernaryTensor<'_>) -> Result<Self> {
+        let TernaryTensor { planes, filters, filter_len, encoding, granularity, .. } = *tensor;
+        let shape = [planes, filters, filter_len];
+        Self::from_parts(encoding, shape, granularity, tensor.packed(), tensor.scales_f32())
     }
 
     /// From codes in memory. `[planes, filters, filter_len]` is their shape; what is in the bytes is
-    /// not looked at: an invalid code gives a wrong number and nothing worse.
+    /// not looked at: an invalid code gives a wrong number and nothing worse, and a scale that is not
+    /// finite makes NaN of what it multiplies, zeros too.
     ///
     /// # Errors
     /// When there are too few or too many codes or scales for the shape, or groups of no weights.

@@ -26,7 +26,9 @@ mod tables;
 mod tile;
 mod workspace;
 
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
+use ndarray::{
+    ArrayView, ArrayView1, ArrayView2, ArrayViewMut, ArrayViewMut1, ArrayViewMut2, Axis, Dim, Dimension, IntoDimension,
+};
 use rayon::prelude::*;
 
 use self::activations::BLOCK;
@@ -41,7 +43,8 @@ use crate::pack::Encoding;
 use crate::vector::Task;
 use crate::{Error, Isa, Result};
 
-/// How activations are added up.
+/// How activations are added up. To a bias the planes' products are added one after the other, which adds
+/// planes·2⁻²⁴·|bias| to the bounds on errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
     /// Activations stay `f32`; weights only select, add and subtract, and each filter's sum (or
@@ -49,14 +52,15 @@ pub enum Arithmetic {
     /// nothing leaves the range of `f32`, with k = n/16 + 38 + planes; where sums come from tables
     /// ([`Kernel`] says when), k = g/16 + n/g + 6 + planes, g being the weights that share a scale. Groups
     /// that are not whole lanes count as filled up to a multiple of 16 weights, in g and in n. A weight of
-    /// zero leaves its activation out, even NaN or infinity.
+    /// zero leaves its activation out, even NaN or infinity. Scales come last: a sum of activations that leaves
+    /// the range of `f32` is infinite, however small its scale.
     ExactF32,
     /// Each vector of activations is rounded to 8 bits first, x ≈ s·q with s = max|x|/127, and
     /// summed as integers. A convolution rounds each image, or group of its channels, with one s.
     /// |error| ≤ s/2·Σ|ŵ|, besides roundings of `f32`: (n/g + 14 + planes)·2⁻²⁴·max|x|·Σ|α·t|, where
     /// g is the weights that share a scale (filled up as above), at most 256, as long as α·127·n stays
-    /// within the range of `f32` and s is no denormal number. NaN or infinity in a vector makes all its
-    /// products NaN.
+    /// within the range of `f32` and neither s nor a product is a denormal number. NaN or infinity in a vector
+    /// makes all its products NaN.
     Int8,
 }
 
@@ -152,24 +156,12 @@ impl Kernel {
         y: &mut [f32],
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let (x_len, y_len) = (x.len(), y.len());
-        let x = ArrayView2::from_shape((w.filter_len(), columns), x);
-        let y = ArrayViewMut2::from_shape((w.filters(), columns), y);
-        // Views take slices that are too long.
-        let fits = |len, rows: usize| rows.checked_mul(columns) == Some(len);
-        match (x, y) {
-            (Ok(x), Ok(y)) if fits(x_len, w.filter_len()) && fits(y_len, w.filters()) => {
-                self.matrix(w, x, y, workspace)
-            }
-            _ => Err(Error::Request(format!(
-                "a product with {} filters of {} weights and {columns} columns: x has {x_len} elements, y {y_len}",
-                w.filters(),
-                w.filter_len(),
-            ))),
-        }
+        let x = view(x, [w.filter_len(), columns], "X of filter length × columns")?;
+        let y = view_mut(y, [w.filters(), columns], "Y of filters × columns")?;
+        self.matrix(w, x, y, workspace)
     }
 
-    /// A linear layer: `x` is batch × `filter_len`, `y` is batch × filters, `bias` one per filter.
+    /// A linear layer, Y = X·Wᵀ + bias: `x` is batch × `filter_len`, `y` is batch × filters, `bias` one per filter.
     ///
     /// # Errors
     /// When a shape does not fit.
@@ -192,6 +184,24 @@ impl Kernel {
         }
         self.add_product(w, x.reversed_axes(), y.reversed_axes(), workspace);
         Ok(())
+    }
+
+    /// The same on slices in row-major order: `x` is `batch` × `filter_len`, `y` is `batch` × filters.
+    ///
+    /// # Errors
+    /// When a length does not fit.
+    pub fn linear_slices(
+        &self,
+        w: &PackedMatrix<'_>,
+        bias: Option<&[f32]>,
+        x: &[f32],
+        batch: usize,
+        y: &mut [f32],
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let x = view(x, [batch, w.filter_len()], "x of batch × filter length")?;
+        let y = view_mut(y, [batch, w.filters()], "y of batch × filters")?;
+        self.linear(w, bias, x, y, workspace)
     }
 
     /// Adds W·X to `y`; the shapes fit.
@@ -339,6 +349,39 @@ impl Kernel {
             blocks.enumerate().zip(words.chunks_mut(each)).for_each(add);
         }
     }
+}
+
+/// A slice in row-major order, which has just so many elements.
+fn view<'x, const N: usize>(x: &'x [f32], shape: [usize; N], what: &str) -> Result<ArrayView<'x, f32, Dim<[usize; N]>>>
+where
+    Dim<[usize; N]>: Dimension,
+    [usize; N]: IntoDimension<Dim = Dim<[usize; N]>>,
+{
+    has_length(x.len(), &shape, what)?;
+    ArrayView::from_shape(shape.into_dimension(), x).map_err(|error| Error::Request(format!("{what}: {error}")))
+}
+
+fn view_mut<'y, const N: usize>(
+    y: &'y mut [f32],
+    shape: [usize; N],
+    what: &str,
+) -> Result<ArrayViewMut<'y, f32, Dim<[usize; N]>>>
+where
+    Dim<[usize; N]>: Dimension,
+    [usize; N]: IntoDimension<Dim = Dim<[usize; N]>>,
+{
+    has_length(y.len(), &shape, what)?;
+    ArrayViewMut::from_shape(shape.into_dimension(), y).map_err(|error| Error::Request(format!("{what}: {error}")))
+}
+
+/// Views take slices that are too long.
+fn has_length(length: usize, shape: &[usize], what: &str) -> Result<()> {
+    let expected = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+    if expected == Some(length) {
+        return Ok(());
+    }
+    let expected = expected.map_or("too many".to_owned(), |expected| expected.to_string());
+    Err(Error::Request(format!("{what}, {shape:?}, has {expected} elements; the slice has {length}")))
 }
 
 /// Whether so many filters and columns are worth tables.

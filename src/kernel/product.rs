@@ -13,6 +13,7 @@ use super::lanes::{LANES, Lanes, Line8, Line32, Portable};
 use super::lanes::{Ymm, Zmm};
 use super::tile::map;
 use super::{PackedMatrix, exact, int8};
+use crate::pack::Encoding;
 use crate::vector::Task;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512, Avx512Vnni, AvxVnni};
@@ -61,6 +62,19 @@ fn column<T>(all: &[T], c: usize, len: usize) -> &[T] {
     &all[c * len..(c + 1) * len]
 }
 
+/// Bytes of a column that is long.
+#[cfg(target_arch = "x86_64")]
+const LONG: usize = 16 << 10;
+
+impl<D> Columns8<'_, D> {
+    /// Whether a column and the codes of four filters, that go by, do not both fit into a nearest cache of 32 KiB. Then
+    /// a column is read anew for every tile, and tiles of more filters are faster, though their sums take longer to add up.
+    #[cfg(target_arch = "x86_64")]
+    fn is_long(&self) -> bool {
+        size_of_val(self.lines) > self.columns.len() * LONG
+    }
+}
+
 impl<D: Digits> Columns for Columns8<'_, D> {
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const C: usize>(
@@ -76,13 +90,11 @@ impl<D: Digits> Columns for Columns8<'_, D> {
         let x = map(count(), &[][..], |i| column(self.lines, c + i, chunks * D::PER_BYTE));
         let mut y = match w.group() {
             None => {
-                let sums = int8::tile::<L, D, R, C>(lanes, codes, x);
-                let mut y = [[0.0; C]; R];
-                for (r, (y, sums)) in y.iter_mut().zip(sums).enumerate() {
-                    let alpha = w.scales(plane, filters[r])[0];
-                    for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
-                        *y = (sum - self.columns[c + i].sum) as f32 * alpha;
-                    }
+                let sums = map(count(), 0, |i| self.columns[c + i].sum);
+                let mut y = int8::tile::<L, D, R, C>(lanes, codes, x, sums);
+                for (y, filter) in y.iter_mut().zip(filters) {
+                    let alpha = w.scales(plane, filter)[0];
+                    y.iter_mut().for_each(|y| *y *= alpha);
                 }
                 y
             }
@@ -136,15 +148,21 @@ pub(super) struct Product<'a, X> {
 }
 
 impl<X: Columns> Product<'_, X> {
-    /// Tiles of `R` filters × `C` columns, and of `S` filters × one column where there is only one.
+    /// Tiles of `R` filters × `C` columns (or `W`, if they may be wide), and of `S` filters × one column.
     #[inline(always)]
-    fn run<L: Lanes, const R: usize, const C: usize, const S: usize>(&mut self, lanes: L) {
+    fn run<L: Lanes, const R: usize, const W: usize, const C: usize, const S: usize>(&mut self, lanes: L, wide: bool) {
         let columns = self.y.ncols();
         for plane in 0..self.w.planes() {
             let mut c = 0;
             while c + C <= columns {
-                self.panel::<L, R, C>(lanes, plane, c);
-                c += C;
+                let left = columns - c;
+                if wide && left >= W && !(2..C).contains(&(left - W)) {
+                    self.panel::<L, R, W>(lanes, plane, c);
+                    c += W;
+                } else {
+                    self.panel::<L, R, C>(lanes, plane, c);
+                    c += C;
+                }
             }
             while c < columns {
                 self.panel::<L, S, 1>(lanes, plane, c);
@@ -172,8 +190,10 @@ impl<X: Columns> Product<'_, X> {
         let [filter, column] = self.first;
         let y = self.x.tile::<L, R, C>(lanes, self.w, plane, map(rows, 0, |row| filter + row), column + c);
         for (row, y) in rows.into_iter().zip(y) {
-            for (i, y) in y.into_iter().enumerate() {
-                self.y[[row, c + i]] += y;
+            let mut row = self.y.row_mut(row);
+            match row.as_slice_mut() {
+                Some(row) => row[c..c + C].iter_mut().zip(y).for_each(|(to, y)| *to += y),
+                None => y.into_iter().enumerate().for_each(|(i, y)| row[c + i] += y),
             }
         }
     }
@@ -184,27 +204,32 @@ impl<D: Digits> Task for Product<'_, Columns8<'_, D>> {
 
     #[inline(always)]
     fn portable(mut self) {
-        self.run::<_, 4, 1, 4>(Portable);
+        self.run::<_, 4, 1, 1, 4>(Portable, false);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx2(mut self, proof: Avx2) {
-        self.run::<_, 2, 4, 4>(Ymm::<false>::new(proof));
+        self.run::<_, 2, 4, 4, 4>(Ymm::<false>::new(proof), false);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avxvnni(mut self, proof: AvxVnni) {
-        self.run::<_, 2, 4, 4>(Ymm::<true>::new(proof));
+        self.run::<_, 2, 4, 4, 4>(Ymm::<true>::new(proof), false);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(mut self, proof: Avx512) {
-        self.run::<_, 4, 4, 4>(Zmm::<false>::new(proof));
+        self.run::<_, 4, 4, 4, 4>(Zmm::<false>::new(proof), false);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512vnni(mut self, proof: Avx512Vnni) {
-        self.run::<_, 4, 4, 4>(Zmm::<true>::new(proof));
+        // Six columns take more registers than there are, which pays where taking codes apart, or scaling, is dear.
+        let wide = D::ENCODING == Encoding::T5 || self.w.group().is_some();
+        match self.x.is_long() {
+            false => self.run::<_, 4, 6, 4, 4>(Zmm::<true>::new(proof), wide),
+            true => self.run::<_, 4, 6, 4, 8>(Zmm::<true>::new(proof), wide),
+        }
     }
 }
 
@@ -213,16 +238,16 @@ impl<D: Digits> Task for Product<'_, Columns32<'_, D>> {
 
     #[inline(always)]
     fn portable(mut self) {
-        self.run::<_, 4, 1, 4>(Portable);
+        self.run::<_, 4, 1, 1, 4>(Portable, false);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx2(mut self, proof: Avx2) {
-        self.run::<_, 2, 4, 4>(Ymm::<false>::new(proof));
+        self.run::<_, 2, 4, 4, 4>(Ymm::<false>::new(proof), false);
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(mut self, proof: Avx512) {
-        self.run::<_, 4, 4, 8>(Zmm::<false>::new(proof));
+        self.run::<_, 4, 4, 4, 8>(Zmm::<false>::new(proof), false);
     }
 }

@@ -19,7 +19,8 @@ use crate::Isa;
 
 /// Memory that products need besides their operands: a few MiB, or what 16 columns take if that is
 /// more, the codes of 256 filters per thread (of all filters where groups are not whole lanes, each filled
-/// up to 16 weights), and for convolutions a copy of an image per thread. It grows to what is asked of it and is
+/// up to 16 weights), and for convolutions per thread a copy of an image with its padding (1 or 4 bytes a place, for
+/// one channel more than there are) and 4 bytes per place of the output. It grows to what is asked of it and is
 /// used again, so that a second product of the same shapes allocates nothing.
 #[derive(Debug, Default)]
 pub struct Workspace {

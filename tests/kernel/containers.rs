@@ -42,7 +42,7 @@ fn every_ternary_fixture_in_place() {
         let container = Container::open(&path).unwrap();
         for (name, tensor) in container.tensors() {
             let Tensor::Ternary(tensor) = tensor else { continue };
-            let packed = PackedMatrix::new(&tensor);
+            let packed = PackedMatrix::new(&tensor).unwrap();
             let codes = packed.codes(0, 0).as_ptr_range();
             let file = container.bytes().as_ptr_range();
             assert!(file.start <= codes.start && codes.end <= file.end, "{name}: codes were copied");
@@ -68,6 +68,6 @@ fn floats_in_memory() {
     for settings in ["", "encoding=t5", "method=bwn,encoding=b1", "granularity=group:16,scale-dtype=f16"] {
         let ternary = twn_pack::memory::ternarize("w", &weights, &treatment(settings)).unwrap();
         let dense = ternary.to_array().unwrap().into_dimensionality().unwrap().mapv(f64::from);
-        assert_is_dense_product(settings, &PackedMatrix::new(&ternary), &dense, &mut Workspace::default());
+        assert_is_dense_product(settings, &PackedMatrix::new(&ternary).unwrap(), &dense, &mut Workspace::default());
     }
 }

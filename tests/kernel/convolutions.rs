@@ -186,6 +186,9 @@ fn every_layout_gives_the_same_bits() {
     let [height, width] = case.output();
     for (path, _, kernel) in kernels() {
         let plain = case.run(kernel, &w, None, x.view(), &mut workspace);
+        let (slice, mut y) = (x.as_slice().unwrap(), vec![f32::NAN; plain.len()]);
+        kernel.conv2d_slices(&w.packed(), None, &case.geometry, slice, case.input, &mut y, &mut workspace).unwrap();
+        assert_eq!(bits(&y), bits(&plain), "{path}: slices");
         for (name, shape, view) in LAYOUTS {
             let mut x_memory = Array4::from_elem(shape(case.input), f32::NAN);
             view(&mut x_memory).assign(&x);

@@ -106,7 +106,11 @@ fn products_that_do_not_fit() {
         }
         for (x, columns, y) in [(26, 3, 12), (27, 3, 11), (27, 2, 12), (0, 0, 1), (9, usize::MAX, 4)] {
             let text = request(kernel.matrix_slices(&w, &vec![0.0; x], columns, &mut vec![0.0; y], &mut workspace));
-            assert!(text.contains(&format!("x has {x} elements, y {y}")), "{text}");
+            let slices = [x, y].map(|length| format!("the slice has {length}"));
+            assert!(slices.iter().any(|says| text.contains(says)), "{text}");
+        }
+        for (x, batch, y) in [(17, 2, 8), (18, 2, 9), (18, 3, 12), (9, usize::MAX, 4)] {
+            request(kernel.linear_slices(&w, None, &vec![0.0; x], batch, &mut vec![0.0; y], &mut workspace));
         }
         for (x, y) in [(8, 4), (10, 4), (9, 3), (9, 5), (0, 0)] {
             let (x, mut y) = (Array1::<f32>::zeros(x), Array1::<f32>::zeros(y));
@@ -122,16 +126,16 @@ fn convolutions_that_do_not_fit() {
     let (w, plain, huge) = (w.packed(), Conv2d::new([3, 3]), usize::MAX);
     // Geometry, x, y; what the message says.
     let cases = [
-        (plain, [1, 2, 2, 5], [1, 6, 1, 3], "the filter has to fit"),
-        (plain, [1, 2, 5, 2], [1, 6, 3, 1], "the filter has to fit"),
-        (Conv2d { dilation: [2, 2], ..plain }, [1, 2, 4, 5], [1, 6, 1, 1], "the filter has to fit"),
-        (Conv2d { stride: [0, 1], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "the filter has to fit"),
-        (Conv2d { dilation: [1, 0], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "the filter has to fit"),
-        (Conv2d { kernel: [0, 3], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "the filter has to fit"),
-        (Conv2d { padding: [huge, 1], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "the filter has to fit"),
-        (Conv2d { groups: 0, ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "groups have to divide both"),
-        (Conv2d { groups: 4, ..plain }, [1, 8, 5, 5], [1, 6, 3, 3], "groups have to divide both"),
-        (Conv2d { groups: 3, ..plain }, [1, 7, 5, 5], [1, 6, 3, 3], "groups have to divide both"),
+        (plain, [1, 2, 2, 5], [1, 6, 1, 3], "kernel has to fit"),
+        (plain, [1, 2, 5, 2], [1, 6, 3, 1], "kernel has to fit"),
+        (Conv2d { dilation: [2, 2], ..plain }, [1, 2, 4, 5], [1, 6, 1, 1], "kernel has to fit"),
+        (Conv2d { stride: [0, 1], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "kernel has to fit"),
+        (Conv2d { dilation: [1, 0], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "kernel has to fit"),
+        (Conv2d { kernel: [0, 3], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "kernel has to fit"),
+        (Conv2d { padding: [huge, 1], ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "kernel has to fit"),
+        (Conv2d { groups: 0, ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "do not fall into 0 groups"),
+        (Conv2d { groups: 4, ..plain }, [1, 8, 5, 5], [1, 6, 3, 3], "6 filters do not fall into 4 groups"),
+        (Conv2d { groups: 3, ..plain }, [1, 7, 5, 5], [1, 6, 3, 3], "7 channels and 6 filters do not"),
         (plain, [1, 3, 5, 5], [1, 6, 3, 3], "expected [27], found [18]"),
         (Conv2d { groups: 2, ..plain }, [1, 2, 5, 5], [1, 6, 3, 3], "expected [9], found [18]"),
         (plain, [1, 2, 5, 5], [2, 6, 3, 3], "expected [1, 6, 3, 3], found [2, 6, 3, 3]"),
@@ -146,6 +150,11 @@ fn convolutions_that_do_not_fit() {
         for (geometry, x, y, words) in &cases {
             let text = request(run(geometry, None, *x, *y));
             assert!(text.contains(words), "{geometry:?}, {x:?}: {text}");
+            let (mut of_x, mut of_y) = (vec![0.0; x.iter().product()], vec![0.0; y.iter().product()]);
+            let workspace = &mut Workspace::default();
+            request(kernel.conv2d_slices(&w, None, geometry, &of_x, *x, &mut of_y, workspace));
+            of_x.push(0.0);
+            request(kernel.conv2d_slices(&w, None, &plain, &of_x, *x, &mut of_y, workspace));
         }
         let text = request(run(&plain, Some(&[0.0; 5]), [1, 2, 5, 5], [1, 6, 3, 3]));
         assert!(text.contains("bias per filter: expected [6], found [5]"), "{text}");

@@ -92,6 +92,12 @@ fn slices_and_vectors_are_matrices() {
                 let mut y = vec![f32::NAN; 7 * columns];
                 kernel.matrix_slices(&w.packed(), x.as_slice().unwrap(), columns, &mut y, &mut workspace).unwrap();
                 assert_eq!(bits(&y), bits(&plain), "{path}: {w}, {columns} columns");
+                let x = x.t().as_standard_layout().into_owned();
+                let mut linear = vec![f32::NAN; columns * 7];
+                kernel
+                    .linear_slices(&w.packed(), None, x.as_slice().unwrap(), columns, &mut linear, &mut workspace)
+                    .unwrap();
+                assert_eq!(bits(&linear), bits(plain.t()), "{path}: {w}, a batch of {columns}");
             }
             let x = gaussian(&mut random, (n, 1));
             let plain = product(kernel, &w.packed(), x.view(), &mut workspace);

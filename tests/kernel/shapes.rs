@@ -81,6 +81,24 @@ fn more_columns_than_are_laid_down_at_a_time() {
     }
 }
 
+/// A column of over 16 KiB meets tiles of eight filters.
+#[test]
+fn long_filters() {
+    let (mut random, mut workspace) = (Random(9), Workspace::default());
+    for (i, n) in [16_384, 16_385, 16_640, 20_003, 40_000].into_iter().enumerate() {
+        for (k, encoding) in ENCODINGS.into_iter().enumerate() {
+            let filters = [8, 7, 9, 19, 16][(i + k) % 5];
+            let w = Weights::random(
+                &mut random,
+                encoding,
+                [1 + i % 2, filters, n],
+                [Filter, Tensor, Group(64)][(i + k) % 3],
+            );
+            assert_right("", &w, gaussian(&mut random, (n, [1, 1, 2, 5][i % 4])).view(), &mut workspace);
+        }
+    }
+}
+
 /// They are laid down 64 or 512 at a time; the last chunk and the last block have fewer than others.
 #[test]
 fn many_columns() {

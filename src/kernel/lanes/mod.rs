@@ -18,7 +18,7 @@ pub(super) use self::ymm::Ymm;
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::zmm::Zmm;
 #[cfg(target_arch = "x86_64")]
-pub(super) use self::zmm_columns::pack8;
+pub(super) use self::zmm_columns::{pack8, pack8_runs};
 
 /// Bytes of codes that are worked on at a time.
 pub(super) const CHUNK: usize = 64;
@@ -88,6 +88,11 @@ pub(super) trait Lanes: Copy {
     /// a/4 + b; a is a multiple of 4.
     fn quarter_and(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn total(self, sums: Self::Ints) -> i32;
+    /// [`Lanes::total`] of each.
+    #[inline(always)]
+    fn totals(self, sums: [Self::Ints; 4]) -> [i32; 4] {
+        sums.map(|sums| self.total(sums))
+    }
     fn to_floats(self, sums: Self::Ints) -> Self::Floats;
 
     fn floats(self, lanes: &Line32, part: usize) -> Self::Floats;

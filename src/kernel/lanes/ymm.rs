@@ -26,8 +26,9 @@ impl Ymm<true> {
 /// Instructions on registers, and loads and stores of half arrays of the register's size.
 macro_rules! there {
     ($e:expr) => {{
-        // SAFETY: `self` was made from the proof that the machine has these instructions, and every
-        // pointer here is that of an array as long as the register.
+        // SAFETY: `self` was made from the proof that the machine has these instructions. Every pointer that is read
+        // or written is that of an array as long as the register (aligned to it where that is asked for, as the halves
+        // of `Line8` and `Line32` are); prefetching takes any address.
         unsafe { $e }
     }};
 }
@@ -130,6 +131,16 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
             let four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
             let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
             _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+        })
+    }
+    #[inline(always)]
+    fn totals(self, [a, b, c, d]: [__m256i; 4]) -> [i32; 4] {
+        there!({
+            let all = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+            let four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+            let mut totals = [0; 4];
+            _mm_storeu_si128(totals.as_mut_ptr().cast(), four);
+            totals
         })
     }
     #[inline(always)]

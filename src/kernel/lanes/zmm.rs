@@ -26,8 +26,9 @@ impl Zmm<true> {
 /// Instructions on registers, and loads and stores of arrays of the register's size.
 macro_rules! there {
     ($e:expr) => {{
-        // SAFETY: `self` was made from the proof that the machine has these instructions, and every
-        // pointer here is that of an array as long as the register, or what is used of it is masked.
+        // SAFETY: `self` was made from the proof that the machine has these instructions. Every pointer that is read
+        // or written is that of an array as long as the register (aligned to it where that is asked for, as `Line8`
+        // and `Line32` are), or what is used of it is masked; prefetching takes any address.
         unsafe { $e }
     }};
 }
@@ -130,6 +131,20 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
     #[inline(always)]
     fn total(self, sums: __m512i) -> i32 {
         there!(_mm512_reduce_add_epi32(sums))
+    }
+    #[inline(always)]
+    fn totals(self, [a, b, c, d]: [__m512i; 4]) -> [i32; 4] {
+        there!({
+            let add = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (ab, cd) = (add(a, b), add(c, d));
+            // Four sums in each quarter.
+            let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+            let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+            let four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+            let mut totals = [0; 4];
+            _mm_storeu_si128(totals.as_mut_ptr().cast(), four);
+            totals
+        })
     }
     #[inline(always)]
     fn to_floats(self, sums: __m512i) -> __m512 {

@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use ndarray::{ArrayView2, Axis};
 
 use super::{CHUNK, LANES, Line8};
-use crate::kernel::activations::{LONGEST, Pack8, Quantized, Quantizer};
-use crate::kernel::digits::Digits;
+use crate::kernel::activations::{LONGEST, Pack8, Quantized, Quantizer, magnitude};
+use crate::kernel::digits::{Digits, T2};
 use crate::vector::Avx512;
 
 /// Columns that are worked on together, in one register where they are bytes.
@@ -22,6 +22,52 @@ pub(in crate::kernel) fn pack8<D: Digits>(_proof: Avx512, columns: Pack8<'_, D>)
         let lay_down = if block.x.ncols() <= GROUP { lay_down::<D, 1> } else { lay_down::<D, MANY> };
         // SAFETY: the proof says that the machine has every feature that both functions are compiled for.
         unsafe { lay_down(block) };
+    }
+}
+
+/// Lays down columns of X, each of which lies in one run, for `t2`.
+#[inline]
+pub(in crate::kernel) fn pack8_runs(_proof: Avx512, columns: Pack8<'_, T2>) {
+    // SAFETY: the proof says that the machine has every feature that this function is compiled for.
+    unsafe { lay_down_runs(columns) };
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn lay_down_runs(Pack8 { x, lines, columns, sums, .. }: Pack8<'_, T2>) {
+    let chunks = x.nrows().div_ceil(T2::PER_CHUNK);
+    // Where each of four weights' bytes stand together, in each quarter; and where those of all quarters do.
+    let by_weight = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    let by_quarter = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let (chunked, _) = lines.as_chunks_mut::<{ T2::PER_BYTE }>();
+    for (c, (x, column)) in x.columns().into_iter().zip(columns).enumerate() {
+        let x = x.to_slice().unwrap_or_default();
+        let quantizer = Quantizer::new(x.iter().fold(0, |max, &x| max.max(magnitude(x))));
+        let (lift, steps) = (_mm512_set1_ps(quantizer.lift), _mm512_set1_ps(quantizer.steps));
+        let mut total = 0;
+        let to = chunked[c * chunks..].iter_mut().zip(&mut sums[c * chunks..]);
+        for (x, (lines, sums)) in x.chunks(T2::PER_CHUNK).zip(to) {
+            let mut parts = [_mm512_setzero_si512(); CHUNK / LANES];
+            for (part, x) in parts.iter_mut().zip(x.chunks(CHUNK)) {
+                let bytes = |i| _mm512_cvtepi32_epi8(round(load(x, i * LANES), lift, steps));
+                let bytes = _mm512_inserti32x4::<3>(
+                    _mm512_inserti32x4::<2>(
+                        _mm512_inserti32x4::<1>(_mm512_castsi128_si512(bytes(0)), bytes(1)),
+                        bytes(2),
+                    ),
+                    bytes(3),
+                );
+                *part = _mm512_permutexvar_epi32(by_quarter, _mm512_shuffle_epi8(bytes, by_weight));
+            }
+            let mut lane_sums = _mm512_setzero_si512();
+            for (line, bytes) in lines.iter_mut().zip(join(parts)) {
+                set_bytes(line, bytes);
+                lane_sums = _mm512_add_epi32(lane_sums, sums_of_four(bytes));
+            }
+            total += i64::from(_mm512_reduce_add_epi32(lane_sums));
+            // SAFETY: the array has the 16 sums that are written.
+            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), lane_sums) };
+        }
+        *column = Quantized { scale: quantizer.scale, sum: total };
     }
 }
 
