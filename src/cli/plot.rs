@@ -17,7 +17,7 @@ pub(super) struct PlotArgs {
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// The SVG to write
-    #[arg(short, long, value_name = "OUT.svg")]
+    #[arg(short, long, value_name = "OUT.svg", default_value = CURVES)]
     output: PathBuf,
     /// Replace it if it exists
     #[arg(short, long)]
@@ -55,14 +55,31 @@ impl What {
     }
 }
 
+/// What curves are called.
+pub(super) const CURVES: &str = "accuracy.svg";
+
 /// Axes are not divided any further.
 const LARGEST: f64 = 1e12;
 
 /// A run's name, and a point per epoch.
 type Curve = (String, Vec<(f64, f64)>);
 
+/// The curve of one run, in its directory.
+pub(super) fn draw_run(directory: &Path) -> anyhow::Result<()> {
+    let mut svg = String::new();
+    let curve = read(directory, What::Test)?;
+    draw(&[curve], What::Test.title(), &mut svg).map_err(|e| anyhow!("{}: {e}", directory.display()))?;
+    Ok(write_atomically(directory.join(CURVES), true, svg.as_bytes())?)
+}
+
 pub(super) fn run(args: PlotArgs) -> anyhow::Result<Exit> {
-    let curves = args.runs.iter().map(|path| read(path, args.what)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut curves = args.runs.iter().map(|path| read(path, args.what)).collect::<anyhow::Result<Vec<_>>>()?;
+    let names: Vec<String> = curves.iter().map(|(name, _)| name.clone()).collect();
+    for ((name, _), path) in curves.iter_mut().zip(&args.runs) {
+        if names.iter().filter(|other| *other == name).count() > 1 {
+            *name = path.display().to_string();
+        }
+    }
     let output = args.output.canonicalize().ok();
     if let Some(run) = args.runs.iter().find(|run| output.is_some() && metrics_of(run).canonicalize().ok() == output) {
         let (output, run) = (args.output.display(), run.display());
@@ -92,8 +109,11 @@ fn read(path: &Path, what: What) -> anyhow::Result<Curve> {
     // A line without an end is being written. Others are epochs, or setups.
     let whole = text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n'));
     let epochs = whole.filter(|(_, line)| serde_json::from_str::<Setup>(line).is_err());
-    let lines = epochs.map(|(i, line)| {
-        let metrics: Metrics = serde_json::from_str(line).map_err(|e| {
+    let mut epochs: Vec<_> = epochs.collect();
+    // The last one may be what a kill left of it, as for `train --resume`.
+    epochs.pop_if(|(_, line)| serde_json::from_str::<Metrics>(line).is_err());
+    let lines = epochs.into_iter().map(|(i, line)| {
+        let metrics: Metrics = serde_json::from_str(line.trim_end()).map_err(|e| {
             Error::Request(format!("{}: line {}: {e}; expected an epoch of a run", file.display(), i + 1))
         })?;
         let value = what.of(&metrics);

@@ -1,20 +1,28 @@
 //! `twn-pack train`: a network learns with ternary weights. Not here: the loop; that is the library's.
 
+mod outputs;
+mod recipe;
+
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use twn_pack::data::Split;
 use twn_pack::net::{Description, Source};
 use twn_pack::select::Keep;
-use twn_pack::train::{self, Augment, LayerMethod, Loss, Metrics, Recipe, Request, Rule, Schedule, Setup};
-use twn_pack::{Error, Plan, Result, Rules, Settings, convert, import, report};
+use twn_pack::train::{self, LayerMethod, Metrics, Recipe, Request, Setup};
+use twn_pack::{Error, Result, Rules, Settings, report};
 
+use self::outputs::{check_outputs, pack, publish};
+use self::recipe::{RecipeArgs, warnings};
 use super::data::DataArgs;
 use super::exit::Exit;
 use super::memory::{available, memory};
 use super::network::NetworkArgs;
+use super::plot::draw_run;
 use super::progress::Display;
 use super::rules::WhichArgs;
 use super::{Session, open_source, print, printable};
@@ -25,7 +33,7 @@ pub(super) struct TrainArgs {
     net: NetworkArgs,
     #[command(flatten)]
     data: DataArgs,
-    /// Start from these weights (.safetensors or .twn); without, from random ones
+    /// Start from these weights (.twn, or a checkpoint of any format); without, from random ones
     #[arg(long, value_name = "MODEL")]
     init: Option<PathBuf>,
     /// The checkpoint to write
@@ -37,7 +45,7 @@ pub(super) struct TrainArgs {
     /// Replace outputs that exist
     #[arg(short, long)]
     force: bool,
-    /// Directory for the run's state and its metrics.jsonl [default: the output's name with .run]
+    /// Directory for the run's state, its metrics.jsonl and accuracy.svg [default: the output's name with .run]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// Go on with an interrupted run, bit for bit; all else has to be given as before
@@ -46,7 +54,7 @@ pub(super) struct TrainArgs {
     /// With --resume: another recipe from there on, such as a lower --rate; batch and optimizer stay
     #[arg(long, requires = "resume")]
     new_recipe: bool,
-    /// With --resume: images or labels that changed since, as where one was mended
+    /// With --resume: images or labels that changed since, as where one was mended or removed
     #[arg(long, requires = "resume")]
     new_data: bool,
     #[command(flatten)]
@@ -89,115 +97,6 @@ struct MethodArgs {
     /// overrides
     #[arg(long, value_name = "FILE")]
     rules: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "How to train")]
-struct RecipeArgs {
-    /// repair, twn-mnist, twn-cifar10, twn-imagenet, tga-imagenet or binaryconnect: what the options
-    /// below start from [default: repair with --init, else none and --epochs is needed]
-    #[arg(long, value_name = "NAME")]
-    recipe: Option<String>,
-    /// Times through the training images; milestones keep their share
-    #[arg(long, value_name = "N")]
-    epochs: Option<u32>,
-    /// Images per step
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-    /// The learning rate at the start
-    #[arg(long, value_name = "RATE")]
-    rate: Option<f64>,
-    /// The rate over time: constant, cosine, or epochs and a divisor, as 15,25/10
-    #[arg(long, value_name = "HOW", value_parser = schedule)]
-    schedule: Option<Schedule>,
-    /// How gradients move weights
-    #[arg(long)]
-    optimizer: Option<OptimizerName>,
-    /// Of sgd
-    #[arg(long, value_name = "M")]
-    momentum: Option<f64>,
-    /// Added to every gradient, times the weight
-    #[arg(long, value_name = "D")]
-    weight_decay: Option<f64>,
-    /// What is made small
-    #[arg(long)]
-    loss: Option<LossName>,
-    /// How training images are changed at random: none, cifar, imagenet, or pad:N or crop, with or without
-    /// flip, as pad:4 or crop,flip
-    #[arg(long, value_name = "HOW", value_parser = Augment::parse)]
-    augment: Option<Augment>,
-    /// How hard esa's penalty pulls weights to −1, 0 and 1, at the first step and at the last: in each step
-    /// this, over the number of steps, down its slope, whatever the rate [default: 1 100]
-    #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
-    penalty: Option<Vec<f64>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OptimizerName {
-    Sgd,
-    Adam,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LossName {
-    CrossEntropy,
-    Hinge,
-    SquaredHinge,
-}
-
-fn schedule(text: &str) -> std::result::Result<Schedule, String> {
-    match text {
-        "constant" => Ok(Schedule::Constant),
-        "cosine" => Ok(Schedule::Cosine),
-        _ => {
-            let expected = "expected constant, cosine, or epochs and a divisor, as 15,25/10";
-            let (epochs, divisor) = text.split_once('/').ok_or(expected)?;
-            let milestones: Option<Vec<u32>> = epochs.split(',').map(|epoch| epoch.parse().ok()).collect();
-            let divisor = divisor.parse().ok().filter(|divisor: &f64| divisor.is_finite() && *divisor > 0.0);
-            Ok(Schedule::MultiStep { milestones: milestones.ok_or(expected)?, divisor: divisor.ok_or(expected)? })
-        }
-    }
-}
-
-impl RecipeArgs {
-    fn recipe(&self, from_scratch: bool) -> Result<Recipe> {
-        let mut recipe = match &self.recipe {
-            Some(name) => Recipe::named(name)?,
-            None if from_scratch && self.epochs.is_none() => {
-                let message = "from random weights, say how to train: --recipe NAME, or at least --epochs";
-                return Err(Error::Request(message.to_owned()));
-            }
-            None => Recipe::named("repair")?,
-        };
-        if let Some(epochs) = self.epochs {
-            recipe = recipe.with_epochs(epochs);
-        }
-        let momentum = match (self.optimizer, recipe.rule) {
-            (Some(OptimizerName::Adam), _) | (None, Rule::Adam) => None,
-            (_, Rule::Sgd { momentum }) => Some(self.momentum.unwrap_or(momentum)),
-            (Some(OptimizerName::Sgd), Rule::Adam) => Some(self.momentum.unwrap_or(0.9)),
-        };
-        if momentum.is_none() && self.momentum.is_some() {
-            return Err(Error::Request("--momentum is for sgd; adam has none".to_owned()));
-        }
-        recipe.rule = momentum.map_or(Rule::Adam, |momentum| Rule::Sgd { momentum });
-        recipe.batch = self.batch.unwrap_or(recipe.batch);
-        recipe.rate = self.rate.unwrap_or(recipe.rate);
-        recipe.weight_decay = self.weight_decay.unwrap_or(recipe.weight_decay);
-        recipe.schedule = self.schedule.clone().unwrap_or(recipe.schedule);
-        recipe.loss = match self.loss {
-            None => recipe.loss,
-            Some(LossName::CrossEntropy) => Loss::CrossEntropy,
-            Some(LossName::Hinge) => Loss::Hinge,
-            Some(LossName::SquaredHinge) => Loss::SquaredHinge,
-        };
-        recipe.augment = self.augment.unwrap_or(recipe.augment);
-        if let Some([from, to]) = self.penalty.as_deref() {
-            recipe.penalty = [*from, *to];
-        }
-        recipe.check()?;
-        Ok(recipe)
-    }
 }
 
 impl MethodArgs {
@@ -281,8 +180,9 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     if args.recipe.penalty.is_some() && !uses_esa(&methods) {
         return Err(Error::Request("--penalty is for esa, and no layer has that method".to_owned()).into());
     }
+    session.warn(&warnings(&recipe));
     let directory = args.run.clone().unwrap_or_else(|| args.output.with_extension("run"));
-    check_outputs(&args, &directory)?;
+    check_outputs(&args, &directory, recipe.epochs)?;
     if args.pack.is_some() && methods.is_empty() {
         let message =
             "--pack: no layer becomes ternary in this training; pack what it writes with `twn-pack MODEL -o OUT.twn`";
@@ -304,7 +204,7 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
         train_images,
         test_images,
     };
-    let needed = train::memory(&description, &setup);
+    let needed = train::memory(&description, &setup, rayon::current_num_threads());
     if let Some(available) = available().filter(|&available| needed > available) {
         let [needed, available] = [needed, available].map(report::bytes);
         return Err(Error::Request(format!(
@@ -313,16 +213,16 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
         ))
         .into());
     }
+    let display = Display::of_images(&session.global);
+    let (json, start) = (display.is_json(), Cell::new(None));
     let say = |text: &str| {
         if !session.global.quiet {
             let _ = writeln!(io::stderr(), "{}", printable(text));
         }
     };
-    // Pages of a mapped file count for the process, but the system takes them back where memory is short.
-    let mapped = init.as_ref().map(|init| format!(" and {} of --init, mapped", report::bytes(file_bytes(init))));
-    let mapped = mapped.unwrap_or_default();
-    say(&format!("{}; up to {} of memory besides the images{mapped}", summary(&setup), report::bytes(needed)));
-    let display = Display::of_images(&session.global);
+    if !json {
+        say(&format!("{}; up to {}", summary(&setup), all_memory(needed, init.as_ref())));
+    }
     let options = train::Options {
         init: init.as_ref(),
         directory: &directory,
@@ -330,11 +230,27 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
         new_recipe: args.new_recipe,
         new_data: args.new_data,
         progress: Some(&|progress| {
-            let state = format!("loss {:.4}, {:.2} %", progress.loss, 100.0 * progress.accuracy);
-            let what = format!("epoch {}: {state}", progress.epoch);
-            display.advance(progress.done, progress.total, Some(&what));
+            let train::Progress { done, total, epoch, loss, accuracy, images_per_second } = *progress;
+            let (began, before) = start.get().unwrap_or_else(|| (Instant::now(), done));
+            start.set(Some((began, before)));
+            display.tell(done, total, &format!("epoch {epoch}: loss {loss:.4}, {:.2} %", 100.0 * accuracy), || {
+                // Evaluations between the epochs take their time, too; of the first step alone nobody knows.
+                let speed = if done > before {
+                    (done - before) as f64 / began.elapsed().as_secs_f64()
+                } else {
+                    images_per_second
+                };
+                serde_json::json!({
+                    "done": done, "total": total, "epoch": epoch, "loss": loss, "accuracy": accuracy,
+                    "images_per_second": images_per_second, "seconds_left": (total - done) as f64 / speed,
+                })
+            });
         }),
-        epoch: Some(&|metrics| display.above(|| say(&line(metrics)))),
+        epoch: Some(&|metrics| {
+            if !json {
+                display.above(|| say(&line(metrics)));
+            }
+        }),
         cancel: Some(&session.cancel),
     };
     let outcome = train::train(&description, (&train, &test), &setup, &options);
@@ -363,9 +279,14 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
             100.0 * settled
         )]);
     }
-    outcome.network.save(&args.output, args.force, outcome.steps)?;
+    let replace = args.force || args.resume;
+    publish(&args.output, &args, |path| outcome.network.save(path, replace, &setup.methods, outcome.steps))?;
     if let Some(output) = &args.pack {
-        pack(&args.output, output, args.force, session)?;
+        publish(output, &args, |path| pack(&args.output, path, replace, session))?;
+    }
+    // Without metrics, which are lost when their file is, there is nothing to draw.
+    if train::last_metrics(&directory)?.is_some() {
+        draw_run(&directory)?;
     }
     if args.json {
         return print(serde_json::to_string_pretty(&outcome.metrics)? + "\n");
@@ -380,6 +301,23 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
 
 /// With fewer of the weights near their ternary values, the end of a run is another network than its last epoch's.
 const SETTLED: f64 = 0.99;
+
+/// Of the program itself: what is not in memory before the first step.
+const CODE: u64 = 6 << 20;
+
+/// What the process will have held at most: what training needs, and what is there already, as the images.
+fn all_memory(needed: u64, init: Option<&Source>) -> String {
+    let file = init.map_or(0, file_bytes);
+    // Pages of a mapped file count for the process, but the system takes them back where memory is short.
+    let mapped = init.map_or(String::new(), |_| format!(", {} of it --init, mapped", report::bytes(file)));
+    match memory("VmRSS:") {
+        Some(held) => format!(
+            "{} of memory{mapped}",
+            report::bytes([held, CODE, file].into_iter().fold(needed, u64::saturating_add))
+        ),
+        None => format!("{} of memory besides images and program{mapped}", report::bytes(needed.saturating_add(file))),
+    }
+}
 
 fn file_bytes(init: &Source) -> u64 {
     match init {
@@ -411,56 +349,6 @@ fn left_over(init: &Source, description: &Description) -> Option<String> {
 /// The same wherever a description's file is seen from.
 fn name_of(network: &str) -> String {
     Path::new(network).file_name().map_or(network.into(), |name| name.to_string_lossy().into_owned())
-}
-
-/// Before the long work, so that it is not in vain.
-fn check_outputs(args: &TrainArgs, directory: &Path) -> Result<()> {
-    let outputs: Vec<&PathBuf> = [Some(&args.output), args.pack.as_ref()].into_iter().flatten().collect();
-    let places: Vec<PathBuf> = outputs.iter().map(|output| place(output)).collect();
-    for (i, output) in outputs.iter().enumerate() {
-        if places[..i].contains(&places[i]) || places[i] == place(directory) {
-            let output = output.display();
-            return Err(Error::Request(format!("{output}: expected different paths for -o, --pack and --run")));
-        }
-        if output.is_dir() {
-            let output = output.display();
-            return Err(Error::Request(format!(
-                "{output} is a directory; expected the name of a file for -o and --pack"
-            )));
-        }
-        if output.exists() && !output.is_file() {
-            let output = output.display();
-            return Err(Error::Request(format!("{output}: expected a regular file to replace for -o and --pack")));
-        }
-        if output.exists() && !args.force {
-            return Err(Error::OutputExists { path: (*output).clone() });
-        }
-        let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-            return Err(Error::Request(format!("{}: there is no directory {}", output.display(), parent.display())));
-        }
-    }
-    Ok(())
-}
-
-/// One file has one place, however it is spelt.
-fn place(path: &Path) -> PathBuf {
-    if let Ok(place) = path.canonicalize() {
-        return place;
-    }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match (parent.canonicalize(), path.file_name()) {
-        (Ok(parent), Some(name)) => parent.join(name),
-        _ => path.to_path_buf(),
-    }
-}
-
-/// The checkpoint, packed as it was trained.
-fn pack(checkpoint: &Path, output: &Path, overwrite: bool, session: &Session) -> Result<()> {
-    let checkpoint = import::open(checkpoint)?;
-    let plan = Plan::new(&checkpoint, &Rules::default())?;
-    let options = convert::Options { overwrite, cancel: Some(&session.cancel), ..convert::Options::default() };
-    convert::pack(&checkpoint, &plan, output, &options).map(drop)
 }
 
 /// One line on what is to come.

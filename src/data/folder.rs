@@ -136,7 +136,10 @@ impl Images for Folder {
     }
 
     fn checksum(&self, number: usize) -> Result<u32> {
-        read_file(&self.path(number)).map(|bytes| crc32fast::hash(&bytes))
+        let path = self.path(number);
+        let bytes = read_file(&path)?;
+        check(&bytes).map_err(|message| problem(&path, message))?;
+        Ok(crc32fast::hash(&bytes))
     }
 
     fn path(&self, number: usize) -> PathBuf {
@@ -164,14 +167,8 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
 fn decode(path: &Path) -> Result<Image<'static>> {
     let problem = |message: String| problem(path, message);
     let bytes = read_file(path)?;
-    if is_cut_off(&bytes) {
-        return Err(problem("ends in the middle of the image".to_owned()));
-    }
-    // By its first bytes: names lie.
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::io(path, "read"))?;
-    if !matches!(reader.format(), Some(ImageFormat::Jpeg | ImageFormat::Png)) {
-        return Err(problem("neither JPEG nor PNG".to_owned()));
-    }
+    let format = check(&bytes).map_err(problem)?;
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(IMAGE_SIDE);
     limits.max_image_height = Some(IMAGE_SIDE);
@@ -183,6 +180,18 @@ fn decode(path: &Path) -> Result<Image<'static>> {
         return Err(problem(format!("{} × {} pixels", shape[1], shape[2])));
     }
     Ok(Image { bytes: Cow::Owned(image.into_raw()), element: Element::U8, shape, interleaved: true })
+}
+
+/// What can be told of an image without decoding it.
+fn check(bytes: &[u8]) -> std::result::Result<ImageFormat, String> {
+    if is_cut_off(bytes) {
+        return Err("ends in the middle of the image".to_owned());
+    }
+    // By its first bytes: names lie.
+    match image::guess_format(bytes) {
+        Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png)) => Ok(format),
+        _ => Err("neither JPEG nor PNG".to_owned()),
+    }
 }
 
 /// Whether a JPEG's pixels have no end; the decoder makes up what is missing. Among pixels the byte FF

@@ -256,7 +256,8 @@ impl DataSet {
         }
         let found = self.shape;
         Err(Error::Request(format!(
-            "the images are {found:?} (channels, height, width), the network takes {expected:?}"
+            "the images of {} are {found:?} (channels, height, width), the network takes {expected:?}; --input changes it",
+            self.labels_path.display()
         )))
     }
 

@@ -45,7 +45,7 @@ use crate::mapped::open_regular;
 use crate::{Checkpoint, Error, Result};
 
 /// The networks that are built in: name and description.
-pub const NETWORKS: [(&str, &str); 7] = [
+pub const NETWORKS: [(&str, &str); 10] = [
     ("lenet5", include_str!("networks/lenet5.toml")),
     ("vgg7", include_str!("networks/vgg7.toml")),
     ("resnet18", include_str!("networks/resnet18.toml")),
@@ -53,6 +53,9 @@ pub const NETWORKS: [(&str, &str); 7] = [
     ("resnet34", include_str!("networks/resnet34.toml")),
     ("resnet50", include_str!("networks/resnet50.toml")),
     ("resnet18-cifar", include_str!("networks/resnet18-cifar.toml")),
+    ("resnet18b-cifar", include_str!("networks/resnet18b-cifar.toml")),
+    ("resnet34-cifar", include_str!("networks/resnet34-cifar.toml")),
+    ("resnet50-cifar", include_str!("networks/resnet50-cifar.toml")),
 ];
 
 /// A network's layers, checked: each can take what the one before it gives.
@@ -315,7 +318,7 @@ fn known() -> String {
 /// The layers of a file or of its base, and what is said of them. Only built-in networks are a base,
 /// and none of those goes round in circles.
 fn read(text: &str) -> Result<(Vec<Written>, Overrides), String> {
-    let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
+    let file: File = toml::from_str(text).map_err(|e| e.to_string().trim_end().replace('\n', "\n  "))?;
     let overrides = Overrides { input: file.input, width: file.width, classes: file.classes };
     match (file.base, file.layers) {
         (None, Some(layers)) => Ok((layers, overrides)),

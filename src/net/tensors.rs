@@ -4,6 +4,8 @@ use std::path::Path;
 
 use ndarray::Array2;
 
+#[cfg(feature = "train")]
+use crate::Dtype;
 use crate::container::{Container, DenseTensor, Quantized, Tensor, TernaryTensor};
 use crate::error::NetworkProblem;
 use crate::kernel::PackedMatrix;
@@ -81,6 +83,12 @@ impl<'a> Tensors<'a> {
                 if tensor.axis != 0 {
                     return Err(self.error(name)(NetworkProblem::FilterAxis { found: tensor.axis }));
                 }
+                // Products would take an invalid code for a number.
+                let each = tensor.encoding.bytes(tensor.filter_len).max(1);
+                for codes in tensor.packed().chunks(each) {
+                    let checked = tensor.encoding.check(self.isa, codes, tensor.filter_len);
+                    checked.map_err(|e| self.error(name)(NetworkProblem::Codes(e)))?;
+                }
                 Ok(Weights::Packed(Packed::new(tensor)))
             }
             tensor => {
@@ -102,6 +110,21 @@ impl<'a> Tensors<'a> {
     /// One `f32` per channel.
     pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         self.values(name, &[length])
+    }
+
+    /// The one I64 in the tensor of that name; `None` where there is no such tensor.
+    #[cfg(feature = "train")]
+    pub fn count(&self, name: &str) -> Result<Option<i64>> {
+        match self.find(name, &[]) {
+            Ok(Tensor::Dense(DenseTensor { dtype: Dtype::I64, data, .. })) => {
+                Ok(data.first_chunk().map(|bytes| i64::from_le_bytes(*bytes)))
+            }
+            Ok(_)
+            | Err(Error::Network { problem: NetworkProblem::Missing { .. } | NetworkProblem::Shape { .. }, .. }) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The tensor of that name and shape, its checksums checked.

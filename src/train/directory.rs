@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::run::{Metrics, Setup};
 use crate::atomic_file::PARTIAL_SUFFIX;
+use crate::error::CheckpointProblem;
 use crate::locked_file::LockedFile;
 use crate::{Error, Result, write_atomically};
 
@@ -19,6 +20,16 @@ pub const STATE: &str = "state.safetensors";
 pub const METRICS: &str = "metrics.jsonl";
 /// Whoever trains there holds a lock on it.
 const LOCK: &str = "lock";
+
+/// The last epoch in the metrics of a run's directory; nothing before the first.
+///
+/// # Errors
+/// Metrics that cannot be read.
+pub fn last_metrics(directory: &Path) -> Result<Option<Metrics>> {
+    let path = Directory(directory).metrics();
+    let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
+    Ok(bytes.split(|byte| *byte == b'\n').rev().find_map(|line| serde_json::from_slice(line).ok()))
+}
 
 /// A run's directory and what is in it.
 pub(super) struct Directory<'a>(pub &'a Path);
@@ -83,26 +94,40 @@ impl Directory<'_> {
         file.write_all(line.as_bytes()).map_err(Error::io(&path, "write"))
     }
 
-    /// The last epoch's line.
-    pub fn last(&self) -> Result<Option<Metrics>> {
-        let path = self.metrics();
-        let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        Ok(text.lines().rev().find_map(|line| serde_json::from_str(line).ok()))
-    }
-
-    /// Drops the lines of epochs that are done again, since the state is older than they. Where the file is
-    /// gone, it begins anew.
+    /// Drops the lines of epochs that are done again, since the state is older than they, and a last one that a kill
+    /// left broken. Where the file is gone, it begins anew.
     pub fn cut(&self, epoch: u32, setup: &Setup) -> Result<()> {
         let path = self.metrics();
-        let text = match fs::read_to_string(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.line(setup)?,
-            text => text.map_err(Error::io(&path, "go on with the metrics in"))?,
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.line(setup)?.into_bytes(),
+            bytes => bytes.map_err(Error::io(&path, "go on with the metrics in"))?,
         };
-        let keep = text.lines().filter(|line| match serde_json::from_str::<Metrics>(line) {
-            Ok(metrics) => metrics.epoch <= epoch,
-            Err(_) => serde_json::from_str::<Setup>(line).is_ok(),
-        });
-        let text: String = keep.map(|line| format!("{line}\n")).collect();
-        write_atomically(&path, true, text.as_bytes())
+        let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+        // What stands behind the last line's end: nothing, or what is broken.
+        lines.pop_if(|line| line.is_empty());
+        let mut kept = Vec::new();
+        for (i, line) in lines.iter().enumerate() {
+            let epochs = match serde_json::from_slice::<Metrics>(line) {
+                Ok(metrics) => metrics.epoch,
+                Err(_) if serde_json::from_slice::<Setup>(line).is_ok() => 0,
+                Err(_) if i + 1 == lines.len() => break,
+                Err(e) => {
+                    let message = format!(
+                        "line {}: {e}; expected an epoch of a run, or its setup; remove that line, or the file (what it \
+                         says is lost then, the run is not)",
+                        i + 1
+                    );
+                    return Err(Error::Checkpoint {
+                        path,
+                        problem: CheckpointProblem::Foreign { format: "metrics", message },
+                    });
+                }
+            };
+            if epochs <= epoch {
+                kept.extend_from_slice(line);
+                kept.push(b'\n');
+            }
+        }
+        write_atomically(&path, true, &kept)
     }
 }

@@ -25,7 +25,7 @@ mod run;
 mod schedule;
 mod state;
 
-pub use self::directory::{METRICS, STATE};
+pub use self::directory::{METRICS, STATE, last_metrics};
 pub use self::layers::{Pass, Tensor, Weights};
 pub use self::loss::Loss;
 pub use self::maps::{Maps, Real};

@@ -28,6 +28,8 @@ pub struct Network<R: Real> {
     classes: usize,
     /// The loss's derivatives by the logits.
     gradient: Maps<R>,
+    /// Batches that first weights had seen already, by the name of the tensor in which PyTorch counts them.
+    pub(super) counted: BTreeMap<String, i64>,
 }
 
 /// What a step found.
@@ -54,8 +56,8 @@ impl<R: Real> Network<R> {
     pub fn new(description: &Description, seed: u64, choose: &mut Choose<'_, R>) -> Result<Self> {
         let mut layers = Sequential::default();
         append(&mut layers, description.layers(), choose)?;
-        let mut network =
-            Self { layers, input: description.input(), classes: description.classes(), gradient: Maps::default() };
+        let (input, classes) = (description.input(), description.classes());
+        let mut network = Self { layers, input, classes, gradient: Maps::default(), counted: BTreeMap::new() };
         network.start(seed);
         Ok(network)
     }
@@ -169,18 +171,36 @@ impl<R: Real> Network<R> {
     /// Where something is not a finite number first, if anywhere: in what the last forward pass gave, or in
     /// a tensor that is learned or remembered, in the order of the layers.
     pub fn broken(&mut self) -> Option<String> {
-        let mut found = self.layers.first_broken().map(|layer| format!("what {layer} gives"));
-        let finite = |values: &[R]| values.iter().all(|x| x.to_f64().is_finite());
+        let layer = self.layers.first_broken().map(|layer| format!("what {layer} gives"));
+        layer.or_else(|| self.broken_tensor())
+    }
+
+    /// The first tensor that is learned or remembered and holds something that is not a finite number, if any.
+    pub(super) fn broken_tensor(&mut self) -> Option<String> {
+        let mut found = None;
         self.layers.visit(&mut |tensor| {
             let (name, good) = match &tensor {
-                Tensor::Weights(w) => (&*w.name, w.value.as_slice().is_none_or(finite)),
-                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value, .. } => (*name, finite(value)),
+                Tensor::Weights(w) => (&*w.name, w.value.as_slice().is_none_or(are_finite)),
+                Tensor::Vector { name, value, .. } | Tensor::Statistics { name, value, .. } => {
+                    (*name, are_finite(value))
+                }
             };
             if !good {
                 found.get_or_insert_with(|| format!("tensor `{name}`"));
             }
         });
         found
+    }
+
+    /// Whether running statistics hold something that is not a finite number: the loss of a step need not tell.
+    pub(super) fn has_broken_statistics(&mut self) -> bool {
+        let mut broken = false;
+        self.layers.visit(&mut |tensor| {
+            if let Tensor::Statistics { value, .. } = tensor {
+                broken |= !are_finite(value);
+            }
+        });
+        broken
     }
 
     /// By tensor name, the settings by which the converter makes of the saved tensors what was
@@ -221,6 +241,10 @@ impl<R: Real> Network<R> {
         });
         (all > 0).then(|| settled as f64 / all as f64)
     }
+}
+
+fn are_finite<R: Real>(values: &[R]) -> bool {
+    values.iter().all(|x| x.to_f64().is_finite())
 }
 
 /// How many rows have their label's value as the first of the largest; NaN is never right.

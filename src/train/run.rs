@@ -9,7 +9,7 @@ use std::time::Instant;
 use ndarray::ArrayViewMut4;
 use serde::{Deserialize, Serialize};
 
-use super::directory::Directory;
+use super::directory::{Directory, last_metrics};
 use super::layers::Pass;
 use super::maps::Maps;
 use super::methods::{self, Request};
@@ -88,6 +88,8 @@ pub struct Progress {
     pub loss: f64,
     /// Share of its images that were right.
     pub accuracy: f64,
+    /// Training alone, in the epoch so far.
+    pub images_per_second: f64,
 }
 
 /// One epoch: a line of `metrics.jsonl`.
@@ -169,6 +171,12 @@ pub fn train(
     let _lock;
     if options.resume {
         let path = directory.state();
+        if !path.exists() {
+            let path = path.display();
+            return Err(Error::Request(format!(
+                "{path}: there is no run to go on with; begin it without --resume, or name its directory with --run"
+            )));
+        }
         let (checkpoint, mut found) = state::load(&path)?;
         _lock = directory.lock()?;
         let before = found.setup.clone();
@@ -176,13 +184,14 @@ pub fn train(
             found.change_recipe(recipe).map_err(|what| Error::Request(format!("{}: {what}", path.display())))?;
         }
         if options.new_data {
-            found.setup.data = setup.data;
+            found.change_data(setup);
         }
         if found.setup != *setup {
             return Err(Error::Request(differences(&path, &found.setup, setup)?));
         }
         optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, found.steps());
         state::restore(&checkpoint, &mut network, &mut optimizer)?;
+        network.counted.clone_from(&found.counted);
         directory.cut(found.epoch, &before)?;
         position = found;
         if before != *setup {
@@ -194,7 +203,8 @@ pub fn train(
         directory.create(setup)?;
         optimizer = Optimizer::new(recipe.rule, recipe.weight_decay, 0);
         optimizer.reserve(&mut network);
-        position = Position { setup: setup.clone(), epoch: 0, batches: 0, sums: Sums::default() };
+        let (setup, counted) = (setup.clone(), network.counted.clone());
+        position = Position { setup, epoch: 0, batches: 0, sums: Sums::default(), counted };
         state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
     }
 
@@ -207,6 +217,9 @@ pub fn train(
         let found = match found.and_then(|()| run.metrics(&mut network, &position)) {
             // Cancelled, or an image that cannot be read: what was learned so far is not lost.
             Err(error) if !run.diverged => {
+                if let Some(place) = network.broken_tensor() {
+                    return Err(run.diverge(&position, Some(place)));
+                }
                 state::save(&directory.state(), &position, &mut network, &mut optimizer)?;
                 return Err(error);
             }
@@ -224,7 +237,7 @@ pub fn train(
     let metrics = match metrics {
         Some(metrics) => metrics,
         // The run was over before.
-        None => match directory.last()?.filter(|metrics| metrics.epoch == position.epoch) {
+        None => match last_metrics(options.directory)?.filter(|metrics| metrics.epoch == position.epoch) {
             Some(metrics) => metrics,
             None => Metrics { epoch: position.epoch, ..run.metrics(&mut network, &position)? },
         },
@@ -284,7 +297,7 @@ impl Run<'_> {
             let epochs = f64::from(recipe.epochs);
             let step = network.learn(&self.x, &self.labels, recipe.loss);
             position.batches += 1;
-            if !step.loss.is_finite() {
+            if !step.loss.is_finite() || network.has_broken_statistics() {
                 let place = network.broken();
                 return Err(self.diverge(position, place));
             }
@@ -299,6 +312,7 @@ impl Run<'_> {
                     epoch: position.epoch + 1,
                     loss: position.sums.loss / images as f64,
                     accuracy: position.sums.correct as f64 / images as f64,
+                    images_per_second: position.sums.images_per_second(),
                 });
             }
         }
@@ -338,6 +352,7 @@ impl Run<'_> {
             right += correct(network.forward(&self.x, Pass::Evaluate), &self.labels);
         }
         let Sums { loss, correct, images, seconds } = position.sums;
+        let images_per_second = position.sums.images_per_second();
         let per_image = |sum: f64| if images > 0 { sum / images as f64 } else { 0.0 };
         Ok(Metrics {
             epoch: position.epoch + 1,
@@ -347,7 +362,7 @@ impl Run<'_> {
             test_accuracy: right as f64 / *test_images as f64,
             sparsity: network.sparsity(),
             settled: network.settled(),
-            images_per_second: images as f64 / seconds.max(f64::MIN_POSITIVE),
+            images_per_second,
             seconds,
         })
     }
@@ -373,6 +388,17 @@ impl Sums {
     pub fn are_possible(&self, images: usize) -> bool {
         let finite = [self.loss, self.seconds].iter().all(|x| x.is_finite());
         finite && self.correct <= self.images && self.images <= images
+    }
+
+    /// As if no more than so many images had gone through.
+    pub fn limit(&mut self, images: usize) {
+        self.loss *= self.images.min(images) as f64 / self.images.max(1) as f64;
+        self.images = self.images.min(images);
+        self.correct = self.correct.min(images);
+    }
+
+    fn images_per_second(&self) -> f64 {
+        self.images as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
 
     fn add(&mut self, step: &Step, images: usize, seconds: f64) {

@@ -20,6 +20,27 @@ pub enum Schedule {
 }
 
 impl Schedule {
+    /// Milestones at which a run of so many epochs is over, so that nothing is divided there.
+    pub fn beyond(&self, epochs: u32) -> Vec<u32> {
+        match self {
+            Self::Constant | Self::Cosine => Vec::new(),
+            Self::MultiStep { milestones, .. } => milestones.iter().copied().filter(|&epoch| epoch >= epochs).collect(),
+        }
+    }
+
+    /// Milestones that fall on the same epoch, where the rate is divided more than once.
+    pub fn together(&self) -> Vec<u32> {
+        match self {
+            Self::Constant | Self::Cosine => Vec::new(),
+            Self::MultiStep { milestones, .. } => {
+                let mut twice: Vec<u32> =
+                    milestones.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+                twice.dedup();
+                twice
+            }
+        }
+    }
+
     /// The rate after so many of all epochs, not always a whole number of them.
     pub fn rate(&self, rate: f64, done: f64, epochs: u32) -> f64 {
         match self {

@@ -11,12 +11,14 @@ use super::network::Network;
 use super::optimizer::Optimizer;
 use super::recipe::Recipe;
 use super::run::{Setup, Sums};
+use crate::error::CheckpointProblem;
 use crate::source::Checkpoint;
 use crate::source::write::{floats, write};
 use crate::{Dtype, Error, Result};
 
-/// The metadata's key.
+/// The metadata's keys: where the run stands; a CRC-32 of that and of every tensor's name and values, sorted by name.
 const KEY: &str = "twn-pack.run";
+const CRC32: &str = "twn-pack.crc32";
 
 /// Where a run stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,8 @@ pub(super) struct Position {
     pub batches: usize,
     /// What the present epoch has found.
     pub sums: Sums,
+    /// Batches that the first weights had seen ([`Network::counted`]).
+    pub counted: BTreeMap<String, i64>,
 }
 
 impl Position {
@@ -61,6 +65,14 @@ impl Position {
         }
         self.setup.recipe = recipe.clone();
         Ok(())
+    }
+
+    /// Goes on with other images and labels, and with as many of them as are asked for.
+    pub fn change_data(&mut self, Setup { data, train_images, test_images, .. }: &Setup) {
+        (self.setup.data, self.setup.train_images, self.setup.test_images) = (*data, *train_images, *test_images);
+        // Of fewer images an epoch may be over already.
+        self.batches = self.batches.min(self.batches_per_epoch());
+        self.sums.limit(*train_images);
     }
 
     /// Whether its numbers fit together.
@@ -100,21 +112,41 @@ pub(super) fn save(
     network: &mut Network<f32>,
     optimizer: &mut Optimizer<f32>,
 ) -> Result<()> {
+    let text = serde_json::to_string(position).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
     let mut tensors = Vec::new();
     visit(network, &mut optimizer.momenta, &mut |name, values| {
         tensors.push(floats(name, vec![values.len()], values));
     });
-    let text = serde_json::to_string(position).map_err(|e| Error::Request(format!("{}: {e}", path.display())))?;
-    write(path, true, &tensors, BTreeMap::from([(KEY.to_owned(), text)]))
+    let crc32 = checksum(&text, tensors.iter().map(|(name, .., bytes)| (&**name, &**bytes)).collect());
+    write(path, true, &tensors, BTreeMap::from([(KEY.to_owned(), text), (CRC32.to_owned(), crc32)]))
 }
 
-/// Reads where a run stands. `network` and `optimizer` are made for the same setup, which is checked
-/// by whoever calls.
+/// Over where a run stands, and over names and bytes of tensors.
+fn checksum(position: &str, mut tensors: Vec<(&str, &[u8])>) -> String {
+    tensors.sort_unstable_by_key(|(name, _)| *name);
+    let mut crc32 = crc32fast::Hasher::new();
+    crc32.update(position.as_bytes());
+    for (name, bytes) in tensors {
+        crc32.update(name.as_bytes());
+        crc32.update(bytes);
+    }
+    format!("{:08x}", crc32.finalize())
+}
+
+/// Reads where a run stands, and whether every byte of that is as it was written. `network` and `optimizer` of
+/// [`restore`] are made for the same setup, which is checked by whoever calls.
 pub(super) fn load(path: &Path) -> Result<(Checkpoint, Position)> {
     let checkpoint = Checkpoint::open(path)?;
-    let refused = |what: String| Error::Request(format!("{}: {what}", path.display()));
+    let refused = |message: String| unreadable(path, message);
     let text = checkpoint.metadata().get(KEY);
     let text = text.ok_or_else(|| refused(format!("it has no metadata `{KEY}`; expected the state of a run")))?;
+    let crc32 = checksum(text, checkpoint.tensors().map(|tensor| (tensor.name, tensor.data)).collect());
+    let found = checkpoint.metadata().get(CRC32).map_or("", String::as_str);
+    if crc32 != found {
+        return Err(refused(format!(
+            "it is damaged: its CRC-32 is {crc32}, and it says `{found}`; begin the run anew"
+        )));
+    }
     let position: Position = serde_json::from_str(text).map_err(|e| refused(format!("metadata `{KEY}`: {e}")))?;
     if position.is_possible() {
         return Ok((checkpoint, position));
@@ -123,15 +155,18 @@ pub(super) fn load(path: &Path) -> Result<(Checkpoint, Position)> {
     Err(refused(format!("no run stands behind {epoch} epochs and {batches} batches of its setup")))
 }
 
+fn unreadable(path: &Path, message: String) -> Error {
+    Error::Checkpoint { path: path.to_path_buf(), problem: CheckpointProblem::Foreign { format: "state", message } }
+}
+
 /// Puts everything back.
 pub(super) fn restore(
     checkpoint: &Checkpoint,
     network: &mut Network<f32>,
     optimizer: &mut Optimizer<f32>,
 ) -> Result<()> {
-    let path = checkpoint.path().display();
     optimizer.reserve(network);
-    let mut failed = None;
+    let mut failed = Ok(());
     visit(network, &mut optimizer.momenta, &mut |name, values| {
         let found =
             checkpoint.by_name(&name).filter(|view| view.dtype == Dtype::F32 && view.elements() == values.len());
@@ -140,12 +175,12 @@ pub(super) fn restore(
                 let numbers = view.data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
                 values.iter_mut().zip(numbers).for_each(|(value, number)| *value = number);
             }
-            None if failed.is_none() => {
-                let expected = values.len();
-                failed = Some(Error::Request(format!("{path}: expected {expected} F32 values in tensor `{name}`")));
+            None if failed.is_ok() => {
+                let message = format!("expected {} F32 values in tensor `{name}`", values.len());
+                failed = Err(unreadable(checkpoint.path(), message));
             }
             None => {}
         }
     });
-    failed.map_or(Ok(()), Err)
+    failed
 }

@@ -39,6 +39,8 @@ const STEEPEST: f64 = 0.8;
 const FASTER: f64 = 4.0;
 /// s stays above this share of what it was at the start: θ moves by 1/s.
 const LEAST: f64 = 0.01;
+/// A filter of so small a scale is one of zeros: θ would move by more than a number holds.
+const DEAD: f64 = 1e-30;
 /// How far one step goes down the penalty at most: up to 1/(2a) none goes beyond a minimum.
 const FARTHEST: f64 = 0.25;
 /// Weights per piece of work.
@@ -148,11 +150,11 @@ impl<R: Real> Method<R> for Esa<R> {
         };
         let scales: Vec<f64> = w.rows().into_iter().map(of_filter).collect();
         // A filter of zeros learns, too: with the scale of the others, or that of random first weights.
-        let (sum, count) = scales.iter().filter(|s| **s > 0.0).fold((0.0, 0.0), |(sum, n), s| (sum + s, n + 1.0));
+        let (sum, count) = scales.iter().filter(|s| **s > DEAD).fold((0.0, 0.0), |(sum, n), s| (sum + s, n + 1.0));
         let usual = if count > 0.0 { sum / count } else { 1.0 / (w.ncols().max(1) as f64).sqrt() };
         let steepest = steepest(self.sparsity_alpha);
         for (mut filter, s) in w.rows_mut().into_iter().zip(scales) {
-            let s = if s > 0.0 { s } else { usual };
+            let s = if s > DEAD { s } else { usual };
             self.scales.push(R::from_f64(s));
             self.least.push(R::from_f64(LEAST * s));
             filter.iter_mut().for_each(|w| *w = R::from_f64((w.to_f64() / s).clamp(-steepest, steepest).atanh()));

@@ -107,7 +107,8 @@ pub fn method<R: Real>(name: &str, request: &Request) -> Result<Option<Box<dyn M
         if !given || methods.contains(&name) {
             return Ok(());
         }
-        Err(Error::Request(format!("method `{name}` takes no {what}; only {} does", methods.join(", "))))
+        let does = if methods.len() == 1 { "does" } else { "do" };
+        Err(Error::Request(format!("method `{name}` takes no {what}; only {} {does}", methods.join(", "))))
     };
     only(request.factor.is_some(), "factor", &["twn"])?;
     only(request.sparsity_alpha.is_some(), "sparsity alpha", &["esa"])?;
