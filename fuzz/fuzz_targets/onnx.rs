@@ -37,7 +37,12 @@ fn there_and_back(container: &Container, model: &std::path::Path, out: &std::pat
     let problems = twn_pack::verify::verify(container, None).unwrap().problems;
     assert!(problems.is_empty(), "{problems:?}");
     for format in ["onnx", "onnx-nbits"] {
-        let options = Options { into: Some(model.to_path_buf()), planes_as_tensors: true, refused_as_dense: true };
+        let options = Options {
+            into: Some(model.to_path_buf()),
+            planes_as_tensors: true,
+            refused_as_dense: true,
+            ..Default::default()
+        };
         let Ok(export) = export::format(format).unwrap().export(container, &options) else { continue };
         if export.check().is_err() {
             continue;
@@ -84,7 +89,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     for format in ["onnx", "onnx-nbits"] {
-        let options = Options { into: Some(path.clone()), planes_as_tensors: true, refused_as_dense: true };
+        let options =
+            Options { into: Some(path.clone()), planes_as_tensors: true, refused_as_dense: true, ..Default::default() };
         match export::format(format).unwrap().export(container(), &options) {
             Ok(export) if export.check().is_ok() => {
                 let options = WriteOptions { overwrite: true, ..WriteOptions::default() };

@@ -32,7 +32,8 @@ impl Exporter for BitNet {
         }
         let config_before = options.into.as_deref().map(read_config).transpose()?;
         let (mut checkpoint, mut packed) = (Checkpoint::default(), BTreeSet::new());
-        for (entry, (name, tensor)) in container.index().tensors.iter().zip(container.tensors()) {
+        for (entry, tensor) in options.tensors(container)? {
+            let name = entry.name.as_str();
             checkpoint.begin(name);
             match tensor {
                 Tensor::Dense(dense) => checkpoint.dense(name, &dense),

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::hugging_face::{Checkpoint, INT8, config, f16_rounding, file, linear, read_config};
 use super::{Export, Exporter, Options, Part};
-use crate::container::TernaryTensor;
+use crate::container::{TensorEntry, TernaryTensor};
 use crate::{Container, Dtype, Encoding, Error, Result, Tensor};
 
 /// The format.
@@ -47,9 +47,11 @@ impl Exporter for Gptq {
             return Err(Error::Request(message.to_owned()));
         }
         let config_before = options.into.as_deref().map(read_config).transpose()?;
-        let group = group_size(container);
+        let tensors = options.tensors(container)?;
+        let group = group_size(&tensors);
         let (mut checkpoint, mut packed) = (Checkpoint::default(), Vec::new());
-        for (entry, (name, tensor)) in container.index().tensors.iter().zip(container.tensors()) {
+        for (entry, tensor) in tensors {
+            let name = entry.name.as_str();
             checkpoint.begin(name);
             match tensor {
                 Tensor::Dense(dense) => checkpoint.dense(name, &dense),
@@ -88,13 +90,13 @@ fn run(ternary: &TernaryTensor<'_>) -> Option<usize> {
 }
 
 /// One size for all layers: the smallest, which divides the others; none where every filter has one scale.
-fn group_size(container: &Container) -> Option<usize> {
-    let ternary = container.tensors().filter_map(|(name, tensor)| match tensor {
+fn group_size(tensors: &[(&TensorEntry, Tensor<'_>)]) -> Option<usize> {
+    let sizes = tensors.iter().filter_map(|(entry, tensor)| match tensor {
         // What is refused has no say.
-        Tensor::Ternary(ternary) if run(&ternary).is_some() && fits(name, &ternary, None).is_ok() => run(&ternary),
+        Tensor::Ternary(ternary) => run(ternary).filter(|&run| fits(&entry.name, ternary, Some(run)).is_ok()),
         _ => None,
     });
-    ternary.min()
+    sizes.min()
 }
 
 /// The layer and the largest relative error of its scales.

@@ -17,11 +17,13 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use half::{bf16, f16};
 use serde::Serialize;
 
 pub use self::write::{WriteOptions, write};
+use crate::container::TensorEntry;
 use crate::gguf::Block;
-use crate::{Container, Error, MappedFile, Result};
+use crate::{Container, Dtype, Error, MappedFile, Result, Tensor};
 
 /// A format that `.twn` files are exported to.
 pub trait Exporter: Sync {
@@ -73,6 +75,31 @@ pub struct Options {
     pub planes_as_tensors: bool,
     /// What the format cannot hold as codes goes out as floats instead of being refused.
     pub refused_as_dense: bool,
+    /// Glob patterns of tensors that are not exported.
+    pub leave_out: Vec<String>,
+}
+
+impl Options {
+    /// The tensors of a container that are to be exported, each with what the index says of it.
+    ///
+    /// # Errors
+    /// A pattern that is none, or that no tensor's name matches.
+    pub fn tensors<'a>(&self, container: &'a Container) -> Result<Vec<(&'a TensorEntry, Tensor<'a>)>> {
+        let mut tensors: Vec<_> = container.index().tensors.iter().zip(container.tensors().map(|(_, t)| t)).collect();
+        for text in &self.leave_out {
+            let pattern =
+                globset::Glob::new(text).map_err(|e| Error::Request(format!("pattern `{text}`: {}", e.kind())))?;
+            let (pattern, before) = (pattern.compile_matcher(), tensors.len());
+            tensors.retain(|(entry, _)| !pattern.is_match(&entry.name));
+            if tensors.len() == before {
+                let path = container.path().display();
+                return Err(Error::Request(format!(
+                    "{path}: no tensor is left that is called like `{text}`; leave out --leave-out {text}"
+                )));
+            }
+        }
+        Ok(tensors)
+    }
 }
 
 /// A file as it would be.
@@ -86,6 +113,8 @@ pub struct Export<'a> {
     pub beside: Vec<(String, Vec<u8>)>,
     /// What deserves a second look.
     pub warnings: Vec<String>,
+    /// Files besides those of the parts that the new one needs, and that it must not replace.
+    pub inputs: Vec<PathBuf>,
 }
 
 /// What becomes of one tensor.
@@ -169,6 +198,18 @@ impl<'a> Part<'a> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Number `index` of these floats, exactly; nothing where there are not so many, or they are of another type.
+fn float(dtype: Dtype, data: &[u8], index: usize) -> Option<f64> {
+    let bytes = data.get(index.checked_mul(dtype.bitsize() / 8)?..)?;
+    Some(match dtype {
+        Dtype::F64 => f64::from_le_bytes(*bytes.first_chunk()?),
+        Dtype::F32 => f32::from_le_bytes(*bytes.first_chunk()?).into(),
+        Dtype::F16 => f16::from_le_bytes(*bytes.first_chunk()?).into(),
+        Dtype::BF16 => bf16::from_le_bytes(*bytes.first_chunk()?).into(),
+        _ => return None,
+    })
 }
 
 /// What is said of a tensor that becomes floats because it cannot be codes: the reason without its ways out.

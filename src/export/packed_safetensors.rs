@@ -31,7 +31,8 @@ impl Exporter for PackedSafetensors {
             return Err(Error::Request(message.to_owned()));
         }
         let (mut tensors, mut written, mut described) = (Vec::new(), Vec::new(), Map::new());
-        for (entry, (name, tensor)) in container.index().tensors.iter().zip(container.tensors()) {
+        for (entry, tensor) in options.tensors(container)? {
+            let name = entry.name.as_str();
             let (before, line) = (written.len(), tensors.len());
             let mut add = |suffix: &str, dtype, shape, bytes: &'a [u8]| {
                 written.push(Written { name: format!("{name}{suffix}"), dtype, shape, part: Part::bytes(bytes), line });

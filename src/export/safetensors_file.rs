@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{Line, Part};
 use crate::Dtype;
-use crate::source::safetensors_header;
+use crate::source::{safetensors_header, safetensors_order};
 
 /// A tensor of the new file.
 pub(super) struct Written<'a> {
@@ -31,8 +31,7 @@ pub(super) fn parts<'a>(
             lines[written.line].becomes = Err(reason);
         }
     }
-    // Wider types first keeps every tensor aligned.
-    written.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
+    written.sort_by(|a, b| safetensors_order((a.dtype, &a.name), (b.dtype, &b.name)));
     let tensors = written.iter().map(|written| (written.name.as_str(), written.dtype, &written.shape[..]));
     let header = Part::bytes(safetensors_header(tensors, metadata));
     std::iter::once(header).chain(written.into_iter().map(|written| written.part)).collect()

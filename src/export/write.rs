@@ -2,13 +2,13 @@
 //! here: any format.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
 use super::{Export, Part, Source};
-use crate::{AtomicFile, Container, Error, Result, write_atomically};
+use crate::{AtomicFile, Container, Error, Isa, Result, write_atomically};
 
 /// Bytes that each thread makes at once, about; one row where that is more. They go from the cache into the file.
 const TILE: usize = 1 << 18;
@@ -31,7 +31,12 @@ pub struct WriteOptions<'a> {
 /// Tensors that are refused, a damaged container, an output that exists or cannot be written, or cancellation. After
 /// an error there is no output, or the old one.
 pub fn write(container: &Container, export: &Export<'_>, output: &Path, options: &WriteOptions<'_>) -> Result<u64> {
-    export.check()?;
+    export.check().map_err(|error| match error {
+        Error::Request(message) => Error::Request(format!("{}: {message}", container.path().display())),
+        other => other,
+    })?;
+    // Rows that are written have no way to say that the set which the environment names is not there.
+    Isa::detect()?;
     refuse_inputs(container, export, output)?;
     let beside: Vec<_> = export.beside.iter().map(|(name, bytes)| (output.with_file_name(name), bytes)).collect();
     if let Some((name, _)) =
@@ -86,7 +91,7 @@ fn refuse_inputs(container: &Container, export: &Export<'_>, output: &Path) -> R
         Source::File(file, _) => Some(file.path()),
         _ => None,
     });
-    for input in files.chain([container.path()]) {
+    for input in files.chain([container.path()]).chain(export.inputs.iter().map(PathBuf::as_path)) {
         if input.canonicalize().is_ok_and(|input| input == output) {
             return Err(Error::Request(format!("{} is an input; give another output", output.display())));
         }

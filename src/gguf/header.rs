@@ -282,23 +282,32 @@ impl<'a> Cursor<'a> {
             6 => Value::F32(f32::from_le_bytes(self.array(of)?)),
             7 => Value::Bool(self.array::<1>(of)? != [0]),
             8 => Value::Text(self.text(of)?),
-            9 => {
-                let (kind, count) = (self.u32(of)?, self.u64(of)?);
-                match (scalar_bytes(kind), kind) {
-                    (Some(size), _) => {
-                        self.take(count.saturating_mul(size), of)?;
-                    }
-                    // Each string takes eight bytes at least, so that the count cannot run on for long.
-                    (None, 8) => (0..count).try_for_each(|_| self.text(of).map(drop))?,
-                    _ => return Err(format!("key `{of}`: an array of type {kind}, which the format does not have")),
-                }
-                Value::Array(count)
-            }
+            9 => Value::Array(self.elements(of, 0)?),
             10 => Value::Unsigned(self.u64(of)?),
             11 => Value::Signed(i64::from_le_bytes(self.array(of)?)),
             12 => Value::F64(f64::from_le_bytes(self.array(of)?)),
             _ => return Err(format!("key `{of}`: type {kind}, which the format does not have; is the file damaged?")),
         })
+    }
+
+    /// Goes over an array; returns how many elements it has.
+    fn elements(&mut self, of: &str, depth: usize) -> Result<u64, String> {
+        /// Arrays of arrays, at most.
+        const DEPTH: usize = 8;
+        let (kind, count) = (self.u32(of)?, self.u64(of)?);
+        match (scalar_bytes(kind), kind) {
+            (Some(size), _) => drop(self.take(count.saturating_mul(size), of)?),
+            // Each string takes eight bytes at least, each array twelve, so that the count cannot run on for long.
+            (None, 8) => (0..count).try_for_each(|_| self.text(of).map(drop))?,
+            (None, 9) if depth < DEPTH => (0..count).try_for_each(|_| self.elements(of, depth + 1).map(drop))?,
+            (None, 9) => return Err(format!("key `{of}`: more than {DEPTH} arrays inside each other; remove the key")),
+            _ => {
+                return Err(format!(
+                    "key `{of}`: an array of type {kind}, which the format does not have; is the file damaged?"
+                ));
+            }
+        }
+        Ok(count)
     }
 }
 

@@ -254,7 +254,13 @@ fn check_complete(checkpoint: &Checkpoint, pairs: &BTreeMap<String, f32>) -> Res
 /// What looks odd about a checkpoint with such a config.
 fn warnings(checkpoint: &Checkpoint, pairs: &BTreeMap<String, f32>, config: &Map<String, Value>) -> Vec<String> {
     let mut warnings = Vec::new();
-    if config.get("quantization_mode").is_some_and(|mode| mode == "online") {
+    let online = config.get("quantization_mode").is_some_and(|mode| mode == "online");
+    if online && !pairs.is_empty() {
+        warnings.push(
+            "quantization_mode is \"online\", as for weights that learn, but weights are packed; they are taken as packed"
+                .to_owned(),
+        );
+    } else if online {
         warnings.push(
             "quantization_mode is \"online\": the weights are those that learn, the network computes with \
              mean|W|·round(W / mean|W|) per tensor; pack with --method absmean --granularity tensor"

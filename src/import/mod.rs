@@ -57,7 +57,28 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     if let Some(message) = pytorch::refusal(&file) {
         return Err(foreign(path, "PyTorch", message));
     }
+    refuse_by_ending(path, &file)?;
     plain(Checkpoint::open(path)?)
+}
+
+/// What is called like another format's file, and is neither that nor safetensors, is no safetensors file to its owner.
+fn refuse_by_ending(path: &Path, file: &[u8]) -> Result<()> {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let (format, expected) = match &*ending {
+        "gguf" => ("GGUF", "`GGUF`"),
+        "pt" | "pth" | "bin" => ("PyTorch", "`PK`, as a zip file does"),
+        "npz" => ("numpy", "`PK`, as a zip file does"),
+        "npy" => ("numpy", "0x93 and `NUMPY`"),
+        _ => return Ok(()),
+    };
+    if file.get(8) == Some(&b'{') {
+        return Ok(());
+    }
+    let (found, length) = (&file[..file.len().min(4)], file.len());
+    let message = format!(
+        "it has {length} bytes and begins with {found:02x?}, expected {expected}; was it cut off, or is it of another format?"
+    );
+    Err(foreign(path, format, message))
 }
 
 /// How checkpoints of the other formats are called.

@@ -4,10 +4,14 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::data_type;
 use super::wire::{Field, Fields, Value};
 
 /// Initializers or nodes, at most.
 const ENTRIES: usize = 1 << 20;
+
+/// Inputs, outputs and attributes of all nodes, and the integers in them, at most.
+const PARTS: usize = 1 << 22;
 
 /// Graphs inside each other, at most.
 const DEPTH: usize = 32;
@@ -41,6 +45,8 @@ pub struct Model<'f> {
     pub functions: bool,
     /// Whether it has graphs for training.
     pub training: bool,
+    /// What its nodes consist of, counted.
+    parts: usize,
 }
 
 /// A tensor of the graph.
@@ -137,6 +143,7 @@ impl<'f> Model<'f> {
             elsewhere: Vec::new(),
             functions: false,
             training: false,
+            parts: 0,
         };
         let graphs =
             model.read_fields().map_err(|message| format!("{message}; it should be the protobuf of an ONNX model"))?;
@@ -237,6 +244,7 @@ impl<'f> Model<'f> {
         let mut carries = false;
         for field in Fields::new(file, field.bytes()?) {
             let field = field?;
+            self.parts += usize::from(matches!(field.number, 1 | 2 | 5));
             match field.number {
                 1 => node.inputs.push(field.text(file)?),
                 2 => node.outputs.push(field.text(file)?),
@@ -245,6 +253,7 @@ impl<'f> Model<'f> {
                 7 => node.domain = field.text(file)?,
                 5 => {
                     let (attribute, graphs, tensor) = Attribute::parse(file, field.bytes()?)?;
+                    self.parts += attribute.ints.len();
                     node.attributes.push(attribute);
                     carries |= tensor;
                     for graph in graphs {
@@ -255,6 +264,9 @@ impl<'f> Model<'f> {
                     node.scopes = Some(text_in(file, field.bytes()?, 2)?);
                 }
                 _ => {}
+            }
+            if self.parts > PARTS {
+                return Err(format!("its operations have over {PARTS} inputs, outputs and attributes"));
             }
         }
         if names_default_domain(node.domain) {
@@ -438,7 +450,11 @@ impl<'f> Initializer<'f> {
     /// # Errors
     /// Fields that hold no numbers of its type, or that cannot be written.
     pub fn decode(&self, file: &[u8], mut write: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
-        let bytes = super::dtype(self.data_type).map_or(0, |dtype| dtype.bitsize() / 8);
+        let bytes = match self.data_type {
+            // A byte of several to each number.
+            data_type::INT2 | data_type::UINT2 | data_type::INT4 | data_type::UINT4 => 1,
+            other => super::dtype(other).map_or(0, |dtype| dtype.bitsize() / 8),
+        };
         for field in Fields::new(file, self.message.clone()) {
             let field = field?;
             match (field.number, &field.value) {

@@ -27,7 +27,8 @@ pub(super) fn export<'a>(block: Block, container: &'a Container, into: &Path, op
     }
     let numbers: BTreeMap<&str, usize> = header.tensors.iter().enumerate().map(|(i, t)| (t.name, i)).collect();
     let (mut export, mut replaced) = (Export::default(), BTreeMap::new());
-    for (name, tensor) in container.tensors() {
+    for (entry, tensor) in options.tensors(container)? {
+        let name = entry.name.as_str();
         let made = find(name, &tensor, &header, &numbers)
             .and_then(|(number, rows)| replacement(name, &tensor, block, &header, number, rows, options));
         let made = made.and_then(|(number, rows, made)| match replaced.contains_key(&number) {
@@ -87,9 +88,13 @@ fn find(
     }
     let architecture = header.text("general.architecture").unwrap_or("?");
     let none = |known_as: &str| {
+        let known = match architecture {
+            "llama" => String::new(),
+            other => format!(" (its architecture is `{other}`; names of Hugging Face are known for `llama` alone)"),
+        };
         format!(
-            "the file has no tensor of that name{known_as} (its architecture is `{architecture}`; names of Hugging \
-             Face are known for `llama` alone); rename it, or give the file of the same model"
+            "the file has no tensor of that name{known_as}{known}; leave it out with --leave-out, rename it, or give the \
+             file of the same model"
         )
     };
     let (known_as, heads) = llama_name(name).filter(|_| architecture == "llama").ok_or_else(|| none(""))?;

@@ -48,7 +48,7 @@ impl Exporter for Gguf {
     fn export<'a>(&self, container: &'a Container, options: &Options) -> Result<Export<'a>> {
         match &options.into {
             Some(into) => into::export(self.0, container, into, options),
-            None => Ok(self.alone(container, options)),
+            None => self.alone(container, options),
         }
     }
 }
@@ -70,10 +70,11 @@ impl Gguf {
     }
 
     /// A file of these tensors and nothing else.
-    fn alone<'a>(&self, container: &'a Container, options: &Options) -> Export<'a> {
+    fn alone<'a>(&self, container: &'a Container, options: &Options) -> Result<Export<'a>> {
         let mut export = Export::default();
         let (mut written, mut described) = (Vec::new(), BTreeMap::new());
-        for (name, tensor) in container.tensors() {
+        for (entry, tensor) in options.tensors(container)? {
+            let name = entry.name.as_str();
             let of_one = |options| Ok(vec![(0, tensor::make(name, &tensor, 0, self.0, Rows::InOrder, None, options)?)]);
             let several = match &tensor {
                 Tensor::Ternary(ternary) if options.planes_as_tensors => Some(ternary.planes).filter(|&p| p > 1),
@@ -133,7 +134,7 @@ impl Gguf {
             keys.push(text_pair(METADATA_KEY, &json(&container.index().metadata)));
         }
         export.parts = parts(VERSION, ALIGNMENT, &keys, written);
-        export
+        Ok(export)
     }
 }
 

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::floats;
 use crate::container::{DenseTensor, TernaryTensor};
-use crate::export::{Options, Part};
+use crate::export::{Options, Part, float};
 use crate::gguf::{Block, Kind, Type};
 use crate::{Dtype, Encoding, Granularity, Isa, Tensor};
 
@@ -66,7 +66,7 @@ pub(super) fn make<'a>(
     options: &Options,
 ) -> Result<Made<'a>, String> {
     match tensor {
-        Tensor::Dense(tensor) => dense(name, tensor, rows, instead_of),
+        Tensor::Dense(tensor) => dense(name, tensor, rows, instead_of, options),
         Tensor::Int8(int8) if options.refused_as_dense => {
             Ok(Made { why: Some(INT8.to_owned()), ..floats::of_int8(name, int8, rows) })
         }
@@ -80,7 +80,13 @@ pub(super) fn make<'a>(
     }
 }
 
-fn dense<'a>(name: &str, tensor: &DenseTensor<'a>, rows: Rows, instead_of: Option<&Type>) -> Result<Made<'a>, String> {
+fn dense<'a>(
+    name: &str,
+    tensor: &DenseTensor<'a>,
+    rows: Rows,
+    instead_of: Option<&Type>,
+    options: &Options,
+) -> Result<Made<'a>, String> {
     // What the format does not have goes as integers of the same size; the keys say what they are.
     let stand_in = || {
         let same_size = match tensor.dtype.bitsize() {
@@ -97,46 +103,52 @@ fn dense<'a>(name: &str, tensor: &DenseTensor<'a>, rows: Rows, instead_of: Optio
     })?;
     let dtype = (kind.kind != Kind::Plain(tensor.dtype)).then_some(tensor.dtype);
     // llama.cpp computes with norms and biases in F32 alone; that holds every half exactly.
-    let widen: Option<fn([u8; 2]) -> f32> = match tensor.dtype {
-        _ if instead_of != Some(Type::f32()) => None,
-        Dtype::F16 => Some(|bytes| f16::from_le_bytes(bytes).to_f32()),
-        Dtype::BF16 => Some(|bytes| bf16::from_le_bytes(bytes).to_f32()),
-        _ => None,
+    let mut why = None;
+    let to_f32 = match tensor.dtype {
+        Dtype::F64 if instead_of.is_some_and(|old| old.kind != Kind::Plain(Dtype::F64)) => {
+            if !options.refused_as_dense {
+                return Err(
+                    "F64, which llama.cpp does not compute with; --refused-as-dense rounds it to F32, or pack a \
+                     checkpoint in F32"
+                        .to_owned(),
+                );
+            }
+            why = Some("rounded from F64, which llama.cpp does not compute with".to_owned());
+            true
+        }
+        Dtype::F16 | Dtype::BF16 => instead_of == Some(Type::f32()),
+        _ => false,
     };
-    let part = match (rows, widen) {
-        (Rows::InOrder, None) => Part::bytes(tensor.data),
+    let part = match rows {
+        Rows::InOrder if !to_f32 => Part::bytes(tensor.data),
         _ if tensor.data.is_empty() => Part::bytes(tensor.data),
         _ => {
             // A scalar is one row.
             let (data, count) = (tensor.data, tensor.shape.first().copied().unwrap_or(1));
-            let length = data.len() / count;
-            let row_bytes = if widen.is_some() { 2 * length } else { length };
+            let (length, of) = (data.len() / count, tensor.dtype);
+            let row_bytes = if to_f32 { length / (of.bitsize() / 8) * 4 } else { length };
             Part::rows(name, count, row_bytes, move |range, bytes| {
                 for (row, bytes) in range.zip(bytes.chunks_exact_mut(row_bytes)) {
                     let row = &data[rows.source(row) * length..][..length];
-                    let Some(widen) = widen else {
+                    if !to_f32 {
                         bytes.copy_from_slice(row);
                         continue;
-                    };
-                    for (bytes, &half) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(row.as_chunks::<2>().0) {
-                        *bytes = widen(half).to_le_bytes();
+                    }
+                    for (i, bytes) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                        let exact = float(of, row, i).unwrap_or(f64::NAN);
+                        let value = exact as f32;
+                        if value.is_infinite() && exact.is_finite() {
+                            return Err(format!("{exact:e} is beyond F32; pack a checkpoint in F32"));
+                        }
+                        *bytes = value.to_le_bytes();
                     }
                 }
                 Ok(())
             })
         }
     };
-    let kind = if widen.is_some() { Type::f32() } else { kind };
-    Ok(Made {
-        kind,
-        shape: shape(&tensor.shape),
-        part,
-        rounding: 0.0,
-        dtype,
-        granularity: None,
-        method: None,
-        why: None,
-    })
+    let kind = if to_f32 { Type::f32() } else { kind };
+    Ok(Made { kind, shape: shape(&tensor.shape), part, rounding: 0.0, dtype, granularity: None, method: None, why })
 }
 
 pub(super) fn shape(shape: &[usize]) -> Vec<u64> {

@@ -63,26 +63,35 @@ impl<'m> Names<'m> {
         Ok(Self { model, by_name, uses, elsewhere, modules })
     }
 
-    /// The initializer for a tensor of that name and shape.
+    /// The initializer for a tensor of that name and shape. The shape of a square matrix does not say which way it lies;
+    /// `is_turned` does.
     ///
     /// # Errors
     /// There is none, or it has another shape.
-    pub fn find(&self, name: &str, shape: &[u64]) -> Result<Found, String> {
+    pub fn find(
+        &self,
+        name: &str,
+        shape: &[u64],
+        is_turned: impl Fn(&Initializer<'m>) -> bool,
+    ) -> Result<Found, String> {
         let fits = |initializer: usize| {
             let dims = &self.model.initializers[initializer].dims;
             let turned = shape.len() == 2 && dims[..] == [shape[1], shape[0]];
             (dims == shape || turned).then_some(Found { initializer, transposed: dims != shape })
         };
         if let Some(&initializer) = self.by_name.get(name) {
-            let dims = &self.model.initializers[initializer].dims;
-            return fits(initializer).ok_or_else(|| {
+            let known = &self.model.initializers[initializer];
+            let found = fits(initializer).ok_or_else(|| {
+                let dims = &known.dims;
                 format!("the initializer of that name has shape {dims:?}, should have {shape:?}; is it the same model?")
-            });
+            })?;
+            let is_square = matches!(shape, [rows, columns] if rows == columns);
+            return Ok(Found { transposed: if is_square { is_turned(known) } else { found.transposed }, ..found });
         }
         // PyTorch's exporters transpose the weights of linear layers and give them names of their own.
         let module = name.strip_suffix(".weight").and_then(|module| *self.modules.get(module)?);
         let found = module.filter(|_| shape.len() == 2).and_then(fits);
-        // Of a square matrix the shape does not say it; the exporters always transpose.
+        // The exporters always transpose.
         found.map(|found| Found { transposed: true, ..found }).ok_or_else(|| self.missing(name))
     }
 

@@ -5,16 +5,18 @@
 mod find;
 mod opset;
 mod rewrite;
+mod turned;
 mod values;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use self::find::{Names, Product};
 use self::rewrite::{New, Rewrite};
 use self::values::Layout;
-use super::{Export, Exporter, Line, Options, as_floats};
+use super::{Export, Exporter, Line, Options, as_floats, float};
 use crate::container::{DenseTensor, Int8Tensor, TernaryTensor};
-use crate::onnx::{Initializer, Message, Model, Node, data_type, dtype, type_name};
+use crate::onnx::{Data, Initializer, Message, Model, Node, data_type, dtype, type_name};
 use crate::{Container, Dtype, Error, Granularity, MappedFile, Result, Tensor};
 
 /// Codes in INT2 behind `DequantizeLinear`: for every operation.
@@ -60,10 +62,11 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     let file = MappedFile::open(path)?;
     let model = Model::parse(&file).map_err(bad)?;
     let names = Names::new(&model).map_err(bad)?;
-    let mut planner = Planner { model: &model, names: &names, options, nbits, rewrite: Rewrite::default() };
+    let mut planner = Planner { path, model: &model, names: &names, options, nbits, rewrite: Rewrite::default() };
     let mut taken: BTreeSet<usize> = BTreeSet::new();
     let mut tensors = Vec::new();
-    for (name, tensor) in container.tensors() {
+    for (entry, tensor) in options.tensors(container)? {
+        let name = entry.name.as_str();
         let before = planner.rewrite.bytes;
         let planned = planner.plan(name, &tensor, &mut taken);
         let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
@@ -73,10 +76,16 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     let raised = rewrite.opset.max(model.opset());
     opset::check(&model, raised).map_err(bad)?;
     let (parts, warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
-    Ok(Export { tensors, parts, warnings, ..Export::default() })
+    let beside = model.initializers.iter().filter_map(|initializer| match initializer.data {
+        Data::External { location, .. } => Some(path.with_file_name(location)),
+        _ => None,
+    });
+    let inputs = beside.collect::<BTreeSet<_>>().into_iter().collect();
+    Ok(Export { tensors, parts, warnings, inputs, ..Export::default() })
 }
 
 struct Planner<'m, 'a> {
+    path: &'m Path,
     model: &'m Model<'m>,
     names: &'m Names<'m>,
     options: &'m Options,
@@ -118,7 +127,8 @@ impl<'m, 'a> Planner<'m, 'a> {
             Tensor::Ternary(ternary) => (&ternary.shape, ternary.axis),
         };
         let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
-        let found = match (self.names.find(name, &shape64), tensor) {
+        let is_turned = |initializer: &_| turned::is_turned(self.path, self.model.file, initializer, tensor);
+        let found = match (self.names.find(name, &shape64, is_turned), tensor) {
             (Ok(found), _) => found,
             // Counters of a training, which no graph has.
             (Err(_), Tensor::Dense(dense)) if is_integer(dense.dtype) && !self.names.is_taken(name) => {
@@ -175,11 +185,8 @@ impl<'m, 'a> Planner<'m, 'a> {
             ));
         }
         let part = if widened {
-            let (data, half) = (dense.data, dense.dtype == Dtype::F16);
-            let value = move |i: usize| {
-                let bytes = [data[2 * i], data[2 * i + 1]];
-                if half { half::f16::from_le_bytes(bytes).to_f32() } else { half::bf16::from_le_bytes(bytes).to_f32() }
-            };
+            let (data, dtype) = (dense.data, dense.dtype);
+            let value = move |i: usize| float(dtype, data, i).unwrap_or(f64::NAN) as f32;
             let weights = data.len() / 2;
             let shape = [dense.shape.iter().product::<usize>(), 1];
             let (layout, columns) = if transposed {

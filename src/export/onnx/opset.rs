@@ -63,26 +63,27 @@ pub(super) fn check(model: &Model<'_>, to: i64) -> Result<(), String> {
         ));
     }
     let own = model.nodes.iter().chain(&model.nested).filter(|node| names_default_domain(node.domain));
-    let changed: std::collections::BTreeSet<_> =
-        own.filter(|node| changes(node, from, to)).map(|node| node.op).collect();
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = changed.into_iter().collect();
+    let changed: std::collections::BTreeMap<_, _> =
+        own.filter_map(|node| Some((node.op, changes(node, from, to)?))).collect();
+    let Some(enough) = changed.values().max() else { return Ok(()) };
+    let names: Vec<_> = changed.keys().copied().collect();
     Err(format!(
         "its opset {from} has to become {to}, in which {} would mean something else than in {from}; export it in opset \
-         18 or newer, or {convert}",
+         {enough} or newer, or {convert}",
         names.join(", ")
     ))
 }
 
-fn changes(node: &Node<'_>, from: i64, to: i64) -> bool {
-    let within = |version| from < version && version <= to;
-    match node.op {
+/// The opset from which what the node says means something else, if that is on the way.
+fn changes(node: &Node<'_>, from: i64, to: i64) -> Option<i64> {
+    let within = |version: &i64| from < *version && *version <= to;
+    let special = match node.op {
         // Outputs that are there for training only.
-        "BatchNormalization" if within(14) && node.outputs.len() > 1 => true,
+        "BatchNormalization" if node.outputs.len() > 1 => Some(14),
         // Into equal parts: from 18 on their number has to be said.
-        "Split" if within(18) && node.inputs.len() < 2 => true,
-        op => CHANGED.iter().any(|&(name, version)| name == op && within(version)),
-    }
+        "Split" if node.inputs.len() < 2 => Some(18),
+        _ => None,
+    };
+    let known = CHANGED.iter().filter(|(name, _)| *name == node.op).map(|(_, version)| *version);
+    known.chain(special).filter(within).max()
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::onnx::{Data, Initializer, Model, Node, data_type};
+use crate::onnx::{Initializer, Model, Node, data_type};
 use crate::source::TernaryLayout;
 use crate::{Dtype, MappedFile};
 
@@ -113,7 +113,7 @@ impl Order {
     /// The layout of bytes of codes with these scales and zero points.
     pub fn layout(self, scales: Scales, zeros: Option<Bytes>) -> Box<dyn TernaryLayout> {
         match self {
-            Self::Int2(order) => Box::new(super::int2::Int2 { order, scales }),
+            Self::Int2(order) => Box::new(super::int2::Int2 { order, negative: scales.any_negative(), scales }),
             Self::Nbits(order) => Box::new(super::nbits::Nbits { order, scales, zeros }),
         }
     }
@@ -141,8 +141,7 @@ impl<'m> ScalesOf<'m> {
             _ => return None,
         };
         let count = usize::try_from(of.elements()?).ok()?;
-        let bytes = count.checked_mul(dtype.bitsize() / 8)?;
-        (!matches!(of.data, Data::Fields)).then_some(Self { of, dtype, bytes })
+        Some(Self { of, dtype, bytes: count.checked_mul(dtype.bitsize() / 8)? })
     }
 }
 
@@ -154,6 +153,12 @@ pub(super) struct Scales {
 }
 
 impl Scales {
+    /// Whether one of them has a sign.
+    pub fn any_negative(&self) -> bool {
+        let count = self.bytes.1.len() / (self.dtype.bitsize() / 8);
+        (0..count).any(|index| self.get(index).is_sign_negative())
+    }
+
     /// One of them; NaN where there are not so many.
     pub fn get(&self, index: usize) -> f32 {
         let size = self.dtype.bitsize() / 8;

@@ -32,16 +32,41 @@ struct Decoded<'m> {
     codes: &'m Initializer<'m>,
     bytes: usize,
     scales: ScalesOf<'m>,
+    /// Zero points, all of them 0.
+    zeros: Option<&'m Initializer<'m>>,
 }
 
-/// All that are ternary by their types and shapes, in the order of the graph's nodes.
-pub(super) fn find<'m>(graph: &Graph<'m>) -> Vec<Found<'m>> {
-    let decoders = graph.model.nodes.iter().filter(|node| (node.op, node.domain) == ("DequantizeLinear", ""));
-    let decoded: Vec<Decoded<'_>> = decoders.filter_map(|node| Decoded::new(graph, node)).collect();
+/// All that are ternary by their types and shapes, in the order of the graph's nodes; and why other codes of INT2 are not.
+pub(super) fn find<'m>(graph: &Graph<'m>) -> (Vec<Found<'m>>, BTreeMap<&'m str, &'static str>) {
+    let (mut decoded, mut others) = (Vec::new(), BTreeMap::new());
+    for node in graph.model.nodes.iter().filter(|node| (node.op, node.domain) == ("DequantizeLinear", "")) {
+        let codes = node.inputs.first().and_then(|codes| graph.initializer(codes));
+        let Some(codes) = codes.filter(|codes| codes.data_type == data_type::INT2) else { continue };
+        match Decoded::new(graph, node, codes) {
+            Ok(one) => decoded.push(one),
+            Err(reason) => drop(others.insert(codes.name, reason)),
+        }
+    }
+    // What several decoders share is part of all of them, or stays.
+    let known: BTreeSet<&str> = decoded.iter().map(|one| one.codes.name).collect();
+    let shared =
+        |name: &str| graph.uses(name).is_some_and(|uses| uses.iter().all(|node| known.contains(node.inputs[0])));
+    decoded.retain(|one: &Decoded<'_>| {
+        let own = shared(one.scales.of.name) && one.zeros.is_none_or(|zeros| shared(zeros.name));
+        if !own {
+            others.insert(one.codes.name, "something else uses its scales or its zero points, too");
+        }
+        own
+    });
+    (sums_of(graph, &decoded), others)
+}
+
+/// All of them, those that are added up as one.
+fn sums_of<'m>(graph: &Graph<'m>, decoded: &[Decoded<'m>]) -> Vec<Found<'m>> {
     let by_name: BTreeMap<&str, &Decoded<'_>> = decoded.iter().map(|decoded| (decoded.name, decoded)).collect();
     let sums: Vec<_> = decoded.iter().filter_map(|decoded| planes(graph, decoded, &by_name)).collect();
     let summed: BTreeSet<&str> = sums.iter().flat_map(|(_, planes)| planes.iter().map(|plane| plane.name)).collect();
-    let alone = decoded.iter().filter(|decoded| !summed.contains(decoded.name)).map(|one| (one.name, vec![one]));
+    let alone = decoded.iter().filter(|one| !summed.contains(one.name)).map(|one| (one.name, vec![one]));
     let mut found: Vec<_> = alone.chain(sums).map(|(name, planes)| found(graph, name, &planes)).collect();
     found.sort_by_key(|found| found.planes[0].codes.field.start);
     found
@@ -67,8 +92,8 @@ fn found<'m>(graph: &Graph<'m>, name: &'m str, planes: &[&Decoded<'m>]) -> Found
         codes: decoded.codes,
         bytes: decoded.bytes,
         scales: decoded.scales,
-        zeros: None,
-        zero_bytes: 0,
+        zeros: decoded.zeros,
+        zero_bytes: decoded.zeros.and_then(Initializer::elements).map_or(0, |count| count.div_ceil(4) as usize),
         order: Form::Int2(order),
     };
     found.planes.extend(planes.iter().map(plane));
@@ -108,22 +133,31 @@ fn follow<'m>(graph: &Graph<'m>, found: &mut Found<'m>, order: &mut Order) {
 }
 
 impl<'m> Decoded<'m> {
-    fn new(graph: &Graph<'m>, node: &'m Node<'m>) -> Option<Self> {
-        let ([codes, scales], &[name]) = (&node.inputs[..], &node.outputs[..]) else { return None };
-        // What belongs to this decoder alone.
-        graph.only_use(codes).and(graph.only_use(scales))?;
-        let (codes, scales) = (graph.initializer(codes)?, ScalesOf::new(graph.initializer(scales)?)?);
-        let shape: Vec<usize> = codes.dims.iter().map(|&dim| usize::try_from(dim).ok()).collect::<Option<_>>()?;
-        let weights = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&weights| weights > 0)?;
-        let plain = codes.data_type == data_type::INT2 && !matches!(codes.data, Data::Fields);
-        if !plain || !(2..=limits::RANK).contains(&shape.len()) {
-            return None;
-        }
+    /// What that node makes of these codes, or why it is no ternary weight.
+    fn new(graph: &Graph<'m>, node: &'m Node<'m>, codes: &'m Initializer<'m>) -> Result<Self, &'static str> {
+        const SHAPES: &str = "its scales are not one, one along an axis or one for each block of a matrix";
+        let &[name] = &node.outputs[..] else { return Err("its decoder has several outputs") };
+        graph.only_use(codes.name).ok_or("something else than one DequantizeLinear uses it")?;
+        let scales = node.inputs.get(1).and_then(|scales| graph.initializer(scales)).and_then(ScalesOf::new);
+        let scales = scales.ok_or("its scales are no initializer of FLOAT, FLOAT16 or BFLOAT16")?;
+        let zeros = match node.inputs.get(2).filter(|zeros| !zeros.is_empty()) {
+            None => None,
+            Some(zeros) => {
+                let zeros = graph.initializer(zeros).filter(|zeros| are_zero(graph.model.file, zeros));
+                Some(zeros.ok_or("its zero points are not all 0")?)
+            }
+        };
+        let size = |dims: &[u64]| dims.iter().map(|&dim| usize::try_from(dim).ok()).collect::<Option<Vec<usize>>>();
+        let shape = size(&codes.dims).filter(|shape| (2..=limits::RANK).contains(&shape.len()));
+        let shape = shape.ok_or("weights have two dimensions or more")?;
+        let weights = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&weights| weights > 0);
+        let weights = weights.ok_or("it is empty, or larger than any memory")?;
         let rank = shape.len();
         let axis = node.int("axis").unwrap_or(1);
         let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok().filter(|&axis| axis < rank);
-        let block = usize::try_from(node.int("block_size").unwrap_or(0)).ok()?;
-        let dims: Vec<usize> = scales.of.dims.iter().map(|&dim| usize::try_from(dim).ok()).collect::<Option<_>>()?;
+        let block =
+            usize::try_from(node.int("block_size").unwrap_or(0)).map_err(|_| "its blocks are smaller than 0")?;
+        let dims = size(&scales.of.dims).ok_or(SHAPES)?;
         let per_tensor = scales.of.elements() == Some(1) && dims.len() <= 1 && block == 0;
         let (axis, unit_len, units_first) = match (&dims[..], axis) {
             _ if per_tensor => (0, weights / shape[0], false),
@@ -133,16 +167,30 @@ impl<'m> Decoded<'m> {
                 let units = shape[along].div_ceil(block);
                 let expected = if along == 1 { [shape[0], units] } else { [units, shape[1]] };
                 if [rows, columns] != expected {
-                    return None;
+                    return Err(SHAPES);
                 }
                 (1 - along, block.min(shape[along]), along == 0)
             }
-            _ => return None,
+            _ => return Err(SHAPES),
         };
         let (filters, inner) = (shape[axis], shape[axis + 1..].iter().product());
         let per_tensor = scales.of.elements() == Some(1);
         let order = Order { axis, filters, inner, filter_len: weights / filters, unit_len, per_tensor, units_first };
-        Some(Self { name, shape, order, codes, bytes: weights.div_ceil(4), scales })
+        Ok(Self { name, shape, order, codes, bytes: weights.div_ceil(4), scales, zeros })
+    }
+}
+
+/// Whether an initializer in the model's own file has nothing but zeros.
+fn are_zero(file: &[u8], zeros: &Initializer<'_>) -> bool {
+    let mut all = zeros.data_type == data_type::INT2;
+    let mut look = |bytes: &[u8]| {
+        all &= bytes.iter().all(|&byte| byte == 0);
+        Ok(())
+    };
+    match &zeros.data {
+        Data::Here(range) => look(&file[range.clone()]).is_ok() && all,
+        Data::Fields => zeros.decode(file, look).is_ok() && all,
+        Data::External { .. } => false,
     }
 }
 
@@ -151,6 +199,19 @@ impl<'m> Decoded<'m> {
 pub(super) struct Int2 {
     pub order: Order,
     pub scales: Scales,
+    /// Whether there are negative scales: they negate the codes.
+    pub negative: bool,
+}
+
+impl Int2 {
+    fn signed_scale(&self, filter: usize, unit: usize) -> f32 {
+        let units = self.order.filter_len.div_ceil(self.order.unit_len.max(1));
+        self.scales.get(match (self.order.per_tensor, self.order.units_first) {
+            (true, _) => 0,
+            (_, true) => unit * self.order.filters + filter,
+            (_, false) => filter * units + unit,
+        })
+    }
 }
 
 /// The codes t+1 of four numbers of two bits; −2 becomes 3.
@@ -176,13 +237,16 @@ impl TernaryLayout for Int2 {
             if *code == 3 {
                 return Err(super::not_ternary(filter, j, -2));
             }
+            if self.negative && self.signed_scale(filter, j / self.order.unit_len).is_sign_negative() {
+                *code = 2 - *code;
+            }
         }
         Ok(())
     }
 
     fn t2(&self, data: &[u8], filter: usize, packed: &mut [u8]) -> bool {
         // Filters that follow one another, each on bytes of its own.
-        if self.order.inner != self.order.filter_len || !self.order.filter_len.is_multiple_of(4) {
+        if self.negative || self.order.inner != self.order.filter_len || !self.order.filter_len.is_multiple_of(4) {
             return false;
         }
         let Some(bytes) = data.get(filter * packed.len()..(filter + 1) * packed.len()) else { return false };
@@ -191,11 +255,6 @@ impl TernaryLayout for Int2 {
     }
 
     fn scale(&self, _: &[u8], filter: usize, unit: usize) -> f32 {
-        let units = self.order.filter_len.div_ceil(self.order.unit_len.max(1));
-        self.scales.get(match (self.order.per_tensor, self.order.units_first) {
-            (true, _) => 0,
-            (_, true) => unit * self.order.filters + filter,
-            (_, false) => filter * units + unit,
-        })
+        self.signed_scale(filter, unit).abs()
     }
 }

@@ -26,10 +26,10 @@ pub(super) fn open(path: &Path, file: &MappedFile) -> Result<Checkpoint> {
     let model = Model::parse(file).map_err(foreign)?;
     let mut builder = CheckpointBuilder::new(path);
     let here = builder.file(file.clone());
-    let mut places = Places { file, here, externals: Externals::of(path), beside: Vec::new() };
+    let mut places = Places { path, file, here, externals: Externals::of(path), beside: Vec::new() };
     let (mut decoded, mut left_out) = (Vec::new(), Vec::new());
     let graph = Graph::new(&model);
-    let (mut ternary, (products, other_products)) = (int2::find(&graph), nbits::find(&graph));
+    let ((mut ternary, other_codes), (products, other_products)) = (int2::find(&graph), nbits::find(&graph));
     ternary.extend(products);
     for found in &ternary {
         add_ternary(&mut builder, &mut places, found, foreign)?;
@@ -38,6 +38,13 @@ pub(super) fn open(path: &Path, file: &MappedFile) -> Result<Checkpoint> {
     let parts: BTreeSet<&str> = ternary.iter().flat_map(Found::parts).collect();
     for initializer in model.initializers.iter().filter(|initializer| !parts.contains(initializer.name)) {
         let Some(dtype) = dtype(initializer.data_type) else {
+            if let Some(reason) = other_codes.get(initializer.name) {
+                builder.warn(format!(
+                    "`{}` (INT2) is left out: {reason}; give the floats that the model was made from",
+                    initializer.name
+                ));
+                continue;
+            }
             left_out.push(format!("`{}` ({})", initializer.name, type_name(initializer.data_type)));
             continue;
         };
@@ -84,7 +91,7 @@ fn add_ternary(
 ) -> Result<()> {
     let mut planes = Vec::new();
     for plane in &found.planes {
-        let mut place = |initializer, bytes| places.exactly(builder, initializer, bytes).map_err(foreign);
+        let mut place = |initializer, bytes| places.exactly(builder, initializer, bytes, foreign);
         let bytes = |(_, file, range): Place| (file, range);
         let scales = bytes(place(plane.scales.of, plane.scales.bytes)?);
         let zeros = plane.zeros.map(|zeros| place(zeros, plane.zero_bytes).map(bytes)).transpose()?;
@@ -97,6 +104,7 @@ fn add_ternary(
 
 /// Where data lie: in the model or in files beside it, each of which has a number in the checkpoint.
 struct Places<'f> {
+    path: &'f Path,
     file: &'f MappedFile,
     here: usize,
     externals: Externals,
@@ -127,22 +135,31 @@ impl Places<'_> {
         Ok(Some((number, file, range)))
     }
 
-    /// The same of exactly so many bytes.
+    /// The same of exactly so many bytes; decoded, where they have to be.
     fn exactly(
         &mut self,
         builder: &mut CheckpointBuilder,
         initializer: &Initializer<'_>,
         bytes: usize,
-    ) -> Result<Place, String> {
-        let place = self.find(builder, initializer, Some(bytes as u64))?;
-        let found = place.as_ref().map_or(0, |(.., range)| range.len());
-        place.filter(|_| found == bytes).ok_or_else(|| {
+        foreign: impl Fn(String) -> Error + Copy,
+    ) -> Result<Place> {
+        let place = match self.find(builder, initializer, Some(bytes as u64)).map_err(foreign)? {
+            Some(place) => place,
+            None => {
+                let (spilled, _) = spill(self.file, std::iter::once(initializer), self.path, foreign)?;
+                let all = 0..spilled.len();
+                (builder.file(spilled.clone()), spilled, all)
+            }
+        };
+        let found = place.2.len();
+        if found != bytes {
             let (name, kind) = (initializer.name, type_name(initializer.data_type));
-            format!(
+            return Err(foreign(format!(
                 "tensor `{name}`: {found} bytes of {kind}, shape {:?} needs {bytes}; was the file cut off?",
                 initializer.dims
-            )
-        })
+            )));
+        }
+        Ok(place)
     }
 }
 

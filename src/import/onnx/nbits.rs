@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::graph::{Bytes, Found, Graph, Order as Form, Plane, Scales, ScalesOf};
 use crate::limits;
-use crate::onnx::{Data, Initializer, Node, data_type};
+use crate::onnx::{Initializer, Node, data_type};
 use crate::source::TernaryLayout;
 
 /// In which order codes, scales and zero points lie.
@@ -89,9 +89,7 @@ fn plane<'m>(graph: &Graph<'m>, name: &'m str) -> Option<(Plane<'m>, Order)> {
     let bytes = scale_count.checked_mul(block / 4)?;
     let zero_bytes = outputs.checked_mul(blocks.div_ceil(4))?;
     let of_bytes = |initializer: &Initializer<'_>, bytes: usize| {
-        initializer.data_type == data_type::UINT8
-            && initializer.elements() == Some(bytes as u64)
-            && !matches!(initializer.data, Data::Fields)
+        initializer.data_type == data_type::UINT8 && initializer.elements() == Some(bytes as u64)
     };
     let codes = graph.initializer(name).filter(|codes| of_bytes(codes, bytes))?;
     let scales = ScalesOf::new(graph.initializer(scales)?)?;

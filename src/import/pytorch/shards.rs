@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::super::{foreign, zip};
 use super::{FORMAT, add};
 use crate::error::CheckpointProblem as Problem;
-use crate::source::{CheckpointBuilder, ShardIndex};
+use crate::source::{CheckpointBuilder, ShardIndex, missing_shard};
 use crate::{Checkpoint, Error, MappedFile, Result};
 
 const INDEX: &str = ".bin.index.json";
@@ -39,7 +39,10 @@ pub fn open(path: &Path) -> Result<Option<Checkpoint>> {
         return builder.finish().map(Some);
     }
     match indexes.as_slice() {
-        [] => shards(path, &bins, None).map(Some),
+        [] => match missing_shard(&bins) {
+            Some(message) => Err(Error::Checkpoint { path: path.to_path_buf(), problem: Problem::Directory(message) }),
+            None => shards(path, &bins, None).map(Some),
+        },
         [index] => indexed(path, index).map(Some),
         [first, second, ..] => {
             let (first, second) = (name(first), name(second));

@@ -72,6 +72,17 @@ fn items<'p>(pickle: &'p Pickle<'_, Name>, id: Id) -> Option<&'p [(Id, Id)]> {
     }
 }
 
+/// A dict whose items are arguments of its class, instead of set one by one.
+fn is_made_of_a_list(pickle: &Pickle<'_, Name>, id: Id) -> bool {
+    let Value::Object(Object { class: Name::Mapping, args, .. }) = pickle.get(id) else { return false };
+    let holds = |id: &Id| match pickle.get(*id) {
+        Value::List(elements) | Value::Tuple(elements) => !elements.is_empty(),
+        Value::Dict(items) => !items.is_empty(),
+        _ => false,
+    };
+    pickle.tuple(*args).is_some_and(|args| args.iter().any(holds))
+}
+
 fn is_tensor(pickle: &Pickle<'_, Name>, id: Id) -> bool {
     use Name::{FromType, Parameter, Tensor, TensorV2, TensorV3, Unread};
     let tensors = [Tensor, TensorV2, TensorV3, Parameter, FromType];
@@ -153,6 +164,9 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
                 shown(name),
                 limits::PICKLE_DEPTH
             ));
+        }
+        if is_made_of_a_list(pickle, id) {
+            return Err(format!("`{}`: a dict that is made of a list, as Python 2 writes it; {RESAVE}", shown(name)));
         }
         if let Some(items) = items(pickle, id) {
             for &(key, value) in items {
