@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
+#[cfg(feature = "train")]
+pub(crate) use crate::write_behind::HELD;
 use crate::write_behind::{WriteBehind, write_all_at};
 use crate::{Error, Result};
 
@@ -41,6 +43,10 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> Result<PathBuf> {
 }
 
 fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        let source = io::Error::other("its name ends as a directory's; give the name of a file");
+        return Err(Error::Io { path: path.to_path_buf(), action: "write", source });
+    }
     match std::fs::metadata(path) {
         Ok(kind) if !kind.is_file() => {
             let source = io::Error::other("it exists and is not a regular file");

@@ -228,6 +228,16 @@ pub enum NetworkProblem {
         /// Its shape.
         found: Vec<usize>,
     },
+    /// A number that a network cannot learn with.
+    #[error("element {at} is {found}; expected {expected}")]
+    Value {
+        /// Which element.
+        at: usize,
+        /// What it is.
+        found: f32,
+        /// "finite numbers" or "a variance, from 0 on".
+        expected: &'static str,
+    },
     /// Codes and scales in another program's layout.
     #[error(
         "is ternary in the checkpoint already, {dtype} of shape {shape:?}, and not floats; pack it without loss with \

@@ -4,7 +4,7 @@
 mod decide;
 mod decision;
 mod layers;
-mod natural_order;
+mod order;
 mod rules_file;
 mod settings;
 mod trained;
@@ -14,7 +14,6 @@ use std::borrow::Cow;
 use self::decide::{Pattern, checked_treatment, decide, is_layer, matching, moved, segments};
 pub use self::decision::{BUDGET, Decision, Int8, MOVED, Moved, Treatment};
 pub(crate) use self::decision::{became, became_int8};
-use self::natural_order::natural_order;
 pub use self::settings::{Keep, Override, Rules, Settings};
 pub use self::trained::{TRAINED_KEY, trained};
 pub(crate) use self::trained::{found_again, found_again_as_int8, stays_dense, trained_metadata};
@@ -155,16 +154,12 @@ impl Plan {
         }
     }
 
-    /// The order of layers is not in a checkpoint: the first is the first by name (numbers in
-    /// numeric order) that is no head, the last is the last head, or else the last by name.
+    /// The order of layers is not in a checkpoint: the first is the first by name that is no head
+    /// ([`order::of_layers`]), the last is the last head, or else the last by name.
     /// What was set by a `keep`, or is dense for another reason, stays as it is.
     fn keep_first_last(&mut self, mut layers: Vec<(usize, bool)>) {
-        const HEADS: [&str; 6] = ["fc", "classifier", "head", "heads", "logits", "output"];
-        let is_head = |name: &str| segments(name).next().is_some_and(|first| HEADS.contains(&first.as_str()));
-        layers.sort_by(|&(a, _), &(b, _)| {
-            let (a, b) = (&self.tensors[a].name, &self.tensors[b].name);
-            is_head(a).cmp(&is_head(b)).then_with(|| natural_order(a, b))
-        });
+        layers.retain(|&(i, _)| !order::is_auxiliary(&self.tensors[i].name));
+        layers.sort_by(|&(a, _), &(b, _)| order::of_layers(&self.tensors[a].name, &self.tensors[b].name));
         for (layer, end) in [(layers.first(), "first"), (layers.last(), "last")] {
             if let Some(&(i, false)) = layer
                 && !matches!(self.tensors[i].decision, Decision::Dense)

@@ -17,7 +17,7 @@ use crate::convert::Progress;
 use crate::dtype::{Dtype, byte_length, push};
 use crate::error::ContainerProblem;
 use crate::select::{Settings, TRAINED_KEY, found_again, found_again_as_int8, stays_dense, trained_metadata};
-use crate::source::safetensors_header;
+use crate::source::{safetensors_header, safetensors_order};
 use crate::{Error, Result, float8};
 
 /// Weights that are dequantized at once by each thread, about: 4 MiB.
@@ -49,7 +49,7 @@ pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Re
     let file = AtomicFile::create(output, options.overwrite)?;
     let mut entries: Vec<(&TensorEntry, Dtype)> =
         container.index().tensors.iter().map(|entry| (entry, target(entry, options))).collect();
-    entries.sort_by(|(a, x), (b, y)| y.bitsize().cmp(&x.bitsize()).then_with(|| a.name.cmp(&b.name)));
+    entries.sort_by(|(a, x), (b, y)| safetensors_order((*x, &a.name), (*y, &b.name)));
     let tensors = entries.iter().map(|(entry, dtype)| (entry.name.as_str(), *dtype, &entry.shape[..]));
     let header = safetensors_header(tensors, &metadata(container)?);
     file.write_at(&header, 0)?;
@@ -120,11 +120,16 @@ fn write_values(
         return Err(Error::container(input)(problem));
     }
     for (index, scale) in (0..tensor.scale_count()).map(|index| (index, tensor.scale_at(index))) {
-        let stored = round_to(dtype, scale * tensor.largest_code());
+        let largest = scale * tensor.largest_code();
+        let stored = round_to(dtype, largest);
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
+            // Values are binary32 before they become anything else.
+            let (dtype, way_out) = match largest.is_finite() {
+                true => (dtype, "unpack with a type of more range (--dtype f32), or pack it again"),
+                false => (Dtype::F32, "no --dtype holds them: pack it again from the checkpoint"),
+            };
             return Err(Error::Request(format!(
-                "{}: tensor `{name}`: scale {index} is {scale:e}, with codes up to {}, which {dtype} cannot hold; unpack \
-                 with a type of more range (--dtype f32), or pack it again",
+                "{}: tensor `{name}`: scale {index} is {scale:e}, with codes up to {}, which {dtype} cannot hold; {way_out}",
                 input.display(),
                 tensor.largest_code()
             )));

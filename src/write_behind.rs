@@ -20,6 +20,11 @@ const OPEN: usize = 16;
 /// Chunks that may wait for the disk; whoever fills one more waits as well.
 const QUEUED: usize = 4;
 
+/// Bytes that are held at the most while one thread writes a file from its beginning to its end: two chunks that are
+/// being filled, those that wait, and the one that is written.
+#[cfg(feature = "train")]
+pub(crate) const HELD: usize = (QUEUED + 3) * CHUNK;
+
 /// What memory and file offset have to be multiples of, for `O_DIRECT` on every file system that has it.
 const ALIGNMENT: usize = 4096;
 

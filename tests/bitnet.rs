@@ -445,6 +445,8 @@ fn what_is_missing_or_odd_is_said() {
     let checkpoint = Repository::new(std::slice::from_ref(&latent), &online).open();
     assert!(checkpoint.warnings()[0].contains("--method absmean --granularity tensor"), "{:?}", checkpoint.warnings());
     assert_eq!((checkpoint.len(), checkpoint.tensor(0).dtype), (1, Dtype::BF16));
+    let checkpoint = Repository::new(&[packed("a.weight", 1, 2, vec![0x55, 0xa2]), scale()], &online).open();
+    assert!(checkpoint.warnings()[0].contains("they are taken as packed"), "{:?}", checkpoint.warnings());
     let checkpoint = Repository::new(std::slice::from_ref(&latent), &class).open();
     assert!(checkpoint.warnings()[0].contains("no weight is packed"), "{:?}", checkpoint.warnings());
     let checkpoint = Repository::new(&[latent, scale()], &class).open();

@@ -89,6 +89,32 @@ fn sizes_are_kept_to_the_byte() {
     }
 }
 
+/// What the message says is the smallest is kept when it is asked for: its numbers are not rounded to the wrong side.
+#[test]
+fn the_smallest_that_is_named_can_be_had() {
+    let directory = tempfile::tempdir().unwrap();
+    let named = |message: &str, end: &str| -> f64 {
+        let before = message.split_once("rules allow has").unwrap().1.split_once(end).unwrap().0;
+        before.split(' ').next_back().unwrap().parse().unwrap()
+    };
+    for seed in 0..12 {
+        let lengths = [40, 150, 257, 130];
+        let tensors: Vec<Made> = (0..4)
+            .map(|i| {
+                let shape = [2 + (7 * seed + 5 * i) % 23, lengths[(seed + i) % 4]];
+                Made::gaussian(&format!("layer{i}.weight"), Dtype::F32, &shape, (4 * seed + i) as u64)
+            })
+            .collect();
+        let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "in.safetensors", &tensors)).unwrap();
+        let ladder = measured(&checkpoint);
+        let bits = ladder.choose(Target::Bits(0.01)).unwrap_err().to_string();
+        ladder.choose(Target::Bits(named(&bits, " bits per weight;"))).unwrap();
+        let ratio = ladder.choose(Target::Ratio(1e6)).unwrap_err().to_string();
+        ladder.choose(Target::Ratio(named(&ratio, " times smaller"))).unwrap();
+        ladder.choose(Target::Bytes(named(&ratio, " bytes,") as u64)).unwrap();
+    }
+}
+
 /// Two tensors, every combination of their rungs packed by the ordinary way: along the curve the budget's choice
 /// is the best file of that size, and nowhere a smaller error fits by more than one step.
 #[test]

@@ -273,6 +273,35 @@ fn few_rows_and_dead_inputs() {
     assert_eq!(recorded(&container).0, "none");
 }
 
+/// Small groups in which some inputs are always 0: no filter loses more under XᵀX + λI than it does without statistics.
+#[test]
+fn dead_inputs_in_small_groups() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(27);
+    let n = 64;
+    let mut x = rows(&mut random, 300, n);
+    let dead: Vec<bool> = (0..n).map(|_| random.below(10) < 3).collect();
+    x.iter_mut().for_each(|row| row.iter_mut().zip(&dead).for_each(|(x, dead)| *x *= f64::from(u8::from(!dead))));
+    let h = second_moment(&x);
+    let lambda = Calibration::DAMPING * h.iter().step_by(n + 1).sum::<f64>() / n as f64;
+    let damped: Vec<f64> =
+        h.iter().enumerate().map(|(at, h)| h + if at % (n + 1) == 0 { lambda } else { 0.0 }).collect();
+    let weight = Made::gaussian("layer.weight", Dtype::F32, &[40, n], 1);
+    let lost = |statistics: &Made, settings: &str| -> Vec<f64> {
+        let (container, _) = pack(directory.path(), &weight, std::slice::from_ref(statistics), settings).unwrap();
+        let error =
+            |(w, values): (&[f64], Vec<f64>)| -> Vec<f64> { w.iter().zip(values).map(|(w, v)| w - v).collect() };
+        weight.values().chunks(n).zip(decoded(&container)).map(error).map(|e| quadratic(&damped, &e)).collect()
+    };
+    for settings in ["granularity=group:8,planes=3", "granularity=group:8,planes=2", "granularity=group:16,planes=3"] {
+        // Statistics of zeros are none.
+        let [plain, calibrated] = [xtx(&vec![0.0; n * n], &[n, n]), xtx(&h, &[n, n])].map(|of| lost(&of, settings));
+        for (filter, (plain, calibrated)) in plain.iter().zip(&calibrated).enumerate() {
+            assert!(calibrated < plain, "{settings}, filter {filter}: {calibrated}, plain {plain}");
+        }
+    }
+}
+
 #[test]
 fn statistics_that_do_not_fit_are_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
@@ -288,8 +317,14 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
         (h[6], h[9]) = (value, value);
         xtx(&h, &[4, 4])
     };
-    let mut negative = identity(1.0);
-    (negative[1], negative[4]) = (3.0, 3.0);
+    let with = |others: &[(usize, f64)]| {
+        let mut h = identity(1.0);
+        others.iter().for_each(|&(at, value)| h[at] = value);
+        xtx(&h, &[4, 4])
+    };
+    // Each pair by itself would do: their cosines are 0.9, 0.9 and −0.9.
+    let indefinite = [(1, 0.9), (4, 0.9), (2, 0.9), (8, 0.9), (6, -0.9), (9, -0.9)];
+    let beside_all: Vec<(usize, f64)> = (0..16).filter(|at| at % 5 != 0).map(|at| (at, -0.35)).collect();
     let integers = Made { dtype: Dtype::I64, ..xtx(&identity(1.0), &[4, 4]) };
     let rows_f64 = Made::new("layer.weight.rows", Dtype::F64, &[], &[1.0]);
     let rows_two = Made { dtype: Dtype::I64, ..Made::new("layer.weight.rows", Dtype::F64, &[2], &[1.0, 1.0]) };
@@ -307,9 +342,13 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
         (vec![changed(15, f64::INFINITY)], "element 15 is inf"),
         (vec![changed(5, -1.0)], "diagonal element 1 is -1"),
         (vec![changed(6, 0.5)], "elements [2, 1] and [1, 2] are 0 and 0.5"),
-        (vec![beside(f64::NAN)], "element 6 is NaN, but the diagonal is 0"),
-        (vec![beside(7.0)], "element 6 is 7, but the diagonal is 0"),
-        (vec![xtx(&negative, &[4, 4])], "not positive definite with damping 0.1"),
+        (vec![beside(f64::NAN)], "element 6 is NaN, expected at most 0"),
+        (vec![beside(7.0)], "not positive definite: element 6 is 7, expected at most 0"),
+        (vec![with(&[(1, 3.0), (4, 3.0)])], "not positive definite: element 4 is 3, expected at most 1,"),
+        (vec![with(&[(5, 0.0), (1, 0.1), (4, 0.1)])], "element 4 is 0.1, expected at most 0.00000"),
+        (vec![with(&indefinite)], "not positive semidefinite: an eigenvalue is below"),
+        // One of -0.05, which the default damping would hide.
+        (vec![with(&beside_all)], "not positive semidefinite: an eigenvalue is below"),
         (vec![xtx(&identity(1.0), &[4, 4]), rows_f64], "dtype F64, expected I64"),
         (vec![xtx(&identity(1.0), &[4, 4]), rows_two], "shape [2], expected one number"),
     ] {

@@ -412,3 +412,20 @@ fn read_with_python(path: &str) {
     let output = python(script).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn an_instruction_set_that_is_not_there_is_refused() {
+    let world = World::packed(&[]);
+    let (again, out) = (world.path("again.twn"), world.path("out.safetensors"));
+    for arguments in [
+        vec![&*world.model, "-o", &again],
+        vec!["verify", &world.twn],
+        vec!["export", &world.twn, "--to", "safetensors", "-o", &out],
+    ] {
+        let run = Command::new(BINARY).args(&arguments).env("TWN_PACK_ISA", "abacus").output().unwrap();
+        let stderr = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("instruction set `abacus` is not there"), "{stderr}");
+    }
+    assert!(!Path::new(&again).exists() && !Path::new(&out).exists());
+}

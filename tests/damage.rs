@@ -88,16 +88,6 @@ fn every_changed_byte_is_noticed() {
     }
 }
 
-/// With checksums of prefix and index put right again, as an attacker would.
-fn reseal(bytes: &mut [u8]) {
-    let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
-    let index = u64_at(bytes, 16);
-    let crc = crc32fast::hash(&bytes[index..]).to_le_bytes();
-    bytes[40..44].copy_from_slice(&crc);
-    let crc = crc32fast::hash(&bytes[..60]).to_le_bytes();
-    bytes[60..64].copy_from_slice(&crc);
-}
-
 #[test]
 fn an_index_that_lies_behind_good_checksums_panics_nowhere() {
     let directory = tempfile::tempdir().unwrap();
@@ -114,7 +104,7 @@ fn an_index_that_lies_behind_good_checksums_panics_nowhere() {
                 let other = index + random.below((good.len() - index) as u64) as usize;
                 bytes[other] = b'0' + random.below(10) as u8;
             }
-            reseal(&mut bytes);
+            common::reseal(&mut bytes);
             if let Ok(container) = Container::from_bytes("lie.twn", bytes.clone()) {
                 opened += 1;
                 is_noticed(bytes);
@@ -133,12 +123,6 @@ fn an_index_that_lies_behind_good_checksums_panics_nowhere() {
 fn codes_and_padding_that_no_writer_writes_are_noticed_behind_good_checksums() {
     let directory = tempfile::tempdir().unwrap();
     let good = small_file(directory.path());
-    let index = Container::from_bytes("good.twn", good.clone()).unwrap().index().clone();
-    let start = good.len() - serde_json::to_vec(&index).unwrap().len();
-    let section = |name: &str, part: usize| {
-        let entry = index.tensors.iter().find(|t| t.name == name).unwrap();
-        entry.sections().nth(part).unwrap().1
-    };
     // An invalid code, a tail that is not filled up, a byte over 242, scales that are negative or infinite.
     for (name, part, at, byte) in [
         ("t2", 0, 0, 0x03),
@@ -149,23 +133,12 @@ fn codes_and_padding_that_no_writer_writes_are_noticed_behind_good_checksums() {
         ("t2", 1, 3, 0x7f),
         ("t5", 1, 1, 0x7c),
     ] {
-        let mut bytes = good.clone();
-        let section = section(name, part);
-        let range = section.offset as usize..(section.offset + section.length) as usize;
-        if (name, part, byte) == ("t2", 1, 0x7f) {
-            bytes[range.start + 2] = 0x80;
-        }
-        bytes[range.start + at] = byte;
-        let crc = crc32fast::hash(&bytes[range]);
-        let text = String::from_utf8(bytes[start..].to_vec()).unwrap();
-        let text = text.replace(&format!("\"crc32\":{}", section.crc32), &format!("\"crc32\":{crc}"));
-        // The index is as long as it now is.
-        bytes.truncate(start);
-        bytes.extend(text.as_bytes());
-        let length = bytes.len() as u64;
-        bytes[24..32].copy_from_slice(&(text.len() as u64).to_le_bytes());
-        bytes[32..40].copy_from_slice(&length.to_le_bytes());
-        reseal(&mut bytes);
+        let bytes = common::with_section(&good, name, part, |bytes| {
+            if (name, part, byte) == ("t2", 1, 0x7f) {
+                bytes[2] = 0x80;
+            }
+            bytes[at] = byte;
+        });
         let container = Container::from_bytes("crafted.twn", bytes).unwrap();
         let problems = verify::verify(&container, None).unwrap().problems;
         assert!(problems.len() == 1 && !problems[0].contains("CRC"), "{name} {part} {byte:#x}: {problems:?}");

@@ -98,6 +98,9 @@ fn descriptions_that_make_no_sense_say_why() {
     assert!(Description::parse("net.toml", &layer(&nested(8))).is_ok());
     let unknown = Description::open("lenet6").unwrap_err().to_string();
     assert!(unknown.starts_with("unknown network `lenet6`; known are lenet5, vgg7, "), "{unknown}");
+    // What the parser points at is shown on lines of its own.
+    let found = Description::parse("net.toml", "layers = [{ relu = 1 }]\ninput = 3").unwrap_err().to_string();
+    assert!(found.lines().count() > 3 && found.lines().skip(1).all(|line| line.starts_with("  ")), "{found}");
     assert_eq!(Description::open("no/such.toml").unwrap_err().fault(), Fault::Io);
 }
 
@@ -115,6 +118,9 @@ fn built_in_networks_are_described_well() {
         ("resnet50", large, 1000, 267, 25_557_032),
         ("resnet18b", large, 1000, 102, 25_901_896),
         ("resnet18-cifar", small, 10, 102, 11_173_962),
+        ("resnet18b-cifar", small, 10, 102, 25_129_066),
+        ("resnet34-cifar", small, 10, 182, 21_282_122),
+        ("resnet50-cifar", small, 10, 267, 23_520_842),
     ] {
         let description = Description::open(name).unwrap();
         assert_eq!(description.name(), name);
@@ -125,7 +131,7 @@ fn built_in_networks_are_described_well() {
         let trained = found.iter().filter(|(tensor, _)| !tensor.contains(".running_"));
         assert_eq!(trained.map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>(), parameters, "{name}");
     }
-    assert_eq!(NETWORKS.len(), 7);
+    assert_eq!(NETWORKS.len(), 10);
 }
 
 #[test]

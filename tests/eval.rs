@@ -206,6 +206,15 @@ fn requests_that_make_no_sense_and_files_that_are_wrong() {
     expect(0, &[&gguf, "-o", &packed, "--method", "auto", "-q"]);
     assert_eq!(world.json(&packed, &[])["accuracy"], world.json(&world.twn, &[])["accuracy"]);
     [gguf, packed].iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    // Codes that are none give no accuracy, behind good checksums either.
+    let bad = world.path("bad.twn");
+    let good = std::fs::read(&world.twn).unwrap();
+    std::fs::write(&bad, common::with_section(&good, "fc1.weight", 0, |codes| codes[1000] = 0xff)).unwrap();
+    for more in [&[][..], &["--float"]] {
+        let (stdout, stderr) = world.eval(3, &bad, more);
+        assert!(stdout.is_empty() && stderr.contains("`fc1.weight`: byte 232 is 0xff"), "{more:?}: {stderr}");
+    }
+    std::fs::remove_file(bad).unwrap();
     // Outputs are there whole, or not at all, and nothing is replaced unasked.
     let path = world.path("kept.txt");
     std::fs::write(&path, "kept").unwrap();
@@ -248,7 +257,7 @@ fn every_kind_of_data_set_is_opened() {
     image::RgbImage::new(40, 30).save(class.join("1.png")).unwrap();
     let pictures = world.path("pictures");
     let (_, stderr) = eval(2, &pictures, &["--split", "whole", "--normalize", "cifar10"]);
-    assert!(stderr.contains("the images are [3, 28, 28] (channels, height, width)"), "{stderr}");
+    assert!(stderr.contains("pictures are [3, 28, 28] (channels, height, width)"), "{stderr}");
     let (_, stderr) = eval(3, &pictures, &[]);
     assert!(stderr.contains("has classes directly in it") && stderr.contains("--split whole"), "{stderr}");
 }

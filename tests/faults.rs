@@ -296,7 +296,7 @@ fn an_input_that_changes_during_the_run_gives_no_broken_output() {
                 std::fs::remove_file(&output).unwrap();
             }
             Some(3 | 4) => {
-                assert!(!text(&result).is_empty() && !output.exists(), "{}", text(&result));
+                assert!(text(&result).contains("in.safetensors") && !output.exists(), "{}", text(&result));
                 noticed[round % 2] += 1;
             }
             other => panic!("{other:?} {:?}: {}", result.status.signal(), text(&result)),

@@ -230,6 +230,17 @@ fn what_is_refused_has_no_say_in_the_group_size() {
     assert_eq!(config["group_size"], 64);
     let file = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(file.tensor("better.scales").unwrap().shape(), [2, 16]);
+    // One whose own groups do not fill it.
+    let container = pack(
+        directory.path(),
+        &[
+            (gaussian("refused.weight", &[16, 80]), "granularity=group:64"),
+            (gaussian("good.weight", &[16, 256]), "granularity=group:128"),
+        ],
+    );
+    let (bytes, config) = write(&container, &options, directory.path());
+    assert_eq!(config["group_size"], 128);
+    assert_eq!(SafeTensors::deserialize(&bytes).unwrap().tensor("good.scales").unwrap().shape(), [2, 16]);
 }
 
 #[test]

@@ -307,3 +307,22 @@ fn auto_packs_what_is_ternary_already_and_nothing_else() {
     let error = Settings::parse("method=auto,planes=2").unwrap().treatment().unwrap_err().to_string();
     assert!(error.contains("one plane"), "{error}");
 }
+
+#[test]
+fn files_are_called_what_their_names_say() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, bytes, expected) in [
+        ("m.gguf", &b""[..], "not a GGUF file that can be read: it has 0 bytes and begins with [], expected `GGUF`"),
+        ("m.pt", b"\x80\x02", "[80, 02], expected `PK`"),
+        ("m.npz", b"12345678", "expected `PK`"),
+        ("m.NPY", b"12345678x", "`NUMPY`"),
+    ] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = twn_pack::import::open(&path).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains(name), "{error}");
+    }
+    // Safetensors by another name.
+    let path = common::checkpoint(directory.path(), "m.bin", &[common::Made::gaussian("w", Dtype::F32, &[2, 2], 1)]);
+    assert_eq!(twn_pack::import::open(path).unwrap().len(), 1);
+}

@@ -109,6 +109,11 @@ fn shards_are_joined_by_an_index_or_a_directory() {
         std::fs::copy(fixture("sharded").join(name), here.join(name)).unwrap();
     }
     assert_eq!(tensors(&import::open(here).unwrap()), golden);
+    // Without an index the names say how many there should be.
+    std::fs::rename(here.join(first), here.join("elsewhere")).unwrap();
+    let missing = import::open(here).unwrap_err().to_string();
+    assert!(missing.contains(&format!("holds `{second}`, but not `{first}`")), "{missing}");
+    std::fs::rename(here.join("elsewhere"), here.join(first)).unwrap();
 
     let index = here.join("pytorch_model.bin.index.json");
     let answer = |index_json: String| {
@@ -318,6 +323,17 @@ fn lying_tensors_are_refused() {
     let value = tensor(6, 0, &[2], &[1]);
     let found = state(&dict(&[("w", value.clone()), ("w", value)]), &[("0", &storage)]).unwrap_err().to_string();
     assert!(found.contains("tensor `w`: the name stands twice"), "{found}");
+}
+
+/// As Python 2 writes them: not what `torch.save` does today, and nothing of it may get lost.
+#[test]
+fn dicts_made_of_lists_are_refused() {
+    let w = tensor(6, 0, &[2], &[1]);
+    let pair = [&b"]("[..], &text("a"), &w, b"e"].concat();
+    let made = [&b"ccollections\nOrderedDict\n(]("[..], &pair, b"etR"].concat();
+    let storage = floats(6);
+    let found = state(&dict(&[("c", w), ("d", made)]), &[("0", &storage)]).unwrap_err().to_string();
+    assert!(found.contains("`d`: a dict that is made of a list"), "{found}");
 }
 
 #[test]

@@ -102,3 +102,75 @@ fn cancelling_does_not_wait_for_a_long_unit() {
         assert_eq!((method.before.load(Ordering::Relaxed), method.after.load(Ordering::Relaxed)), (400_000, 0));
     }
 }
+
+#[test]
+fn another_checkpoint_is_noticed_filter_by_filter() {
+    // The sums of a whole tensor hid 63 of 64 filters behind one that is 10⁷ times as large.
+    let directory = tempfile::tempdir().unwrap();
+    let filters = |seed: u64| {
+        let mut values = Made::gaussian("w", Dtype::F32, &[64, 256], 3).values();
+        let others = Made::gaussian("w", Dtype::F32, &[64, 256], seed).values();
+        values[..256].iter_mut().for_each(|value| *value *= 1e7);
+        values[256..].copy_from_slice(&others[256..]);
+        Made::new("w", Dtype::F32, &[64, 256], &values)
+    };
+    let [own, other] = [3, 4].map(|seed| {
+        let path = common::checkpoint(directory.path(), &format!("{seed}.safetensors"), &[filters(seed)]);
+        Checkpoint::open(path).unwrap()
+    });
+    for settings in
+        ["", "method=optimal", "method=absmean", "method=bwn", "planes=3", "keep=int8", "granularity=tensor"]
+    {
+        let rules = Rules { settings: Settings::parse(settings).unwrap(), ..Rules::default() };
+        let output = directory.path().join("out.twn");
+        let options = convert::Options { overwrite: true, ..convert::Options::default() };
+        convert::pack(&own, &Plan::new(&own, &rules).unwrap(), &output, &options).unwrap();
+        let container = twn_pack::Container::open(&output).unwrap();
+        let problems = |checkpoint| twn_pack::verify::verify_against(&container, checkpoint, None).unwrap().problems;
+        assert_eq!(problems(&own), [""; 0], "{settings}");
+        // With one scale for all, nothing but zeros is left of the small filters.
+        if settings != "granularity=tensor" && settings != "method=absmean" {
+            assert!(problems(&other).concat().contains("filter 1: against the checkpoint"), "{settings}");
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_checkpoint_is_not_taken_for_the_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let part = common::checkpoint(
+        directory.path(),
+        "model-00002-of-00003.safetensors",
+        &[Made::gaussian("w", Dtype::F32, &[2, 4], 1)],
+    );
+    let error = Checkpoint::open(directory.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("`model-00002-of-00003.safetensors`, but not `model-00001-of-00003.safetensors`"),
+        "{error}"
+    );
+    assert_eq!(Checkpoint::open(part).unwrap().len(), 1);
+}
+
+#[test]
+fn names_do_not_begin_lines_of_errors() {
+    let directory = tempfile::tempdir().unwrap();
+    let name = "red\u{1b}[31m\nfake: all is well";
+    let path = common::checkpoint(
+        directory.path(),
+        "m.safetensors",
+        &[Made::new(name, Dtype::F32, &[1, 2], &[f64::NAN, 1.0])],
+    );
+    let output = directory.path().join("out.twn");
+    let (_, stderr) = common::expect(3, &[path.to_str().unwrap(), "-o", output.to_str().unwrap()]);
+    assert!(stderr.contains("\\u{1b}[31m\\nfake: all is well") && stderr.lines().count() == 1, "{stderr}");
+}
+
+#[test]
+fn a_directory_is_no_output() {
+    // It was noticed when all the work was done.
+    let directory = tempfile::tempdir().unwrap();
+    let path = common::checkpoint(directory.path(), "m.safetensors", &[Made::gaussian("w", Dtype::F32, &[2, 4], 1)]);
+    let output = format!("{}/new/", directory.path().display());
+    let (_, stderr) = common::expect(4, &[path.to_str().unwrap(), "-o", &output]);
+    assert!(stderr.contains("give the name of a file"), "{stderr}");
+}

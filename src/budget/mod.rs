@@ -9,6 +9,7 @@
 //! size. [`Minimize::Absolute`] is there for networks where they do.
 
 mod hull;
+mod slot;
 mod target;
 
 use std::path::Path;
@@ -16,19 +17,16 @@ use std::path::Path;
 use serde::Serialize;
 
 use self::hull::Point;
+pub use self::slot::GROUPS;
+use self::slot::{Measured, Rung, Slot, digits};
 pub use self::target::Target;
-use crate::container::{Body, CalibrationEntry, Granularity, Index, Producer, TensorEntry, align, relative};
+use crate::container::{Body, CalibrationEntry, Index, Producer, TensorEntry, align, relative};
 use crate::convert::journal::{Journal, MEASURED};
-use crate::convert::{self, NON_FINITE, Options, Progress};
-use crate::error::WeightsProblem;
-use crate::limits::PACKED_PLANES;
-use crate::report::{Budget, CurvePoint, ImpossibleRung, Rung as ReportedRung};
-use crate::select::{BUDGET, Decision, Int8, Plan, Planned, Treatment};
-use crate::source::{Checkpoint, Input, TensorView};
+use crate::convert::{self, Options, Progress};
+use crate::report::{Budget, CurvePoint, ImpossibleRung};
+use crate::select::{Decision, Plan, Planned};
+use crate::source::{Checkpoint, TensorView};
 use crate::{Error, Result};
-
-/// Group sizes that are tried, where a filter is longer.
-pub const GROUPS: [u64; 2] = [128, 32];
 
 /// What is to be small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -54,110 +52,9 @@ pub struct Ladder<'a> {
     journal: Option<Journal<Measured>>,
 }
 
-/// A tensor.
-#[derive(Debug)]
-struct Slot {
-    rungs: Vec<Rung>,
-    /// Those that it cannot have, and why.
-    impossible: Vec<ImpossibleRung>,
-    /// Whether the budget decides about it.
-    free: bool,
-}
-
-/// One way to store a tensor.
-#[derive(Debug)]
-struct Rung {
-    planned: Planned,
-    entry: TensorEntry,
-    /// Bytes of its sections.
-    bytes: u64,
-    /// Those, padding, and what the index says of it, but for the digits of offsets.
-    in_file: u64,
-    /// ‖W − Ŵ‖² / ‖W‖², or that of the outputs.
-    relative: f64,
-}
-
-/// What the index would say of a tensor on each rung, or why it cannot have that.
-type Measured = Vec<Result<TensorEntry, String>>;
-
 /// A rung for each tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice(Vec<usize>);
-
-/// Every way in which a tensor may be stored that the plan makes ternary like that. Groups count as long as they
-/// take no more than 8 bits per filter do.
-fn rungs(tensor: TensorView<'_>, treatment: &Treatment) -> Vec<Planned> {
-    let n = tensor.elements().checked_div(tensor.shape[treatment.axis]).unwrap_or_default() as u64;
-    let groups = GROUPS.into_iter().filter(|&size| size < n).map(Granularity::Group);
-    let granularities: Vec<Granularity> = std::iter::once(Granularity::Filter).chain(groups).collect();
-    let scale = treatment.scale_dtype.size() as u64;
-    let bytes = |planes: usize, granularity: Granularity| {
-        planes as u64 * (treatment.encoding.bytes(n as usize) as u64 + granularity.scales(1, n) * scale)
-    };
-    let all = (1..=PACKED_PLANES).flat_map(|planes| granularities.iter().map(move |&g| (planes, g)));
-    let ternary = all.filter(|&(planes, g)| g == Granularity::Filter || bytes(planes, g) <= n + scale);
-    let ternary =
-        ternary.map(|(planes, granularity)| Decision::Ternary(Treatment { planes, granularity, ..treatment.clone() }));
-    let Treatment { axis, scale_dtype, .. } = *treatment;
-    ternary
-        .chain([Decision::Int8(Int8 { axis, scale_dtype }), Decision::Dense])
-        .map(|decision| Planned { name: tensor.name.to_owned(), decision, reason: BUDGET.into(), fixed: false })
-        .collect()
-}
-
-/// What the tensor would be on each of these rungs; of one that it cannot have (scales that their type does not hold)
-/// the reason.
-fn measure(input: Input<'_>, planned: &[Planned], options: &Options<'_>) -> Result<Measured> {
-    let misfit = |error: &Error| match error {
-        Error::Weights { problem: problem @ WeightsProblem::Scale { .. }, .. } => Some(problem.to_string()),
-        _ => None,
-    };
-    let all = match convert::measure_tensor(input, planned, options) {
-        Err(error) if misfit(&error).is_some() && planned.len() > 1 => planned,
-        entries => return Ok(entries?.into_iter().map(Ok).collect()),
-    };
-    let alone = |planned: &[Planned]| match convert::measure_tensor(input, planned, options) {
-        Ok(mut entries) => Ok(Ok(entries.remove(0))),
-        Err(error) => misfit(&error).map(Err).ok_or(error),
-    };
-    all.chunks(1).map(alone).collect()
-}
-
-impl Rung {
-    fn new(planned: Planned, entry: TensorEntry) -> Self {
-        let mut in_file = serde_json::to_vec(&entry).map_or(0, |json| json.len() as u64);
-        let mut bytes = 0;
-        for (_, section) in entry.sections() {
-            bytes += section.length;
-            in_file += align(section.length).unwrap_or(u64::MAX) - digits(section.offset);
-        }
-        let output = entry.calibration().and_then(CalibrationEntry::relative_squared_error);
-        let relative = output.unwrap_or_else(|| relative(entry.squared()));
-        Self { planned, entry, bytes, in_file, relative }
-    }
-
-    /// The same of a tensor that stays dense, for another reason.
-    fn because(&self, reason: &str) -> Self {
-        let planned = Planned { reason: reason.to_owned().into(), ..self.planned.clone() };
-        let mut entry = self.entry.clone();
-        if let Some(dense) = entry.dense_mut() {
-            dense.reason = reason.to_owned();
-        }
-        Self::new(planned, entry)
-    }
-
-    fn error(&self, minimize: Minimize) -> f64 {
-        match minimize {
-            Minimize::Relative => self.relative,
-            Minimize::Absolute => self.entry.squared()[0],
-        }
-    }
-}
-
-/// Of a number in JSON.
-fn digits(number: u64) -> u64 {
-    u64::from(number.checked_ilog10().unwrap_or(0)) + 1
-}
 
 impl<'a> Ladder<'a> {
     /// Measures every rung of every tensor that the plan makes ternary, on all threads, in about the memory that
@@ -212,7 +109,7 @@ impl<'a> Ladder<'a> {
             .tensors()
             .zip(&plan.tensors)
             .map(|(tensor, planned)| match &planned.decision {
-                Decision::Ternary(treatment) if !planned.fixed => (rungs(tensor, treatment), true),
+                Decision::Ternary(treatment) if !planned.fixed => (slot::rungs(tensor, treatment), true),
                 _ => (vec![planned.clone()], false),
             })
             .collect();
@@ -228,7 +125,7 @@ impl<'a> Ladder<'a> {
             let measured = match known.filter(|known: &Measured| known.len() == planned.len()) {
                 Some(known) => known,
                 None => {
-                    let measured = measure(checkpoint.input(i), &planned, &quiet)?;
+                    let measured = slot::measure(checkpoint.input(i), &planned, &quiet)?;
                     journal.as_mut().filter(|_| free).map_or(Ok(()), |journal| journal.add(i, &measured))?;
                     measured
                 }
@@ -260,7 +157,8 @@ impl<'a> Ladder<'a> {
                 let points = self.points(|slot, rung| if slot.free { rung.bytes } else { 0 });
                 let chosen = hull::choose(&points, (bits * weights as f64 / 8.0) as u64);
                 chosen.map(Choice).ok_or_else(|| {
-                    let smallest = self.bits_per_weight(&hull::steps(&points).0);
+                    // Rounded up: who asks for what is said gets it.
+                    let smallest = (self.bits_per_weight(&hull::steps(&points).0) * 1e4).ceil() / 1e4;
                     too_small(target, &format!("{smallest:.4} bits per weight"))
                 })
             }
@@ -343,7 +241,8 @@ impl<'a> Ladder<'a> {
         match self.file_bytes(&smallest) {
             found if found <= limit => Ok(Choice(smallest)),
             found => {
-                let ratio = self.source_bytes() as f64 / found as f64;
+                // Rounded down, as bits are rounded up.
+                let ratio = (self.source_bytes() as f64 / found as f64 * 1e3).floor() / 1e3;
                 Err(too_small(target, &format!("{found} bytes, {ratio:.3} times smaller than the checkpoint")))
             }
         }
@@ -460,62 +359,6 @@ impl<'a> Ladder<'a> {
             error: self.error(chosen),
             tensor: step.map(|planned| planned.name.clone()),
             rung: step.map(|planned| planned.decision.to_string()),
-        }
-    }
-}
-
-impl Slot {
-    /// What a tensor may be. One that can only stay dense, for what it holds or for its scales, has nothing to choose
-    /// from, and its own reason.
-    fn new(planned: Vec<Planned>, measured: Measured, free: bool) -> Self {
-        let (mut rungs, mut impossible) = (Vec::new(), Vec::new());
-        for (planned, entry) in planned.into_iter().zip(measured) {
-            match entry {
-                Ok(entry) => rungs.push(Rung::new(planned, entry)),
-                Err(reason) => {
-                    let (tensor, rung) = (planned.name, planned.decision.to_string());
-                    impossible.push(ImpossibleRung { tensor, rung, reason });
-                }
-            }
-        }
-        let left = |rung: &Rung| matches!(rung.entry.body(), Body::Dense(dense) if dense.reason == NON_FINITE);
-        if let Some(at) = rungs.iter().position(left).filter(|_| free) {
-            return Self { rungs: vec![rungs.swap_remove(at)], impossible, free: false };
-        }
-        if let ([rung], [first, ..]) = (&mut rungs[..], &impossible[..]) {
-            *rung = rung.because(&first.reason);
-            return Self { rungs, impossible, free: false };
-        }
-        Self { rungs, impossible, free }
-    }
-
-    /// The smallest rung with at most that relative error; of a tensor that is fixed, what it is.
-    fn smallest(&self, error: f64) -> usize {
-        let good = self.rungs.iter().enumerate().filter(|(_, rung)| rung.relative <= error);
-        good.min_by_key(|(_, rung)| rung.in_file).map_or(0, |(i, _)| i)
-    }
-
-    /// A rung, and the next one on the hull.
-    fn reported(&self, rung: usize, minimize: Minimize) -> ReportedRung {
-        let points: Vec<Point> = self.rungs.iter().map(|rung| (rung.in_file, rung.error(minimize))).collect();
-        let hull = hull::hull(&points);
-        let next = hull.into_iter().map(|i| &self.rungs[i]).find(|next| next.in_file > self.rungs[rung].in_file);
-        let mut reported = self.rungs[rung].reported();
-        reported.next = next.map(|next| Box::new(next.reported()));
-        reported
-    }
-}
-
-impl Rung {
-    fn reported(&self) -> ReportedRung {
-        ReportedRung {
-            tensor: self.planned.name.clone(),
-            rung: self.planned.decision.to_string(),
-            bytes: self.bytes,
-            bits_per_weight: 8.0 * self.bytes as f64 / self.entry.elements().max(1) as f64,
-            relative_squared_error: relative(self.entry.squared()),
-            relative_output_error: self.entry.calibration().and_then(CalibrationEntry::relative_squared_error),
-            next: None,
         }
     }
 }

@@ -55,7 +55,8 @@ impl Target {
         if number.is_finite() && number > 0.0 {
             return Ok(());
         }
-        Err(Error::Request(format!("the {what} asked for is {number}, expected a positive number")))
+        let expected = if what == "error" { "0 or a positive number" } else { "a positive number" };
+        Err(Error::Request(format!("the {what} asked for is {number}, expected {expected}")))
     }
 }
 

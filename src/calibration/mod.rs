@@ -255,7 +255,7 @@ impl Moments<'_> {
                     let mut scratch = Vec::new();
                     view.read::<f64>(index..index + 1, Isa::PORTABLE, &mut scratch)[0]
                 });
-                Err(self.refused(Problem::OffDiagonal { index, value }))
+                Err(self.refused(Problem::OffDiagonal { index, value, bound: 0.0 }))
             }
         }
     }
@@ -285,15 +285,17 @@ impl Moments<'_> {
             return Err(self.refused(Problem::Negative { index, value: diagonal(index) }));
         }
         if full {
-            self.symmetric(&values)?;
+            self.is_second_moment(&values, group * count)?;
         }
         Ok(values)
     }
 
-    /// Opposite elements may differ by what sums in `f32` lose.
-    fn symmetric(&self, h: &[f64]) -> Result<()> {
+    /// Opposite elements are the same, and none is more than the diagonal allows (Cauchy and Schwarz), but for what sums
+    /// in `f32` lose: squares become 0 long before products do. `first` is the number of the first element.
+    fn is_second_moment(&self, h: &[f64], first: usize) -> Result<()> {
         const TILE: usize = 64;
         let n = self.n;
+        let least = 1e-12 * h.iter().step_by(n + 1).sum::<f64>() / n as f64;
         let tiles = (0..n).step_by(TILE).flat_map(|r| (0..=r).step_by(TILE).map(move |c| (r, c)));
         for (rows, columns) in tiles {
             for row in rows..(rows + TILE).min(n) {
@@ -302,6 +304,11 @@ impl Moments<'_> {
                     let size = (h[row * n + row] * h[column * n + column]).sqrt();
                     if (value - mirrored).abs() > 1e-3 * size + f64::MIN_POSITIVE {
                         return Err(self.refused(Problem::Asymmetric { row, column, value, mirrored }));
+                    }
+                    let bound = (h[row * n + row].max(least) * h[column * n + column].max(least)).sqrt();
+                    if value.abs() > 1.001 * bound {
+                        let index = first + row * n + column;
+                        return Err(self.refused(Problem::OffDiagonal { index, value, bound }));
                     }
                 }
             }

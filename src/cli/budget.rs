@@ -22,7 +22,7 @@ pub(super) struct BudgetArgs {
     #[arg(long, value_name = "E", conflicts_with_all = ["target_size", "target_ratio"], allow_negative_numbers = true)]
     target_error: Option<f64>,
     /// A file of at most that size (1500000, 40MB, 1.5MiB), or so many bits per weight that becomes ternary
-    /// (2.5bits), with the smallest sum of the tensors' errors
+    /// (2.5bits), with a sum of the tensors' errors that is the smallest but for what one tensor's next step gains
     #[arg(long, value_name = "SIZE", conflicts_with = "target_ratio")]
     target_size: Option<String>,
     /// The same, at least that many times smaller than the checkpoint

@@ -28,6 +28,9 @@ pub(super) struct ExportArgs {
     /// Write as floats what the format cannot hold as codes, instead of refusing
     #[arg(long)]
     refused_as_dense: bool,
+    /// Do not export tensors that are called like this (a glob; repeatable), such as what the format's programs do not know
+    #[arg(long, value_name = "GLOB")]
+    leave_out: Vec<String>,
     /// Say of every tensor what it would become, or why it cannot; write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -52,9 +55,14 @@ pub(super) fn run(args: ExportArgs, session: &Session) -> anyhow::Result<Exit> {
         into: args.into,
         planes_as_tensors: args.planes_as_tensors,
         refused_as_dense: args.refused_as_dense,
+        leave_out: args.leave_out,
     };
     let export = format.export(&container, &options)?;
-    session.warn(&export.warnings);
+    // What to do with a file that does not come about is of no use.
+    let complete = export.check().is_ok();
+    if complete {
+        session.warn(&export.warnings);
+    }
     match &args.output {
         Some(output) if !args.dry_run => {
             let options = export::WriteOptions { overwrite: args.force, cancel: Some(&session.cancel), progress: None };
@@ -63,7 +71,7 @@ pub(super) fn run(args: ExportArgs, session: &Session) -> anyhow::Result<Exit> {
         None if !args.dry_run => return Err(Error::Request("give an output with -o".to_owned()).into()),
         _ => {}
     }
-    let exit = if export.check().is_ok() { Exit::Success } else { Exit::Usage };
+    let exit = if complete { Exit::Success } else { Exit::Usage };
     if args.json {
         let beside: Vec<_> =
             export.beside.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes.len() })).collect();

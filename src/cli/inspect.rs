@@ -100,7 +100,11 @@ pub(super) fn run(args: InspectArgs, session: &Session) -> anyhow::Result<Exit> 
         }
         report
     };
+    let before = report.tensors.len();
     args.arrange(&mut report.tensors)?;
+    if report.tensors.is_empty() && before > 0 {
+        session.warn(&[format!("--filter and --only leave none of {before} tensors")]);
+    }
     if args.json {
         print_with(|stdout| report.write_json(stdout))
     } else if args.csv {

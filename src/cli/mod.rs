@@ -58,7 +58,7 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 struct Global {
-    /// Threads to use (default: one per core)
+    /// Threads to use (default: one per core, but at most 16 to pack, inspect, sweep, verify, unpack and export)
     #[arg(short = 'j', long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Print errors only
@@ -138,9 +138,24 @@ pub(crate) fn main() -> ExitCode {
             if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
                 return Exit::Success.into();
             }
-            let _ = writeln!(io::stderr(), "twn-pack: {}", printable(&format!("{error:#}")));
+            let _ = writeln!(io::stderr(), "twn-pack: {}", message(&format!("{error:#}")));
             Exit::of(&error).into()
         }
+    }
+}
+
+/// What only reads, packs and writes takes some MiB per thread, and is as fast as memory with a few: its memory is bounded
+/// where nothing is said of threads. 0 leaves it to rayon: what `RAYON_NUM_THREADS` says, or one per core.
+fn threads_for(command: Option<&Command>) -> usize {
+    const ENOUGH: usize = 16;
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    match command {
+        _ if cores <= ENOUGH || std::env::var_os("RAYON_NUM_THREADS").is_some() => 0,
+        None
+        | Some(
+            Command::Inspect(_) | Command::Sweep(_) | Command::Verify(_) | Command::Unpack(_) | Command::Export(_),
+        ) => ENOUGH,
+        Some(_) => 0,
     }
 }
 
@@ -155,7 +170,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     };
     ctrlc::set_handler(interrupt).context("cannot watch for Ctrl-C")?;
     prepare_signals();
-    let threads = session.global.threads.map_or(0, usize::from);
+    let threads = session.global.threads.map_or_else(|| threads_for(cli.command.as_ref()), usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
     pool.install(|| match cli.command {
         None => pack::run(cli.pack, &session),
@@ -262,11 +277,19 @@ fn printable(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
+/// The same of one message, of which only indented lines are lines: names in it cannot begin one.
+fn message(text: &str) -> String {
+    let mut lines = text.split('\n');
+    let first = lines.next().unwrap_or_default().to_owned();
+    let joined = lines.fold(first, |text, line| text + if line.starts_with("  ") { "\n" } else { "\\n" } + line);
+    printable(&joined)
+}
+
 impl Session {
     /// Warnings go to stderr.
     fn warn(&self, warnings: &[String]) {
         for warning in warnings.iter().filter(|_| !self.global.quiet) {
-            let _ = writeln!(io::stderr(), "warning: {}", printable(warning));
+            let _ = writeln!(io::stderr(), "warning: {}", message(warning));
         }
     }
 }
@@ -275,11 +298,18 @@ impl Session {
 /// without a word. Nothing was published by then: outputs only appear when they are whole.
 #[cfg(unix)]
 fn prepare_signals() {
-    extern "C" fn handler(_signal: libc::c_int) {
-        const TEXT: &[u8] = b"twn-pack: an input file was cut short while it was being read; no output was written\n";
-        // SAFETY: write and _exit are async-signal-safe, and TEXT is a static buffer of that length.
+    extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+        // SAFETY: the system hands over what it knows of the signal; of a fault (the codes above 0) that is its address.
+        let fault = unsafe { ((*info).si_code > 0).then(|| (*info).si_addr() as usize) };
+        // Whoever reads a mapping holds no lock of the allocator, so that the name may be looked up in memory of its own.
+        let name = fault.and_then(mapped_at).unwrap_or_else(|| "an input file".to_owned());
+        let text = format!(
+            "twn-pack: {name} was cut short while it was being read, or its disk failed; no output was written (a \
+            .twn-partial beside it may be deleted); run it again when the file is whole\n"
+        );
+        // SAFETY: write and _exit are async-signal-safe, and `text` has that length.
         unsafe {
-            libc::write(2, TEXT.as_ptr().cast(), TEXT.len());
+            libc::write(2, text.as_ptr().cast(), text.len());
             libc::_exit(Exit::Io as libc::c_int);
         }
     }
@@ -287,10 +317,25 @@ fn prepare_signals() {
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
-    // SAFETY: `handler` has the type that signal() asks for and calls async-signal-safe functions only.
+    // SAFETY: all zeros are a valid `sigaction`, whose flags say what type `handler` has.
     unsafe {
-        libc::signal(libc::SIGBUS, handler as *const () as libc::sighandler_t);
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_flags = libc::SA_SIGINFO;
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut());
     }
+}
+
+/// The file that is mapped at this address, where the system tells (Linux).
+#[cfg(unix)]
+fn mapped_at(address: usize) -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let number = |digits| usize::from_str_radix(digits, 16).ok();
+    maps.lines().find_map(|line| {
+        let (from, to) = line.split(' ').next()?.split_once('-')?;
+        let path = &line[line.find('/')?..];
+        (number(from)? <= address && address < number(to)?).then(|| message(path))
+    })
 }
 
 #[cfg(not(unix))]

@@ -5,8 +5,8 @@ use twn_pack::net::{Description, Overrides};
 
 #[derive(Debug, Args)]
 pub(super) struct NetworkArgs {
-    /// The network: lenet5, vgg7, resnet18, resnet18b, resnet34, resnet50, resnet18-cifar, or a file
-    /// that describes one
+    /// The network: lenet5, vgg7, resnet18, resnet18b, resnet34, resnet50, resnet18-cifar,
+    /// resnet18b-cifar, resnet34-cifar, resnet50-cifar, or a file that describes one
     #[arg(long, value_name = "NAME|PATH.toml")]
     net: String,
     #[command(flatten)]
@@ -16,7 +16,7 @@ pub(super) struct NetworkArgs {
 /// What of a network is other than it is described.
 #[derive(Debug, Args)]
 pub(super) struct OverrideArgs {
-    /// Multiply the filters of all its layers but the last
+    /// Multiply the filters of all its layers but the last (of resnet18b and resnet18b-cifar: instead of their own 1.5)
     #[arg(long, value_name = "FACTOR", requires = "net")]
     width: Option<f64>,
     /// Classes that it tells apart

@@ -61,12 +61,25 @@ impl Display {
         }
     }
 
+    /// Whether stderr is for lines that programs read.
+    pub fn is_json(&self) -> bool {
+        matches!(self, Self::Json(_))
+    }
+
     pub fn show(&self, progress: Progress<'_>) {
         self.advance(progress.done, progress.total, Some(progress.tensor));
     }
 
     /// `what` is being worked on; without it nothing is said of that.
     pub fn advance(&self, done: u64, total: u64, what: Option<&str>) {
+        self.tell(done, total, what.unwrap_or_default(), || match what {
+            Some(tensor) => serde_json::json!({ "done": done, "total": total, "tensor": tensor }),
+            None => serde_json::json!({ "done": done, "total": total }),
+        });
+    }
+
+    /// With that text beside a bar, or else with that line.
+    pub fn tell(&self, done: u64, total: u64, text: &str, line: impl FnOnce() -> serde_json::Value) {
         match self {
             Self::Bar(bar) => {
                 // What was done before (a run that goes on) took no time of this one.
@@ -78,7 +91,7 @@ impl Display {
                     bar.reset_eta();
                     bar.set_draw_target(ProgressDrawTarget::stderr());
                 }
-                bar.set_message(printable(what.unwrap_or_default()));
+                bar.set_message(printable(text));
             }
             Self::Json(last) => {
                 let Ok(mut last) = last.lock() else { return };
@@ -86,11 +99,7 @@ impl Display {
                     return;
                 }
                 *last = Some(Instant::now());
-                let line = match what {
-                    Some(tensor) => serde_json::json!({ "done": done, "total": total, "tensor": tensor }),
-                    None => serde_json::json!({ "done": done, "total": total }),
-                };
-                let _ = writeln!(io::stderr(), "{line}");
+                let _ = writeln!(io::stderr(), "{}", line());
             }
             Self::Nothing => {}
         }

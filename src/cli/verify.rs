@@ -8,7 +8,7 @@ use twn_pack::{Container, Error, Fault, import, report, verify};
 
 use super::exit::Exit;
 use super::progress::Display;
-use super::{Session, print, printable};
+use super::{Session, message, print};
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -51,7 +51,7 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
     } else if !result.is_good() {
         let file = args.file.display();
         let lines: Vec<String> =
-            result.problems.drain(..).map(|problem| printable(&format!("{file}: {problem}\n"))).collect();
+            result.problems.drain(..).map(|problem| message(&format!("{file}: {problem}")) + "\n").collect();
         print(lines.concat())?;
         return Ok(Exit::VerificationFailed);
     } else if !session.global.quiet {
@@ -59,10 +59,9 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
             0 => String::new(),
             n => format!(" but of {n} repaired tensors"),
         };
-        let against = args
-            .against
-            .as_ref()
-            .map(|model| format!("; agrees with {} in every dense byte{but} and every error", model.display()));
+        let against = args.against.as_ref().map(|model| {
+            format!("; agrees with {} in every dense byte{but} and in every tensor's error", model.display())
+        });
         print(format!(
             "{}: good: {} tensors, {}{}\n",
             args.file.display(),

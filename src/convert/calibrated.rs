@@ -215,12 +215,12 @@ impl Inputs {
         let mut scratch = Vec::new();
         let weights: &[W] = work.view.read(range.clone(), isa, &mut scratch);
         let w: Vec<f64> = weights.iter().map(|w| w.to_f64()).collect();
-        let diagonal = |j: usize| match self {
-            Self::Full(solver) => solver.diagonal(j),
+        let importance = |j: usize| match self {
+            Self::Full(solver) => solver.importance(j),
             Self::Measure(values) => values[j * n + j],
             Self::Diagonal(values) => values[j],
         };
-        let importance: Vec<f64> = (0..n).map(diagonal).collect();
+        let importance: Vec<f64> = (0..n).map(importance).collect();
         let (unit, binary) = (work.unit_len().min(n), treatment.method.binary());
         let (mut scales, mut levels) = (Vec::new(), Vec::new());
         if let (true, Some(fit)) = (shared, work.fits.first()) {

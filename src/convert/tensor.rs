@@ -350,7 +350,8 @@ impl<'a> TernaryWork<'a> {
 /// What to do about a scale that its type cannot hold.
 pub(super) fn misfit(filter: usize, scale: f64, dtype: ScaleDtype) -> WeightsProblem {
     let (dtype, advice) = match dtype {
-        ScaleDtype::F16 => ("f16", "use --scale-dtype f32"),
+        ScaleDtype::F16 if ScaleDtype::F32.round(scale).is_finite() => ("f16", "use --scale-dtype f32"),
+        ScaleDtype::F16 => ("f16", "nor can f32: keep the tensor dense with --exclude, or rescale it"),
         ScaleDtype::F32 => ("f32", "keep the tensor dense with --exclude, or rescale it"),
     };
     WeightsProblem::Scale { filter, scale, dtype, advice }

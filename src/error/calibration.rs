@@ -40,13 +40,18 @@ pub enum CalibrationProblem {
         /// Its value.
         value: f64,
     },
-    /// Something beside a diagonal of zeros.
-    #[error("element {index} is {value}, but the diagonal is 0: no XᵀX is like that; collect it again")]
+    /// More than its two elements of the diagonal allow.
+    #[error(
+        "not positive definite: element {index} is {value}, expected at most {bound}, the root of what its row and column \
+         have on the diagonal; no XᵀX is like that, collect it again"
+    )]
     OffDiagonal {
         /// Which one, in C order.
         index: usize,
         /// Its value.
         value: f64,
+        /// What no sum of products exceeds.
+        bound: f64,
     },
     /// No XᵀX.
     #[error(
@@ -69,6 +74,15 @@ pub enum CalibrationProblem {
     Indefinite {
         /// The damping.
         damping: f64,
+    },
+    /// Some combination of inputs would have negative energy.
+    #[error(
+        "not positive semidefinite: an eigenvalue is below -{share:.1e} of the diagonal's mean, which no XᵀX has; expected \
+         sums of x·xᵀ, every element over the same rows"
+    )]
+    NegativeEnergy {
+        /// What rounding may explain.
+        share: f64,
     },
     /// More than memory holds.
     #[error("{0} bytes do not fit into memory; give its diagonal (`.xtx_diagonal`) instead")]

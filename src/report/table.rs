@@ -135,9 +135,13 @@ pub(super) fn summary(report: &Report) -> String {
         count(t.ternary_weights),
         count(t.elements)
     )];
-    let change = if t.ratio < 1.0 && t.ratio > 0.0 { (1.0 / t.ratio, "larger") } else { (t.ratio, "smaller") };
     let (from, to) = (bytes(t.source_bytes), bytes(t.file_bytes));
-    lines.push(format!("size      {from} → {to}: {} {}", ratio(change.0), change.1));
+    let change = match t.ratio {
+        r if (1.0 / 1.005..1.005).contains(&r) => "about the same".to_owned(),
+        r if r < 1.0 && r > 0.0 => format!("{} larger", ratio(1.0 / r)),
+        r => format!("{} smaller", ratio(r)),
+    };
+    lines.push(format!("size      {from} → {to}: {change}"));
     let int8 = if t.int8_tensors == 0 { String::new() } else { format!("int8 {}, ", bytes(t.int8_bytes)) };
     lines.push(format!(
         "          codes {}, scales {}, {int8}dense {}, index and padding {}",

@@ -74,27 +74,48 @@ pub(super) fn is_layer(tensor: TensorView<'_>) -> bool {
     is_float(tensor.dtype) && tensor.shape.len() >= 2 && tensor.elements() > 0 && exception(tensor.name).is_none()
 }
 
+/// Why what embeds stays dense.
+pub(super) const EMBEDDING: &str = "embedding, by name";
+/// Why what maps to a vocabulary does.
+pub(super) const LANGUAGE_HEAD: &str = "language-model head, by name";
+
 /// Names that stay dense by default: what embeds, normalises, or maps to a vocabulary.
-fn exception(name: &str) -> Option<&'static str> {
-    const EMBEDDINGS: [&str; 4] = ["wte", "wpe", "cls_token", "relative_attention_bias"];
-    const NORMS: [&str; 6] = ["ln", "bn", "ln_f", "ln_1", "ln_2", "rms"];
-    const HEADS: [&str; 3] = ["lm_head", "embed_out", "output_projection"];
+pub(super) fn exception(name: &str) -> Option<&'static str> {
+    const LANGUAGE_HEADS: [&str; 4] = ["lm_head", "embed_out", "output_projection", "output_layer"];
+    const EMBEDDINGS: [&str; 6] = ["wte", "wpe", "emb", "token_types", "cls_token", "relative_attention_bias"];
     for segment in segments(name) {
         let segment = segment.as_str();
         if segment.contains("embed") || segment.contains("embd") || EMBEDDINGS.contains(&segment) {
-            return Some("embedding, by name");
+            return Some(EMBEDDING);
         }
-        if segment.contains("norm") || NORMS.contains(&segment) {
+        if is_norm(segment) {
             return Some("normalisation, by name");
         }
-        if HEADS.contains(&segment) {
-            return Some("language-model head, by name");
+        if LANGUAGE_HEADS.contains(&segment) {
+            return Some(LANGUAGE_HEAD);
         }
         if segment == "bias" {
             return Some("bias, by name");
         }
     }
-    (name == "output.weight").then_some("language-model head, by name")
+    // T5 and BART share one between encoder and decoder.
+    if name == "shared.weight" || name.ends_with(".shared.weight") {
+        return Some(EMBEDDING);
+    }
+    let head = name == "output.weight" || name.ends_with("predictions.decoder.weight");
+    head.then_some(LANGUAGE_HEAD)
+}
+
+/// `norm`, `layernorm`, `batch_norm2d`, `normalization`, but not `enormous` or `normal_conv`.
+fn is_norm(segment: &str) -> bool {
+    const NORMS: [&str; 6] = ["ln", "bn", "ln_f", "ln_1", "ln_2", "rms"];
+    let part = |part: &str| {
+        let part = part.strip_suffix(['d']).filter(|rest| rest.ends_with(|c: char| c.is_ascii_digit())).unwrap_or(part);
+        part.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with("norm")
+            || part.starts_with("normaliz")
+            || part.starts_with("normalis")
+    };
+    NORMS.contains(&segment) || segment.split(['_', '-']).any(part)
 }
 
 /// The dotted parts of a name, in lower case.
@@ -136,7 +157,13 @@ pub(super) fn checked_treatment(
 ) -> Result<Treatment> {
     let treatment = match last {
         Some((its, treatment)) if its == settings => treatment.clone(),
-        _ => last.insert((settings.clone(), settings.treatment()?)).1.clone(),
+        _ => {
+            let treatment = settings.treatment().map_err(|error| match error {
+                Error::Request(message) => Error::Request(format!("tensor `{}`: {message}", tensor.name)),
+                other => other,
+            })?;
+            last.insert((settings.clone(), treatment)).1.clone()
+        }
     };
     if treatment.axis >= tensor.shape.len() {
         return Err(Error::Request(format!(
@@ -162,12 +189,27 @@ mod tests {
             "lm_head.weight",
             "output.weight",
             "h.0.ln_1.weight",
+            "shared.weight",
+            "model.shared.weight",
+            "emb.weight",
+            "transformer.output_layer.weight",
+            "cls.predictions.decoder.weight",
+            "encoder.LayerNorm.weight",
+            "layers.0.post_attention_layernorm.weight",
+            "features.batch_norm2d.weight",
+            "blocks.0.norm1.weight",
         ] {
             assert!(exception(dense).is_some(), "{dense}");
         }
-        for ternary in
-            ["encoder.layer.0.output.dense.weight", "layers.1.mlp.up_proj.weight", "conv1.weight", "fc.weight"]
-        {
+        for ternary in [
+            "encoder.layer.0.output.dense.weight",
+            "layers.1.mlp.up_proj.weight",
+            "conv1.weight",
+            "fc.weight",
+            "enormous.weight",
+            "normal_conv.weight",
+            "mlp.shared_expert.up_proj.weight",
+        ] {
             assert!(exception(ternary).is_none(), "{ternary}");
         }
     }

@@ -3,6 +3,7 @@
 //! ([`super`]).
 //! Format: <https://github.com/huggingface/safetensors#format>.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
@@ -37,6 +38,12 @@ const REFERENCE_BYTES: u64 = 4 << 20;
 
 /// The metadata's key in safetensors files of packed weights, which are no checkpoints.
 pub const PACKED_KEY: &str = "twn-pack.packed";
+
+/// The order of two tensors in a safetensors file, by type and name: wider types first, which keeps every tensor aligned;
+/// then by name, as the format's own writer has them.
+pub fn safetensors_order(a: (Dtype, &str), b: (Dtype, &str)) -> Ordering {
+    b.0.bitsize().cmp(&a.0.bitsize()).then_with(|| a.1.cmp(b.1))
+}
 
 /// The header of a safetensors file: length, JSON and padding; the tensors' bytes follow it in this order. The same
 /// tensors and metadata always give the same header (the safetensors crate orders metadata at random).
@@ -207,7 +214,10 @@ impl<'de> Deserialize<'de> for RawHeader {
                     if key == "__metadata__" {
                         header.metadata = map.next_value::<UniqueMap>()?.0;
                     } else {
-                        header.tensors.push((key, map.next_value::<Strict>()?.0));
+                        // serde_json takes line and column from the end of the text.
+                        let named = |error: A::Error| serde::de::Error::custom(format_args!("tensor `{key}`: {error}"));
+                        let tensor = map.next_value::<Strict>().map_err(named)?.0;
+                        header.tensors.push((key, tensor));
                     }
                 }
                 Ok(header)

@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 pub use self::builder::{CheckpointBuilder, Taken};
 use self::header::Header;
-pub use self::header::{PACKED_KEY, safetensors_header};
+pub use self::header::{PACKED_KEY, safetensors_header, safetensors_order};
 pub use self::npy::NpyHeader;
-pub use self::shards::ShardIndex;
+pub use self::shards::{ShardIndex, missing_shard};
 pub use self::ternary::{TernaryLayout, TernaryPlane, TernaryView};
 pub use self::weights::FilterView;
 pub use crate::dtype::Dtype;

@@ -64,7 +64,31 @@ fn in_directory(path: &Path) -> Result<Shards> {
              that is the checkpoint".to_owned(),
         ));
     }
-    Ok(Shards { files, weight_map: None })
+    match missing_shard(&files) {
+        Some(message) => Err(problem(message)),
+        None => Ok(Shards { files, weight_map: None }),
+    }
+}
+
+/// Of files that are called as parts of a whole, `NAME-00002-of-00003.EXTENSION`, what is said of the first part that is
+/// not there.
+pub fn missing_shard(files: &[PathBuf]) -> Option<String> {
+    let names: BTreeSet<String> = files.iter().map(|file| file_name(file)).collect();
+    let numeric = |text: &str| !text.is_empty() && text.len() < 8 && text.bytes().all(|b| b.is_ascii_digit());
+    // Of each whole the first file that is there, and how many parts it should have.
+    let mut wholes = BTreeMap::new();
+    for name in &names {
+        let Some((stem, rest)) = name.rsplit_once("-of-") else { continue };
+        let (Some((stem, number)), Some(count)) = (stem.rsplit_once('-'), rest.split('.').next()) else { continue };
+        if let (true, true, Ok(count)) = (numeric(number), numeric(count), count.parse::<usize>()) {
+            wholes.entry((stem, number.len(), rest)).or_insert((name, count));
+        }
+    }
+    wholes.into_iter().find_map(|((stem, width, rest), (name, count))| {
+        let mut parts = (1..=count).map(|part| format!("{stem}-{part:0width$}-of-{rest}"));
+        let part = parts.find(|part| !names.contains(part))?;
+        Some(format!("holds `{name}`, but not `{part}`; get that too, or give the files that are there by themselves"))
+    })
 }
 
 #[derive(Deserialize)]

@@ -201,12 +201,15 @@ impl Fit {
         let alpha = f64::from(scale);
         let squared_norm = unit.moments().sum_of_squares;
         let mut squared_error = squared_norm - 2.0 * alpha * above.sum + alpha * alpha * above.count as f64;
-        if squared_error.is_nan() || squared_error < squared_norm * 1e-8 {
+        if squared_error.is_nan() || squared_error < squared_norm * CANCELS {
             squared_error = unit.squared_error(threshold, alpha);
         }
         Self { threshold, exact_scale, scale, above, squared_error, squared_norm }
     }
 }
+
+/// An error below this share of ‖W‖², expanded, has lost more than five of its fifteen digits: it is summed again.
+pub(crate) const CANCELS: f64 = 1e-5;
 
 /// What was found for the weights of one unit.
 #[derive(Debug, Clone)]

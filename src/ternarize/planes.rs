@@ -24,7 +24,7 @@ use self::levels::LEVELS;
 pub(crate) use self::levels::Levels;
 use self::starts::{SIZES, USUAL, greedy, shapes};
 use self::tails::{Tails, Weights, sample};
-use super::{ScaleDtype, Ternarizer, Unit};
+use super::{CANCELS, ScaleDtype, Ternarizer, Unit};
 use crate::limits::PACKED_PLANES as MAX;
 
 /// Steps at most; a few dozen are usual.
@@ -90,8 +90,7 @@ impl PlanesFit {
             value * (count * value - 2.0 * sum)
         });
         let mut squared_error = squared_norm + gains.sum::<f64>();
-        // Expanded it is free; where that loses more than half of the digits, it is summed again.
-        if squared_error.is_nan() || squared_error < squared_norm * 1e-8 {
+        if squared_error.is_nan() || squared_error < squared_norm * CANCELS {
             squared_error = levels.squared_error(unit);
         }
         let exact_scale = exact.first().copied().unwrap_or_default();

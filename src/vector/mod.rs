@@ -43,10 +43,13 @@ impl Isa {
     pub const PORTABLE: Self = Self(Token::Portable);
 
     /// The fastest set of this machine, or the one that the environment variable `TWN_PACK_ISA` names.
+    ///
+    /// # Errors
+    /// As [`Isa::by_name`], for the name in the variable.
     pub fn detect() -> Result<Self> {
-        match std::env::var("TWN_PACK_ISA") {
-            Ok(name) => Self::by_name(&name),
-            Err(_) => Ok(Self::all().pop().unwrap_or(Self::PORTABLE)),
+        match std::env::var_os("TWN_PACK_ISA") {
+            Some(name) => Self::by_name(&name.to_string_lossy()),
+            None => Ok(Self::all().pop().unwrap_or(Self::PORTABLE)),
         }
     }
 

@@ -186,6 +186,38 @@ pub fn pack(directory: &Path, tensors: &[(Made, &str)]) -> Container {
     Container::open(output).unwrap()
 }
 
+/// A `.twn` with checksums of prefix and index put right again, as an attacker would.
+pub fn reseal(bytes: &mut [u8]) {
+    let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let index = u64_at(bytes, 16);
+    let crc = crc32fast::hash(&bytes[index..]).to_le_bytes();
+    bytes[40..44].copy_from_slice(&crc);
+    let crc = crc32fast::hash(&bytes[..60]).to_le_bytes();
+    bytes[60..64].copy_from_slice(&crc);
+}
+
+/// A `.twn` with other bytes in one of a tensor's sections, and good checksums.
+pub fn with_section(good: &[u8], tensor: &str, part: usize, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let index = Container::from_bytes("good.twn", good.to_vec()).unwrap().index().clone();
+    let entry = index.tensors.iter().find(|t| t.name == tensor).unwrap();
+    let section = entry.sections().nth(part).unwrap().1;
+    let start = u64::from_le_bytes(good[16..24].try_into().unwrap()) as usize;
+    let mut bytes = good.to_vec();
+    let range = section.offset as usize..(section.offset + section.length) as usize;
+    change(&mut bytes[range.clone()]);
+    let crc = crc32fast::hash(&bytes[range]);
+    let text = String::from_utf8(bytes[start..].to_vec()).unwrap();
+    let text = text.replace(&format!("\"crc32\":{}", section.crc32), &format!("\"crc32\":{crc}"));
+    // The index is as long as it now is.
+    bytes.truncate(start);
+    bytes.extend(text.as_bytes());
+    let length = bytes.len() as u64;
+    bytes[24..32].copy_from_slice(&(text.len() as u64).to_le_bytes());
+    bytes[32..40].copy_from_slice(&length.to_le_bytes());
+    reseal(&mut bytes);
+    bytes
+}
+
 /// Calls `check` with every byte of a file changed in four ways, one after another.
 pub fn every_damage(whole: &[u8], mut check: impl FnMut(&[u8])) {
     let mut damaged = whole.to_vec();
