@@ -15,7 +15,8 @@
 //! Scales: what columns are rounded for is spread wider than the weights themselves, so the first scales are fitted
 //! to that; some more starts are a little larger or smaller, the more the shorter filters are. From each start
 //! codes, and then least-squares scales under H + λI, group by group; of one plane, unless filters are long, codes
-//! for these scales, and scales again. The best of all counts, for each filter. And then column by column to the
+//! for these scales, and scales again. One more start is what the filter is without H. The best of all counts, for each
+//! filter, so that none is worse under H + λI than without. And then column by column to the
 //! best value, all others as they are, and scales once more; that can only lower the error. All of it is under
 //! H + λI: where rows are few, what is best for them alone is worse for others. Only the first scales, which are
 //! fitted input by input, are by the diagonal of H alone, and by λ for inputs that were always 0: with λ for all they made
@@ -55,6 +56,15 @@ pub(crate) struct Grid {
     /// Filters of other calls have the same scales: they stay as they are, and [`Solved::system`] says which would be
     /// better. The group is a whole filter then.
     pub shared: bool,
+}
+
+/// What filters are without H.
+#[derive(Debug, Default)]
+pub(crate) struct Plain {
+    /// `[planes][filters][n]`, t.
+    pub codes: Vec<Vec<i8>>,
+    /// `[filters][groups][planes]`.
+    pub scales: Vec<f32>,
 }
 
 /// How far below 0, as a share of the mean input's energy and as one per input, rounding may put what an input
@@ -151,14 +161,15 @@ impl Solver {
     }
 
     /// Rounds filters, `w` holds them one after another; `scales` are those to begin with, `[filters][groups][planes]`.
-    pub fn solve(&self, w: &[f64], scales: Vec<f32>, grid: Grid) -> Solved {
+    pub fn solve(&self, w: &[f64], scales: Vec<f32>, plain: &Plain, grid: Grid) -> Solved {
         let mut filters = Filters::new(self, w, scales, grid);
         filters.compensate();
         if grid.shared {
             filters.residual();
+            filters.take_better(&filters.plain(plain));
         } else {
             filters.fit_targets();
-            filters = filters.best_start();
+            filters = filters.best_start(plain);
         }
         let mut last = filters.error();
         for _ in 0..SWEEPS {

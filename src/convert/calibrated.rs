@@ -11,7 +11,7 @@ use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
 use super::unit::AsUnit;
 use super::{Options, in_order, weights_error};
 use crate::Result;
-use crate::calibration::solve::{Grid, Solved, Solver, energy};
+use crate::calibration::solve::{Grid, Plain, Solved, Solver, energy};
 use crate::calibration::{Calibration, Moments};
 use crate::container::{CalibrationEntry, Granularity};
 use crate::error::WeightsProblem;
@@ -223,15 +223,18 @@ impl Inputs {
         let importance: Vec<f64> = (0..n).map(importance).collect();
         let (unit, binary) = (work.unit_len().min(n), treatment.method.binary());
         let (mut scales, mut levels) = (Vec::new(), Vec::new());
+        let mut plain = Plain { codes: vec![Vec::with_capacity(w.len()); treatment.planes], scales: Vec::new() };
         if let (true, Some(fit)) = (shared, work.fits.first()) {
             scales = fit.scales().repeat(filters.len());
             levels = vec![Levels::new(fit.scales(), binary); filters.len()];
+            plain.add(fit, &w, filters.len());
         }
         for (row, filter) in w.chunks_exact(n).enumerate().filter(|_| !shared) {
             for (g, group) in filter.chunks(unit).enumerate() {
                 let start = row * n + g * unit;
                 let fit = work.fit_unit(&weights[start..start + group.len()], range.start + start, isa)?;
                 let importance = &importance[g * unit..][..group.len()];
+                plain.add(&fit, group, 1);
                 let start = fit.scales().to_vec();
                 let (refined, its_levels) = refine_weighted(group, importance, start, treatment.scale_dtype, binary);
                 scales.extend(refined);
@@ -240,7 +243,7 @@ impl Inputs {
         }
         let grid = Grid { binary, planes: treatment.planes, group: unit, dtype: treatment.scale_dtype, shared };
         Ok(match self {
-            Self::Full(solver) => solver.solve(&w, scales, grid),
+            Self::Full(solver) => solver.solve(&w, scales, &plain, grid),
             _ => Solved::by_diagonal(&w, &importance, scales, &levels, grid),
         })
     }
@@ -261,6 +264,16 @@ impl Inputs {
         };
         output.tally.add_output([energy(&e), energy(&w)]);
         Ok(output)
+    }
+}
+
+impl Plain {
+    /// Weights that share their scales, of so many filters.
+    fn add(&mut self, fit: &Fitted, weights: &[f64], filters: usize) {
+        for &w in weights {
+            self.codes.iter_mut().zip(fit.codes(w)).for_each(|(codes, t)| codes.push(t));
+        }
+        self.scales.extend(fit.scales().repeat(filters));
     }
 }
 

@@ -25,6 +25,8 @@ use self::planes::fit_planes;
 pub use self::twn::Twn;
 pub use self::unit::Unit;
 pub(crate) use self::unit::{LongWeights, Slice};
+#[cfg(feature = "calibration")]
+use crate::limits::PACKED_PLANES;
 pub use crate::vector::block::{Above, Moments};
 use crate::{Error, Result};
 
@@ -235,6 +237,21 @@ impl Fitted {
             Self::One(fit) => std::slice::from_ref(&fit.scale),
             Self::Several(fit) => &fit.scales,
         }
+    }
+
+    /// t per plane of a weight; 0 of planes that there are not.
+    #[cfg(feature = "calibration")]
+    pub fn codes(&self, weight: f64) -> [i8; PACKED_PLANES] {
+        let sign = if weight < 0.0 { -1 } else { 1 };
+        let mut codes = [0; PACKED_PLANES];
+        match self {
+            Self::One(Fit { threshold: Threshold::Delta(delta), .. }) => {
+                codes[0] = sign * i8::from(weight.abs() > *delta)
+            }
+            Self::One(Fit { threshold: Threshold::Sign, .. }) => codes[0] = sign,
+            Self::Several(fit) => codes = fit.levels.round(weight).1,
+        }
+        codes
     }
 
     /// ‖W − Ŵ‖² and ‖W‖².

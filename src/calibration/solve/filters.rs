@@ -6,7 +6,7 @@ use std::rc::Rc;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 
-use super::{Grid, Solved, Solver, dot, product, strided};
+use super::{Grid, Plain, Solved, Solver, dot, product, strided};
 use crate::limits::PACKED_PLANES as MAX;
 use crate::ternarize::planes::{LeastSquares, Levels, refine_weighted};
 
@@ -68,11 +68,12 @@ impl<'a> Filters<'a> {
         }
     }
 
-    /// The best that comes of some starts, for each filter.
-    pub(super) fn best_start(self) -> Self {
+    /// The best that comes of some starts, for each filter; one of them is what it is without H, so none gets worse by H.
+    pub(super) fn best_start(self, plain: &Plain) -> Self {
         let starts = (STARTED / self.solver.n).max(1);
         let rounds = if self.grid.planes == 1 && starts > 1 { ROUNDS } else { 1 };
-        let mut best: Option<Self> = None;
+        let mut best = self.plain(plain);
+        best.sweep(false);
         for factor in STARTS.into_iter().take(starts) {
             let mut next = self.clone();
             next.scale(factor);
@@ -80,13 +81,29 @@ impl<'a> Filters<'a> {
                 next.compensate();
                 next.residual();
                 next.sweep(false);
-                match &mut best {
-                    None => best = Some(next.clone()),
-                    Some(best) => best.take_better(&next),
-                }
+                best.take_better(&next);
             }
         }
-        best.unwrap_or(self)
+        best
+    }
+
+    /// The same filters as they are without H.
+    pub(super) fn plain(&self, plain: &Plain) -> Self {
+        let (n, Grid { planes, binary, group, .. }) = (self.solver.n, self.grid);
+        let levels = plain.scales.chunks_exact(planes).map(|scales| Levels::new(scales, binary)).collect();
+        let mut filters = Self { scales: plain.scales.clone(), levels, t: plain.codes.clone(), ..self.clone() };
+        for at in 0..self.w.len() {
+            filters.e[at] = filters.lost(at / n * self.groups + at % n / group, at);
+        }
+        filters.residual();
+        filters
+    }
+
+    /// w − ŵ of a weight, for the scales of its unit and its codes. Values are summed in `f32`, as a reader sums them.
+    fn lost(&self, unit: usize, at: usize) -> f64 {
+        let scales = &self.scales[unit * self.grid.planes..][..self.grid.planes];
+        let value = scales.iter().zip(&self.t).map(|(scale, t)| scale * f32::from(t[at])).sum::<f32>();
+        self.w[at] - f64::from(value)
     }
 
     /// Scales times that, where their type holds it.
@@ -102,7 +119,7 @@ impl<'a> Filters<'a> {
     }
 
     /// Filters that have a smaller error there become what they are there.
-    fn take_better(&mut self, other: &Self) {
+    pub(super) fn take_better(&mut self, other: &Self) {
         let (n, units) = (self.solver.n, self.groups * self.grid.planes);
         for row in 0..self.rows {
             let at = row * n..(row + 1) * n;
@@ -255,12 +272,10 @@ impl<'a> Filters<'a> {
                     products[p][row * width..][..width].iter_mut().for_each(|th| *th = -*th);
                 }
             }
-            let scales = &self.scales[unit * planes..][..planes];
-            self.levels[unit] = Levels::new(scales, self.grid.binary);
+            self.levels[unit] = Levels::new(&self.scales[unit * planes..][..planes], self.grid.binary);
             for j in 0..width {
                 let at = row * n + start + j;
-                let value = scales.iter().zip(&self.t).map(|(scale, t)| scale * f32::from(t[at])).sum::<f32>();
-                let lost = self.w[at] - f64::from(value);
+                let lost = self.lost(unit, at);
                 changes[row * width + j] = lost - self.e[at];
                 self.e[at] = lost;
             }
