@@ -53,11 +53,14 @@ fn case(input: &mut Bytes<'_>) -> Case {
         2 => Some(Granularity::Group(input.pick(&[1, 2, 3, 5, 7, 8, 64, 100_000, u64::MAX, 1 << 63]))),
         _ => Some(Granularity::Group(u64::from(input.u8()) + 1)),
     };
+    let planes = input.pick(&[None, None, Some(2), Some(3)]);
+    // Of several planes every unit has a search of its own, all of it on each instruction set: of many weights one unit.
+    let one_unit = planes.is_some() && shape.iter().product::<usize>() > 4000;
     let settings = Settings {
         method: Some(method.to_owned()),
         factor: factor.flatten(),
-        granularity,
-        planes: input.pick(&[None, None, Some(2), Some(3)]),
+        granularity: if one_unit { Some(Granularity::Tensor) } else { granularity },
+        planes,
         axis: Some(input.pick(&[0, 0, 1, 2, 3, 4])),
         encoding,
         sparsity_alpha: None,

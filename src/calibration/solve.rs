@@ -33,6 +33,7 @@ use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_s
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
+pub(crate) use self::filters::FOR_A_START;
 use self::filters::Filters;
 use crate::error::CalibrationProblem;
 use crate::ternarize::ScaleDtype;

@@ -11,13 +11,13 @@ use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
 use super::unit::AsUnit;
 use super::{Options, in_order, weights_error};
 use crate::Result;
-use crate::calibration::solve::{Grid, Plain, Solved, Solver, energy};
+use crate::calibration::solve::{FOR_A_START, Grid, Plain, Solved, Solver, energy};
 use crate::calibration::{Calibration, Moments};
 use crate::container::{CalibrationEntry, Granularity};
 use crate::error::WeightsProblem;
 use crate::select::Treatment;
 use crate::source::{FilterView, TensorView};
-use crate::ternarize::planes::{LeastSquares, Levels, refine_weighted};
+use crate::ternarize::planes::{LeastSquares, Levels, WORTHWHILE, refine_weighted};
 use crate::ternarize::{Fitted, PlanesFit};
 use crate::vector::Isa;
 
@@ -221,6 +221,8 @@ impl Inputs {
             Self::Diagonal(values) => values[j],
         };
         let importance: Vec<f64> = (0..n).map(importance).collect();
+        // Where codes follow from the scales alone, these are the last.
+        let worthwhile = if matches!(self, Self::Full(_)) { FOR_A_START } else { WORTHWHILE };
         let (unit, binary) = (work.unit_len().min(n), treatment.method.binary());
         let (mut scales, mut levels) = (Vec::new(), Vec::new());
         let mut plain = Plain { codes: vec![Vec::with_capacity(w.len()); treatment.planes], scales: Vec::new() };
@@ -236,7 +238,8 @@ impl Inputs {
                 let importance = &importance[g * unit..][..group.len()];
                 plain.add(&fit, group, 1);
                 let start = fit.scales().to_vec();
-                let (refined, its_levels) = refine_weighted(group, importance, start, treatment.scale_dtype, binary);
+                let (refined, its_levels) =
+                    refine_weighted(group, importance, start, treatment.scale_dtype, binary, worthwhile);
                 scales.extend(refined);
                 levels.push(its_levels);
             }

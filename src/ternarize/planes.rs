@@ -33,7 +33,7 @@ const STEPS: usize = 200;
 /// A step that lowers the error by less than this share of it is the last: of every start at first, and of those
 /// that are improved to the end.
 const ROUGH: f64 = 1e-3;
-const WORTHWHILE: f64 = 1e-6;
+pub(crate) const WORTHWHILE: f64 = 1e-6;
 
 /// How many of the roughly improved starts are improved to the end. (More than two were no better for any of 136 filters of
 /// LeNet-5 and of known distributions.)
@@ -298,7 +298,8 @@ impl Search<'_> {
 }
 
 /// The same by turns for weights that count as much as `importance` says, all in memory: from these
-/// scales (one per plane) to such of least Σ importance·(w − ŵ)² nearby, and its levels.
+/// scales (one per plane) to such of least Σ importance·(w − ŵ)² nearby, and its levels; until a step lowers that by less
+/// than this share.
 #[cfg(feature = "calibration")]
 pub(crate) fn refine_weighted(
     weights: &[f64],
@@ -306,6 +307,7 @@ pub(crate) fn refine_weighted(
     scales: Vec<f32>,
     dtype: ScaleDtype,
     binary: bool,
+    worthwhile: f64,
 ) -> (Vec<f32>, Levels) {
     let planes = scales.len();
     let measure = |scales: Vec<f32>| {
@@ -330,7 +332,7 @@ pub(crate) fn refine_weighted(
         let mut rounded: Vec<f32> = wanted.into_iter().map(|scale| dtype.round(scale.abs())).collect();
         rounded.sort_by(|a, b| b.total_cmp(a));
         let next = measure(rounded);
-        if !(next.0 < best.0 * (1.0 - WORTHWHILE) && next.1.iter().all(|scale| scale.is_finite())) {
+        if !(next.0 < best.0 * (1.0 - worthwhile) && next.1.iter().all(|scale| scale.is_finite())) {
             break;
         }
         best = next;

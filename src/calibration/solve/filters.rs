@@ -22,6 +22,9 @@ const STARTED: usize = 4096;
 /// that are too long for more than one start.
 const ROUNDS: usize = 2;
 
+/// First scales are fitted until a step lowers their error by less than this share.
+pub(crate) const FOR_A_START: f64 = 1e-4;
+
 /// What lowers the error by less than this share of it is none better: rounding must not choose.
 const BETTER: f64 = 1e-9;
 
@@ -62,7 +65,7 @@ impl<'a> Filters<'a> {
         let units = self.r.chunks_exact(n).flat_map(|row| row.chunks(group).zip(importance.chunks(group)));
         for ((targets, importance), unit) in units.zip(0..) {
             let scales = &mut self.scales[unit * planes..][..planes];
-            let (fitted, levels) = refine_weighted(targets, importance, scales.to_vec(), dtype, binary);
+            let (fitted, levels) = refine_weighted(targets, importance, scales.to_vec(), dtype, binary, FOR_A_START);
             scales.copy_from_slice(&fitted);
             self.levels[unit] = levels;
         }
@@ -73,7 +76,9 @@ impl<'a> Filters<'a> {
         let starts = (STARTED / self.solver.n).max(1);
         let rounds = if self.grid.planes == 1 && starts > 1 { ROUNDS } else { 1 };
         let mut best = self.plain(plain);
-        best.sweep(false);
+        if starts > 1 {
+            best.sweep(false);
+        }
         for factor in STARTS.into_iter().take(starts) {
             let mut next = self.clone();
             next.scale(factor);
