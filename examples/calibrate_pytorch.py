@@ -1,7 +1,7 @@
 """Statistics of the inputs of a PyTorch model's layers, for `twn-pack MODEL --calibration stats.safetensors`.
 
-The file is described in spec/calibration-v1.md: for each Linear and Conv2d weight the sum of x·xᵀ over
-the rows x that its filters are multiplied with. Use it as a module:
+The file is described in spec/calibration-v1.md: for each weight of a Linear, Conv1d, Conv2d or Conv3d, or of GPT-2's
+Conv1D, the sum of x·xᵀ over the rows x that its filters are multiplied with. Use it as a module:
 
     from calibrate_pytorch import Calibration
     with torch.no_grad(), Calibration(model) as calibration:
@@ -12,9 +12,21 @@ the rows x that its filters are multiplied with. Use it as a module:
 Run as a script it checks itself on a small model. Needs torch and safetensors.
 """
 
+import inspect
+import math
+import warnings
+
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_linear(module):
+    """Also the layer of GPT-2 and its kin, whose weights are [inputs, outputs]."""
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and module.weight.dim() == 2)
 
 
 class Calibration:
@@ -25,20 +37,24 @@ class Calibration:
 
     def __init__(self, model, diagonal=False, prefix="", dtype=torch.float64):
         self.diagonal, self.dtype = diagonal, dtype
-        self.sums, self.hooks, self.layers = {}, [], {}
+        self.sums, self.hooks, self.layers, self.others = {}, [], {}, []
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if is_linear(module) or isinstance(module, CONVOLUTIONS):
                 self.layers[f"{prefix}{name}.weight"] = module
+            else:
+                weights = ((key, p) for key, p in module.named_parameters(recurse=False) if p.dim() >= 2)
+                self.others += [f"{prefix}{name}.{key}" for key, _ in weights if not isinstance(module, nn.Embedding)]
 
     def __enter__(self):
         for name, module in self.layers.items():
-            hook = lambda module, inputs, name=name: self._add(name, module, inputs[0])
-            self.hooks.append(module.register_forward_pre_hook(hook))
+            hook = lambda module, args, keywords, name=name: self._add(name, module, [*args, *keywords.values()][0])
+            self.hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_):
         for hook in self.hooks:
             hook.remove()
+        self.hooks.clear()
 
     def _add(self, name, module, x):
         for group, rows in enumerate(self._rows(module, x.detach())):
@@ -54,17 +70,21 @@ class Calibration:
     @staticmethod
     def _rows(module, x):
         """[rows, n] for each group of filters, in the order of the weights."""
-        if isinstance(module, nn.Linear):
-            return [x.reshape(-1, x.shape[-1])]
-        x = x if x.dim() == 4 else x.unsqueeze(0)
+        if is_linear(module):
+            yield x.reshape(-1, x.shape[-1])
+            return
+        sizes = module.kernel_size
+        x = x if x.dim() == 2 + len(sizes) else x.unsqueeze(0)
         # As the layer does it: its padding may be a word, or not of zeros.
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        parts = []
+        # [images, channels, places along each axis, kernel along each axis]
+        for axis, (size, step, gap) in enumerate(zip(sizes, module.stride, module.dilation), start=2):
+            x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+        places = range(2, 2 + len(sizes))
         for part in x.chunk(module.groups, dim=1):
-            columns = nn.functional.unfold(part, module.kernel_size, module.dilation, 0, module.stride)
-            parts.append(columns.transpose(1, 2).reshape(-1, columns.shape[1]))
-        return parts
+            patches = part.permute(0, *places, 1, *range(2 + len(sizes), x.dim()))
+            yield patches.reshape(-1, part.shape[1] * math.prod(sizes))
 
     def save(self, path):
         tensors = {}
@@ -77,28 +97,48 @@ class Calibration:
             tensors[f"{name}.xtx_diagonal" if self.diagonal else f"{name}.xtx"] = shaped(stack(0))
             tensors[f"{name}.x_sum"] = shaped(stack(1))
             tensors[f"{name}.rows"] = torch.tensor(self.sums[name, 0][2], dtype=torch.int64)
+        missing = [name for name in self.layers if (name, 0) not in self.sums] + self.others
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            warnings.warn(f"no statistics of {', '.join(missing[:3])}{more}: layers that were not run, or of another kind")
         save_file(tensors, path, metadata={"format": "twn-calibration-1"})
+
+
+class Conv1D(nn.Module):
+    """GPT-2's, for the check."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x):
+        return x @ self.weight
 
 
 def check():
     """Outputs without bias are W·x for the rows: so their squares have to agree with the sums."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), nn.ReLU(), nn.Conv2d(6, 5, (2, 3), stride=2, bias=False),
-        nn.Flatten(), nn.Linear(5 * 4 * 3, 7, bias=False),
-    ).double()
-    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
-    with torch.no_grad(), Calibration(model) as calibration:
-        model(x[:2])
-        model(x[2:])
-    y = x
-    for number, module in enumerate(model):
-        y = module(y).detach()
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            parts = enumerate(module.weight.detach().flatten(1).chunk(getattr(module, "groups", 1)))
-            energy = sum((w @ calibration.sums[f"{number}.weight", group][0] @ w.T).trace() for group, w in parts)
-            assert torch.allclose(energy, (y * y).sum()), (number, energy, (y * y).sum())
-    calibration.save("stats.safetensors")
+    images, sounds, volumes = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 20), torch.randn(3, 2, 5, 6, 7)
+    cases = [
+        (nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), images),
+        (nn.Conv2d(4, 5, (2, 3), stride=2, dilation=(1, 2), bias=False), images),
+        (nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect", groups=4, bias=False), images),
+        (nn.Conv1d(4, 6, 5, stride=2, padding=2, dilation=2, groups=2, bias=False), sounds),
+        (nn.Conv3d(2, 3, (1, 2, 3), padding=1, stride=(1, 2, 1), bias=False), volumes),
+        (nn.Linear(20, 7, bias=False), sounds),
+        (Conv1D(20, 7), sounds),
+    ]
+    for module, x in cases:
+        module, x = nn.Sequential(module.double()), x.double()
+        with torch.no_grad(), Calibration(module) as calibration:
+            module(x[:2])
+            module[0](**{next(iter(inspect.signature(module[0].forward).parameters)): x[2:]})
+        y, weight = module(x).detach(), module[0].weight.detach()
+        weight = weight.T if isinstance(module[0], Conv1D) else weight.flatten(1)
+        parts = enumerate(weight.chunk(getattr(module[0], "groups", 1)))
+        energy = sum((w @ calibration.sums["0.weight", group][0] @ w.T).trace() for group, w in parts)
+        assert torch.allclose(energy, (y * y).sum()), (module, energy, (y * y).sum())
+        calibration.save("stats.safetensors")
     print("good; wrote stats.safetensors")
 
 

@@ -434,6 +434,15 @@ fn what_is_missing_or_belongs_nowhere_is_said() {
     let stderr = String::from_utf8_lossy(&whole.stderr);
     assert!(whole.status.success() && stderr.contains("`b.weight`: no statistics"), "{stderr}");
     assert!(String::from_utf8_lossy(&whole.stdout).contains("t2 twn tensor calibrated"));
+    // A dry run says it beforehand, and finds what does not fit.
+    let dry = common::run(&[&arguments[..3], &["--dry-run".as_ref()]].concat());
+    let stderr = String::from_utf8_lossy(&dry.stderr);
+    assert!(dry.status.success() && stderr.contains("`b.weight`: no statistics"), "{stderr}");
+    let other = [Made::new("a.weight.xtx", Dtype::F32, &[2, 2], &identity[..4])];
+    common::checkpoint(directory.path(), "stats.safetensors", &other);
+    let dry = common::run(&[&arguments[..3], &["--dry-run".as_ref()]].concat());
+    let stderr = String::from_utf8_lossy(&dry.stderr);
+    assert!(!dry.status.success() && stderr.contains("shape [2, 2], expected [4, 4]"), "{stderr}");
 }
 
 /// Of a grouped convolution some groups' inputs may be dead: their filters were packed as without statistics, and called

@@ -110,7 +110,11 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
             Report::of_plan(&checkpoint, &plan)
         }
     };
-    CalibrationArgs::warn_of_missing(&report.uncalibrated(), &report.calibrated(), calibration.as_ref(), session);
+    let missing = match &calibration {
+        Some(calibration) if args.dry_run => convert::uncalibrated(&checkpoint, &plan, calibration)?,
+        _ => report.uncalibrated(),
+    };
+    CalibrationArgs::warn_of_missing(&missing, &report.calibrated(), calibration.as_ref(), session);
     if !args.dry_run {
         args.repair.warn_of_missing(&report, session);
         repairs.warn_of_unadjusted(&report, session);

@@ -9,14 +9,15 @@ use super::job::{Done, Places, Run};
 use super::journal::stamp;
 use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
 use super::unit::AsUnit;
+use super::work::view_of;
 use super::{Options, in_order, weights_error};
 use crate::Result;
 use crate::calibration::solve::{FOR_A_START, Grid, Plain, Solved, Solver, energy};
 use crate::calibration::{Calibration, Moments};
 use crate::container::{CalibrationEntry, Granularity};
 use crate::error::WeightsProblem;
-use crate::select::Treatment;
-use crate::source::{FilterView, TensorView};
+use crate::select::{Plan, Treatment};
+use crate::source::{Checkpoint, FilterView, TensorView};
 use crate::ternarize::planes::{LeastSquares, Levels, WORTHWHILE, refine_weighted};
 use crate::ternarize::{Fitted, PlanesFit};
 use crate::vector::Isa;
@@ -56,6 +57,21 @@ pub(super) enum Inputs {
 /// Whether the run was given statistics.
 pub(super) fn is_asked(options: &Options<'_>) -> bool {
     options.calibration.is_some()
+}
+
+/// The tensors that a plan gives codes and that nothing is known of; reads no weights.
+///
+/// # Errors
+/// Statistics that do not fit a tensor of the plan. (What is wrong with their numbers is found when they are used.)
+pub fn uncalibrated<'a>(checkpoint: &'a Checkpoint, plan: &Plan, calibration: &Calibration) -> Result<Vec<&'a str>> {
+    let mut missing = Vec::new();
+    for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
+        let Some(view) = view_of(tensor, &planned.decision)? else { continue };
+        if calibration.moments(tensor.name, view.filters(), view.filter_len())?.is_none() {
+            missing.push(tensor.name);
+        }
+    }
+    Ok(missing)
 }
 
 /// Notices statistics that were written to since they were opened.

@@ -29,6 +29,8 @@ use rayon::prelude::*;
 
 #[cfg(feature = "calibration")]
 pub use self::bias::correct_bias;
+#[cfg(feature = "calibration")]
+pub use self::calibrated::uncalibrated;
 use self::job::{Done, Monitor, Run};
 use self::journal::Journal;
 pub use self::repair::Repair;

@@ -68,7 +68,7 @@ impl Offsets<'_> {
 }
 
 /// The filters of a tensor that is to have codes.
-fn view_of<'a>(tensor: TensorView<'a>, decision: &Decision) -> Result<Option<FilterView<'a>>> {
+pub(super) fn view_of<'a>(tensor: TensorView<'a>, decision: &Decision) -> Result<Option<FilterView<'a>>> {
     match decision {
         Decision::Dense | Decision::Moved(_) => Ok(None),
         Decision::Int8(treatment) => filters_of(tensor, treatment.axis).map(Some),
