@@ -75,7 +75,7 @@ fn chunk<L: Lanes, D: Digits, const R: usize, const C: usize>(
 ) -> [[L::Floats; C]; R] {
     let mut state = [lanes.splat8(0); R];
     for r in 0..R {
-        lanes.prefetch(codes[r]);
+        lanes.prefetch::<false>(codes[r]);
         state[r] = D::start(lanes, lanes.load(codes[r], part));
     }
     let per_word = D::PER_LANE / D::WORDS;

@@ -126,7 +126,12 @@ fn in_place<L: Lanes, const R: usize>(lanes: L, codes: [&[[u8; CHUNK]]; R], x: &
             let x = x.each_ref().map(|x| lanes.load8(x, part));
             for r in 0..R {
                 let codes = &codes[r][i];
-                lanes.prefetch(codes);
+                // Tiles of eight filters are for activations that fill the nearest cache.
+                if R < 8 {
+                    lanes.prefetch::<true>(codes)
+                } else {
+                    lanes.prefetch::<false>(codes)
+                }
                 let low = lanes.load(codes, part);
                 let high = lanes.shr16::<4>(low);
                 ones[r] = lanes.dot(ones[r], lanes.and(low, one), x[0]);
@@ -157,7 +162,7 @@ fn chunk<L: Lanes, D: Digits, const R: usize, const C: usize>(
     let mut state = [lanes.splat8(0); R];
     let mut partial = [[lanes.start(sums[0][0]); C]; R];
     for r in 0..R {
-        lanes.prefetch(codes[r]);
+        lanes.prefetch::<false>(codes[r]);
         state[r] = D::start(lanes, lanes.load(codes[r], part));
         for c in 0..C {
             partial[r][c] = lanes.start(sums[r][c]);

@@ -62,9 +62,9 @@ pub(super) trait Lanes: Copy {
         chunk[..rest.len()].copy_from_slice(rest);
         chunk
     }
-    /// Asks for what lies a little further on in the same run of memory. Not into the nearest cache, which is full of
-    /// activations where filters are long.
-    fn prefetch(self, _chunk: &[u8; CHUNK]) {}
+    /// Asks for what lies a little further on in the same run of memory, for the nearest cache or, where activations fill
+    /// that, for the second.
+    fn prefetch<const NEAREST: bool>(self, _chunk: &[u8; CHUNK]) {}
 
     fn splat8(self, byte: u8) -> Self::Bytes;
     fn splat16(self, word: u16) -> Self::Bytes;

@@ -59,7 +59,7 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
         there!(_mm256_load_si256(half::<i8, 32>(&line.0, part).as_ptr().cast()))
     }
     #[inline(always)]
-    fn prefetch(self, chunk: &[u8; CHUNK]) {
+    fn prefetch<const NEAREST: bool>(self, chunk: &[u8; CHUNK]) {
         there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(2048).cast()));
     }
     #[inline(always)]

@@ -62,8 +62,12 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
         chunk
     }
     #[inline(always)]
-    fn prefetch(self, chunk: &[u8; CHUNK]) {
-        there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(2048).cast()));
+    fn prefetch<const NEAREST: bool>(self, chunk: &[u8; CHUNK]) {
+        let ahead = chunk.as_ptr().wrapping_add(2048).cast();
+        match NEAREST {
+            true => there!(_mm_prefetch::<_MM_HINT_T0>(ahead)),
+            false => there!(_mm_prefetch::<_MM_HINT_T1>(ahead)),
+        }
     }
     #[inline(always)]
     fn splat8(self, byte: u8) -> __m512i {
