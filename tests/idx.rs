@@ -120,7 +120,9 @@ fn labels_are_held_to_the_network() {
     data.check_labels(1, 1).unwrap();
     let error = data.check_labels(3, 9).unwrap_err();
     assert_eq!(error.fault(), Fault::Input);
-    assert!(error.to_string().ends_with("label 9 of image 1, expected 0 to 8: the network has 9 outputs"), "{error}");
+    let expected = "label 9 of image 1, expected 0 to 8: the network has 9 outputs; mend the label, or give the network more with \
+                    --classes";
+    assert!(error.to_string().ends_with(expected), "{error}");
 }
 
 /// Cut off anywhere it is an error; with any bit changed it is an error or, where gzip does not look

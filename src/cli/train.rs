@@ -162,6 +162,10 @@ impl MethodArgs {
                 methods.insert((*name).to_owned(), LayerMethod { name: chosen, request });
             }
         }
+        let method = rules.settings.method.as_deref().unwrap_or_default();
+        if methods.is_empty() && train::method::<f32>(method, &Request::default())?.is_some() {
+            session.warn(&[format!("no layer is left for `{method}`: the network is trained in full precision")]);
+        }
         if rules.settings.sparsity_alpha.is_some() && !uses_esa(&methods) {
             return Err(Error::Request("sparsity-alpha is for esa, and no layer has that method".to_owned()));
         }

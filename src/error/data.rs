@@ -64,7 +64,11 @@ pub enum DataProblem {
         file: PathBuf,
     },
     /// A label that the network has no output for.
-    #[error("label {found} of image {image}, expected 0 to {}: the network has {classes} outputs", classes - 1)]
+    #[error(
+        "label {found} of image {image}, expected 0 to {}: the network has {classes} outputs; mend the label, or give the \
+         network more with --classes",
+        classes - 1
+    )]
     Label {
         /// The label.
         found: u32,

@@ -53,6 +53,10 @@ fn rules_recipes_and_augmentation_say_what_is_done() {
     let methods = found["methods"].as_object().unwrap();
     assert_eq!(methods.keys().collect::<Vec<_>>(), ["block.conv.weight", "lm_head.weight"]);
     assert_eq!([&methods["block.conv.weight"]["name"], &methods["lm_head.weight"]["name"]], ["bwn", "tga"]);
+    let output = world.path("nothing.safetensors");
+    let nothing = ["train", "--net", &world.network, "--data", &world.data, "-o", &output, "-m", "twn", "-x", "*"];
+    let (_, stderr) = expect(0, &[&nothing[..], &quick[..4]].concat());
+    assert!(stderr.contains("no layer is left for `twn`: the network is trained in full precision"), "{stderr}");
     let found = setup("over", &["--rules", &rules, "--method", "optimal", "--augment", "pad:3"]);
     assert_eq!(found["methods"]["block.conv.weight"]["name"], "optimal");
     assert_eq!(found["recipe"]["augment"], serde_json::json!({ "pad": { "pixels": 3, "flip": false } }));
