@@ -9,6 +9,9 @@ Conv1D, the sum of x·xᵀ over the rows x that its filters are multiplied with.
             model(**batch)
     calibration.save("stats.safetensors")
 
+GPT-2's Conv1D weights have their filters along axis 1: pack them with `--axis 1`, or `--set PATTERN axis=1` (square ones fit
+along axis 0 as well, and are wrong then).
+
 Run as a script it checks itself on a small model. Needs torch and safetensors.
 """
 
@@ -47,14 +50,21 @@ class Calibration:
 
     def __enter__(self):
         for name, module in self.layers.items():
-            hook = lambda module, args, keywords, name=name: self._add(name, module, [*args, *keywords.values()][0])
-            self.hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            self.hooks.append(module.register_forward_pre_hook(self._hook(name, module), with_kwargs=True))
         return self
 
     def __exit__(self, *_):
         for hook in self.hooks:
             hook.remove()
         self.hooks.clear()
+
+    def _hook(self, name, module):
+        first = next(iter(inspect.signature(module.forward).parameters))
+
+        def hook(module, args, keywords):
+            self._add(name, module, args[0] if args else keywords[first])
+
+        return hook
 
     def _add(self, name, module, x):
         for group, rows in enumerate(self._rows(module, x.detach())):

@@ -359,6 +359,36 @@ fn statistics_that_do_not_fit_are_refused_by_name() {
     }
 }
 
+/// Under XᵀX + λI nothing gets worse by XᵀX, whatever shares a scale.
+#[test]
+fn nothing_is_worse_than_without() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = Random(31);
+    for case in 0..150 {
+        let (n, planes) = (8 + case % 37, 1 + case % 3);
+        let filters = [1, 1, 4][case / 50];
+        let weight = Made::gaussian("layer.weight", Dtype::F32, &[filters, n], case as u64);
+        let inputs: Vec<Vec<f64>> = rows(&mut random, n / 2 + 1, n);
+        let mut h = second_moment(&inputs);
+        let statistics = [xtx(&h, &[n, n])];
+        let lambda = Calibration::DAMPING * (0..n).map(|i| h[i * n + i]).sum::<f64>() / n as f64;
+        (0..n).for_each(|i| h[i * n + i] += lambda);
+        let w = weight.values();
+        for granularity in ["filter", "group:5", "tensor"] {
+            let settings = format!("granularity={granularity},planes={planes}");
+            let [before, after] = [&[][..], &statistics].map(|statistics| -> Vec<f64> {
+                let (container, _) = pack(directory.path(), &weight, statistics, &settings).unwrap();
+                let lost = |(w, value): (&[f64], Vec<f64>)| w.iter().zip(value).map(|(w, v)| w - v).collect::<Vec<_>>();
+                w.chunks(n).zip(decoded(&container)).map(|pair| quadratic(&h, &lost(pair))).collect()
+            });
+            let whole = |errors: Vec<f64>| if granularity == "tensor" { vec![errors.iter().sum()] } else { errors };
+            for (before, after) in whole(before).into_iter().zip(whole(after)) {
+                assert!(after <= before * (1.0 + 1e-6), "case {case}, {settings}: {after}, without {before}");
+            }
+        }
+    }
+}
+
 /// Errors that no `f64` holds could not be written into an index.
 #[test]
 fn sums_beyond_all_numbers_are_refused() {

@@ -301,11 +301,11 @@ impl Moments<'_> {
             for row in rows..(rows + TILE).min(n) {
                 for column in columns..(columns + TILE).min(row) {
                     let (value, mirrored) = (h[row * n + column], h[column * n + row]);
-                    let size = (h[row * n + row] * h[column * n + column]).sqrt();
+                    let size = h[row * n + row].sqrt() * h[column * n + column].sqrt();
                     if (value - mirrored).abs() > 1e-3 * size + f64::MIN_POSITIVE {
                         return Err(self.refused(Problem::Asymmetric { row, column, value, mirrored }));
                     }
-                    let bound = (h[row * n + row].max(least) * h[column * n + column].max(least)).sqrt();
+                    let bound = h[row * n + row].max(least).sqrt() * h[column * n + column].max(least).sqrt();
                     if value.abs() > 1.001 * bound {
                         let index = first + row * n + column;
                         return Err(self.refused(Problem::OffDiagonal { index, value, bound }));

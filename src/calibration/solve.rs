@@ -96,6 +96,8 @@ pub(crate) struct Solved {
     pub squared: [f64; 2],
     /// The same under H.
     pub output: [f64; 2],
+    /// ‖W − Ŵ‖² under H + λI.
+    pub damped: f64,
     /// Of the changes of scales that all filters share.
     pub system: LeastSquares,
 }
@@ -191,14 +193,29 @@ impl Solver {
 }
 
 impl Solved {
-    /// Where only the diagonal is known: every weight to the nearest value of its group's levels.
-    pub fn by_diagonal(w: &[f64], diagonal: &[f64], scales: Vec<f32>, levels: &[Levels], grid: Grid) -> Self {
+    /// Where only the diagonal is known: every weight to the nearest value of its group's levels; or, where that is all
+    /// zeros, as without it.
+    pub fn by_diagonal(
+        w: &[f64],
+        diagonal: &[f64],
+        scales: Vec<f32>,
+        levels: &[Levels],
+        plain: &Plain,
+        grid: Grid,
+    ) -> Self {
         let n = diagonal.len();
+        let unseen = diagonal.iter().all(|&energy| energy == 0.0);
         let groups = n.div_ceil(grid.group);
         let mut solved = Self { codes: vec![vec![1; w.len()]; grid.planes], scales, ..Self::default() };
         for (at, &w) in w.iter().enumerate() {
             let j = at % n;
-            let (value, t) = levels[at / n * groups + j / grid.group].round(w);
+            let unit = at / n * groups + j / grid.group;
+            let (mut value, mut t) = levels[unit].round(w);
+            if unseen {
+                t.iter_mut().zip(&plain.codes).for_each(|(t, codes)| *t = codes[at]);
+                let scales = &solved.scales[unit * grid.planes..][..grid.planes];
+                value = f64::from(scales.iter().zip(t).map(|(scale, t)| scale * f32::from(t)).sum::<f32>());
+            }
             solved.codes.iter_mut().zip(t).for_each(|(codes, t)| codes[at] = (t + 1) as u8);
             let lost = (w - value).powi(2);
             for (p, t_p) in t.iter().enumerate().take(grid.planes) {
@@ -211,6 +228,7 @@ impl Solved {
             solved.output[0] += diagonal[j] * lost;
             solved.output[1] += diagonal[j] * w * w;
         }
+        solved.damped = solved.output[0];
         solved
     }
 }

@@ -104,27 +104,37 @@ pub(super) fn of<'a>(
 
 impl Calibrated<'_> {
     /// From the scales that all filters share, fitted to the weights, to such as fit the outputs: by turns all codes,
-    /// and the least-squares scales for them.
+    /// and the least-squares scales for them. The best scales count, so that nothing gets worse by the inputs.
     pub fn fit_tensor(&self, tensor: TensorView<'_>, work: &mut TernaryWork<'_>, run: Run<'_>) -> Result<()> {
         let Treatment { scale_dtype, method, .. } = work.treatment;
-        for _ in 0..ROUNDS {
-            let mut system = LeastSquares::default();
+        let (mut best, mut least) = (work.fits.clone(), f64::INFINITY);
+        for round in 0..=ROUNDS {
+            let (mut system, mut damped) = (LeastSquares::default(), 0.0);
             let job = |inputs: &Inputs, filters| {
                 run.monitor.check()?;
                 let solved = match work.view.is_f64() {
                     true => inputs.solve::<f64>(work, filters, run.isa),
                     false => inputs.solve::<f32>(work, filters, run.isa),
                 };
-                Ok(solved.map_err(|problem| weights_error(tensor.name, problem))?.system)
+                let solved = solved.map_err(|problem| weights_error(tensor.name, problem))?;
+                Ok((solved.system, solved.damped))
             };
-            self.each_group(work.view, run, true, job, |next| system.add(&next))?;
+            self.each_group(work.view, run, true, job, |(next, error)| {
+                system.add(&next);
+                damped += error;
+            })?;
+            if damped < least {
+                (least, best) = (damped, work.fits.clone());
+            }
+            if round == ROUNDS {
+                break;
+            }
             let old: Vec<f64> = work.fits[0].scales().iter().map(|&scale| f64::from(scale)).collect();
             let Some(new) = system.rescaled(&old, *scale_dtype) else { break };
             let scales = new.into_iter().map(|scale| scale.abs() as f32).collect();
             work.fits = vec![Fitted::Several(PlanesFit::given(scales, method.binary()))];
         }
-        let scales = work.fits[0].scales().to_vec();
-        work.fits = vec![Fitted::Several(PlanesFit::given(scales, method.binary()))];
+        work.fits = best;
         Ok(())
     }
 
@@ -263,7 +273,7 @@ impl Inputs {
         let grid = Grid { binary, planes: treatment.planes, group: unit, dtype: treatment.scale_dtype, shared };
         Ok(match self {
             Self::Full(solver) => solver.solve(&w, scales, &plain, grid),
-            _ => Solved::by_diagonal(&w, &importance, scales, &levels, grid),
+            _ => Solved::by_diagonal(&w, &importance, scales, &levels, &plain, grid),
         })
     }
 

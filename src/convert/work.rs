@@ -260,8 +260,8 @@ impl<'a> Work<'a> {
 
     /// What is known before the first piece: units that were fitted beforehand.
     fn start(&self) -> Done {
-        let work = match &self.kind {
-            Kind::Ternary { work, .. } => work,
+        let (work, calibrated) = match &self.kind {
+            Kind::Ternary { work, calibrated, .. } => (work, calibrated.is_some()),
             Kind::Moved { work, .. } => return Done::of_planes(work.planes()),
             Kind::Dense(_) | Kind::Int8 { .. } => return Done::of_planes(1),
         };
@@ -269,7 +269,13 @@ impl<'a> Work<'a> {
         for (sums, scales) in done.planes.iter_mut().zip(work.fit_scales()) {
             sums.scales.update(&scales);
         }
-        work.fits.iter().for_each(|fit| done.tally.add_fit(fit));
+        for fit in &work.fits {
+            // Errors are counted with the codes then, which follow from no threshold.
+            match calibrated {
+                true => done.tally.add_unit(fit.scales(), None, 0.0, 0.0),
+                false => done.tally.add_fit(fit),
+            }
+        }
         done
     }
 

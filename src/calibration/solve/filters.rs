@@ -359,6 +359,7 @@ impl<'a> Filters<'a> {
         // Rounding may put an error of nothing below 0; what is no number has to stay seen.
         let output =
             [self.error() - self.solver.lambda * squared[0], norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
-        Solved { codes, scales: self.scales, squared, output, system: LeastSquares::default() }
+        let damped = self.error();
+        Solved { codes, scales: self.scales, squared, output, damped, system: LeastSquares::default() }
     }
 }
