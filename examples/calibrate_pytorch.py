@@ -12,7 +12,7 @@ Conv1D, the sum of x·xᵀ over the rows x that its filters are multiplied with.
 GPT-2's Conv1D weights have their filters along axis 1: pack them with `--axis 1`, or `--set PATTERN axis=1` (square ones fit
 along axis 0 as well, and are wrong then).
 
-Run as a script it checks itself on a small model. Needs torch and safetensors.
+Run as a script it checks itself on small layers. Needs torch and safetensors.
 """
 
 import inspect
@@ -32,6 +32,11 @@ def is_linear(module):
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and module.weight.dim() == 2)
 
 
+def input_name(module):
+    """What `forward` calls its first argument: some callers give it by keyword."""
+    return next(iter(inspect.signature(module.forward).parameters))
+
+
 class Calibration:
     """Collects while it is entered. With `diagonal`, only the diagonal: n numbers a layer instead of n².
 
@@ -44,9 +49,9 @@ class Calibration:
         for name, module in model.named_modules():
             if is_linear(module) or isinstance(module, CONVOLUTIONS):
                 self.layers[f"{prefix}{name}.weight"] = module
-            else:
-                weights = ((key, p) for key, p in module.named_parameters(recurse=False) if p.dim() >= 2)
-                self.others += [f"{prefix}{name}.{key}" for key, _ in weights if not isinstance(module, nn.Embedding)]
+            elif not isinstance(module, nn.Embedding):
+                own = module.named_parameters(recurse=False)
+                self.others += [f"{prefix}{name}.{key}" for key, weights in own if weights.dim() >= 2]
 
     def __enter__(self):
         for name, module in self.layers.items():
@@ -59,7 +64,7 @@ class Calibration:
         self.hooks.clear()
 
     def _hook(self, name, module):
-        first = next(iter(inspect.signature(module.forward).parameters))
+        first = input_name(module)
 
         def hook(module, args, keywords):
             self._add(name, module, args[0] if args else keywords[first])
@@ -142,7 +147,7 @@ def check():
         module, x = nn.Sequential(module.double()), x.double()
         with torch.no_grad(), Calibration(module) as calibration:
             module(x[:2])
-            module[0](**{next(iter(inspect.signature(module[0].forward).parameters)): x[2:]})
+            module[0](**{input_name(module[0]): x[2:]})
         y, weight = module(x).detach(), module[0].weight.detach()
         weight = weight.T if isinstance(module[0], Conv1D) else weight.flatten(1)
         parts = enumerate(weight.chunk(getattr(module[0], "groups", 1)))

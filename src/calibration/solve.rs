@@ -36,8 +36,8 @@ use faer::{Accum, MatMut, MatRef, Par};
 pub(crate) use self::filters::FOR_A_START;
 use self::filters::Filters;
 use crate::error::CalibrationProblem;
-use crate::ternarize::ScaleDtype;
 use crate::ternarize::planes::{LeastSquares, Levels};
+use crate::ternarize::{Fitted, ScaleDtype};
 
 /// Sweeps over all columns after the compensation, at most.
 const SWEEPS: usize = 3;
@@ -60,12 +60,27 @@ pub(crate) struct Grid {
 }
 
 /// What filters are without H.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Plain {
     /// `[planes][filters][n]`, t.
     pub codes: Vec<Vec<i8>>,
     /// `[filters][groups][planes]`.
     pub scales: Vec<f32>,
+}
+
+impl Plain {
+    /// None yet, of so many planes.
+    pub fn new(planes: usize) -> Self {
+        Self { codes: vec![Vec::new(); planes], scales: Vec::new() }
+    }
+
+    /// Weights that share their scales, of so many filters.
+    pub fn add(&mut self, fit: &Fitted, weights: &[f64], filters: usize) {
+        for &w in weights {
+            self.codes.iter_mut().zip(fit.codes(w)).for_each(|(codes, t)| codes.push(t));
+        }
+        self.scales.extend(fit.scales().repeat(filters));
+    }
 }
 
 /// How far below 0, as a share of the mean input's energy and as one per input, rounding may put what an input
@@ -213,8 +228,7 @@ impl Solved {
             let (mut value, mut t) = levels[unit].round(w);
             if unseen {
                 t.iter_mut().zip(&plain.codes).for_each(|(t, codes)| *t = codes[at]);
-                let scales = &solved.scales[unit * grid.planes..][..grid.planes];
-                value = f64::from(scales.iter().zip(t).map(|(scale, t)| scale * f32::from(t)).sum::<f32>());
+                value = value_of(&solved.scales[unit * grid.planes..][..grid.planes], t);
             }
             solved.codes.iter_mut().zip(t).for_each(|(codes, t)| codes[at] = (t + 1) as u8);
             let lost = (w - value).powi(2);
@@ -239,6 +253,11 @@ pub(crate) fn energy(h: &[f64], n: usize, rows: &[f64]) -> f64 {
     product(&mut products, n, count, (rows, n), MatRef::from_row_major_slice(h, n, n), Accum::Replace);
     let sum = dot(rows, &products);
     if sum < 0.0 { 0.0 } else { sum }
+}
+
+/// ŵ of a weight with these scales and codes. Values are summed in `f32`, as a reader sums them.
+fn value_of(scales: &[f32], t: impl IntoIterator<Item = i8>) -> f64 {
+    f64::from(scales.iter().zip(t).map(|(scale, t)| scale * f32::from(t)).sum::<f32>())
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

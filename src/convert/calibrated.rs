@@ -251,7 +251,7 @@ impl Inputs {
         let worthwhile = if matches!(self, Self::Full(_)) { FOR_A_START } else { WORTHWHILE };
         let (unit, binary) = (work.unit_len().min(n), treatment.method.binary());
         let (mut scales, mut levels) = (Vec::new(), Vec::new());
-        let mut plain = Plain { codes: vec![Vec::with_capacity(w.len()); treatment.planes], scales: Vec::new() };
+        let mut plain = Plain::new(treatment.planes);
         if let (true, Some(fit)) = (shared, work.fits.first()) {
             scales = fit.scales().repeat(filters.len());
             levels = vec![Levels::new(fit.scales(), binary); filters.len()];
@@ -293,16 +293,6 @@ impl Inputs {
         };
         output.tally.add_output([energy(&e), energy(&w)]);
         Ok(output)
-    }
-}
-
-impl Plain {
-    /// Weights that share their scales, of so many filters.
-    fn add(&mut self, fit: &Fitted, weights: &[f64], filters: usize) {
-        for &w in weights {
-            self.codes.iter_mut().zip(fit.codes(w)).for_each(|(codes, t)| codes.push(t));
-        }
-        self.scales.extend(fit.scales().repeat(filters));
     }
 }
 

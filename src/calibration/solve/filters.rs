@@ -6,7 +6,7 @@ use std::rc::Rc;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatRef, Par};
 
-use super::{Grid, Plain, Solved, Solver, dot, product, strided};
+use super::{Grid, Plain, Solved, Solver, dot, product, strided, value_of};
 use crate::limits::PACKED_PLANES as MAX;
 use crate::ternarize::planes::{LeastSquares, Levels, refine_weighted};
 
@@ -104,11 +104,10 @@ impl<'a> Filters<'a> {
         filters
     }
 
-    /// w − ŵ of a weight, for the scales of its unit and its codes. Values are summed in `f32`, as a reader sums them.
+    /// w − ŵ of a weight, for the scales of its unit and its codes.
     fn lost(&self, unit: usize, at: usize) -> f64 {
         let scales = &self.scales[unit * self.grid.planes..][..self.grid.planes];
-        let value = scales.iter().zip(&self.t).map(|(scale, t)| scale * f32::from(t[at])).sum::<f32>();
-        self.w[at] - f64::from(value)
+        self.w[at] - value_of(scales, self.t.iter().map(|t| t[at]))
     }
 
     /// Scales times that, where their type holds it.
@@ -354,12 +353,11 @@ impl<'a> Filters<'a> {
     pub(super) fn finish(self) -> Solved {
         let codes = self.t.iter().map(|t| t.iter().map(|t| (t + 1) as u8).collect()).collect();
         let squared = [dot(&self.e, &self.e), dot(self.w, self.w)];
-        let damped = if self.wh.is_empty() { None } else { Some(dot(self.w, &self.wh)) };
-        let norm = damped.map_or_else(|| self.solver.energy(self.w), |sum| sum - self.solver.lambda * squared[1]);
-        // Rounding may put an error of nothing below 0; what is no number has to stay seen.
-        let output =
-            [self.error() - self.solver.lambda * squared[0], norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
+        let damped_norm = if self.wh.is_empty() { None } else { Some(dot(self.w, &self.wh)) };
+        let norm = damped_norm.map_or_else(|| self.solver.energy(self.w), |sum| sum - self.solver.lambda * squared[1]);
         let damped = self.error();
+        // Rounding may put an error of nothing below 0; what is no number has to stay seen.
+        let output = [damped - self.solver.lambda * squared[0], norm].map(|sum| if sum < 0.0 { 0.0 } else { sum });
         Solved { codes, scales: self.scales, squared, output, damped, system: LeastSquares::default() }
     }
 }
