@@ -15,7 +15,7 @@
 //! Not here: the layout of x ([`super::activations`]), instruction sets ([`super::lanes`]).
 
 use super::digits::Digits;
-use super::lanes::{CHUNK, LANES, Lanes, Line32};
+use super::lanes::{AHEAD, CHUNK, LANES, Lanes, Line32};
 use super::tile::{EMPTY, map, split, spread};
 use crate::vector::block::tree;
 
@@ -75,7 +75,7 @@ fn chunk<L: Lanes, D: Digits, const R: usize, const C: usize>(
 ) -> [[L::Floats; C]; R] {
     let mut state = [lanes.splat8(0); R];
     for r in 0..R {
-        lanes.prefetch::<false>(codes[r]);
+        lanes.prefetch::<false>(codes[r], AHEAD);
         state[r] = D::start(lanes, lanes.load(codes[r], part));
     }
     let per_word = D::PER_LANE / D::WORDS;

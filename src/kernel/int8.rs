@@ -14,13 +14,36 @@
 //! Not here: quantization ([`super::activations`]), instruction sets ([`super::lanes`]).
 
 use super::digits::Digits;
-use super::lanes::{CHUNK, LANES, Lanes, Line8, Line32};
+use super::lanes::{AHEAD, CHUNK, LANES, Lanes, Line8, Line32};
 use super::tile::{EMPTY, each, map, split, spread};
 use crate::pack::Encoding;
 use crate::vector::block::tree;
 
 /// Chunks whose sums fit into 32 bits: 2¹² · 2¹⁸ = 2³⁰.
 const SEGMENT: usize = 1 << 12;
+
+/// Filters per tile of one column whose activations fit into the nearest cache beside the codes of a few filters, but not
+/// beside those of four: see [`filters_of_column`].
+pub(super) const FEW: usize = 2;
+/// Filters per tile of one column whose activations fill the nearest cache.
+pub(super) const MANY: usize = 8;
+/// How far ahead codes are asked for in tiles of [`FEW`], whose two runs are gone through faster.
+const AHEAD_OF_FEW: usize = 3584;
+
+/// How many filters a tile of one column has best, with registers of 512 bits. While a tile is gone through, the activations have to stay in
+/// the nearest cache, which throws out what was used longest ago: so seven eighths of it have to be room for them and for a
+/// quarter as many bytes of codes per filter; the rest is for what is asked for ahead. Where they cannot stay, tiles of
+/// more filters read them less often. (`t5` and groups are not as fast as memory, and do without; `b1` has half the codes.)
+pub(super) fn filters_of_column(encoding: Encoding, groups: bool, activations: usize, nearest_cache: usize) -> usize {
+    const SHORT: usize = 16 << 10;
+    let stay = activations + FEW * activations / 4 <= nearest_cache / 8 * 7;
+    match encoding {
+        _ if activations <= SHORT => 4,
+        Encoding::B1 if !groups => 4,
+        Encoding::T2 if !groups && stay => FEW,
+        _ => MANY,
+    }
+}
 
 /// Σ t·x for every filter and column. `x[c]` has `PER_BYTE` lines per chunk, zero where the filter
 /// has no more weights, and adds up to `x_sums[c]`.
@@ -126,11 +149,10 @@ fn in_place<L: Lanes, const R: usize>(lanes: L, codes: [&[[u8; CHUNK]]; R], x: &
             let x = x.each_ref().map(|x| lanes.load8(x, part));
             for r in 0..R {
                 let codes = &codes[r][i];
-                // Tiles of eight filters are for activations that fill the nearest cache.
-                if R < 8 {
-                    lanes.prefetch::<true>(codes)
-                } else {
-                    lanes.prefetch::<false>(codes)
+                match R {
+                    FEW => lanes.prefetch::<true>(codes, AHEAD_OF_FEW),
+                    MANY => lanes.prefetch::<false>(codes, AHEAD),
+                    _ => lanes.prefetch::<true>(codes, AHEAD),
                 }
                 let low = lanes.load(codes, part);
                 let high = lanes.shr16::<4>(low);
@@ -162,7 +184,7 @@ fn chunk<L: Lanes, D: Digits, const R: usize, const C: usize>(
     let mut state = [lanes.splat8(0); R];
     let mut partial = [[lanes.start(sums[0][0]); C]; R];
     for r in 0..R {
-        lanes.prefetch::<false>(codes[r]);
+        lanes.prefetch::<false>(codes[r], AHEAD);
         state[r] = D::start(lanes, lanes.load(codes[r], part));
         for c in 0..C {
             partial[r][c] = lanes.start(sums[r][c]);
@@ -234,5 +256,21 @@ pub(super) fn grouped_tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
 fn add<const R: usize, const C: usize>(totals: &mut [[i64; C]; R], part: [[i32; C]; R]) {
     for (totals, part) in totals.iter_mut().zip(part) {
         totals.iter_mut().zip(part).for_each(|(total, part)| *total += i64::from(part));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_filters_as_the_nearest_cache_has_room_for() {
+        let chosen =
+            |activations| [32 << 10, 48 << 10].map(|cache| filters_of_column(Encoding::T2, false, activations, cache));
+        assert_eq!(chosen(16 << 10), [4, 4]);
+        assert_eq!(chosen((16 << 10) + 1), [FEW, FEW]);
+        assert_eq!(chosen(20 << 10), [MANY, FEW]);
+        assert_eq!(chosen(28_672), [MANY, FEW], "28,672 + 2·7,168 are 42 KiB");
+        assert_eq!(chosen(28_676), [MANY, MANY]);
     }
 }

@@ -14,9 +14,9 @@ use super::lanes::{Ymm, Zmm};
 use super::tile::map;
 use super::{PackedMatrix, exact, int8};
 use crate::pack::Encoding;
-use crate::vector::Task;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512, Avx512Vnni, AvxVnni};
+use crate::vector::{Task, nearest_cache};
 
 /// Columns of activations, laid down for one encoding.
 pub(super) trait Columns: Copy + Send + Sync {
@@ -29,6 +29,12 @@ pub(super) trait Columns: Copy + Send + Sync {
         filters: [usize; R],
         c: usize,
     ) -> [[f32; C]; R];
+
+    /// Adds what all filters of a product give with one column, in tiles of `R` or as many as suit it better.
+    #[inline(always)]
+    fn single<L: Lanes, const R: usize>(product: &mut Product<'_, Self>, lanes: L, plane: usize, c: usize) {
+        product.panel::<L, R, 1>(lanes, plane, c);
+    }
 }
 
 /// Columns in 8 bits.
@@ -60,19 +66,6 @@ fn count<const N: usize>() -> [usize; N] {
 #[inline]
 fn column<T>(all: &[T], c: usize, len: usize) -> &[T] {
     &all[c * len..(c + 1) * len]
-}
-
-/// Bytes of a column that is long.
-#[cfg(target_arch = "x86_64")]
-const LONG: usize = 16 << 10;
-
-impl<D> Columns8<'_, D> {
-    /// Whether a column and the codes of four filters, that go by, do not both fit into a nearest cache of 32 KiB. Then
-    /// a column is read anew for every tile, and tiles of more filters are faster, though their sums take longer to add up.
-    #[cfg(target_arch = "x86_64")]
-    fn is_long(&self) -> bool {
-        size_of_val(self.lines) > self.columns.len() * LONG
-    }
 }
 
 impl<D: Digits> Columns for Columns8<'_, D> {
@@ -108,6 +101,19 @@ impl<D: Digits> Columns for Columns8<'_, D> {
             y.iter_mut().enumerate().for_each(|(i, y)| *y *= self.columns[c + i].scale);
         }
         y
+    }
+
+    #[inline(always)]
+    fn single<L: Lanes, const R: usize>(product: &mut Product<'_, Self>, lanes: L, plane: usize, c: usize) {
+        if !L::WIDE || L::PARTS > 1 {
+            return product.panel::<L, R, 1>(lanes, plane, c);
+        }
+        let w = product.w;
+        match int8::filters_of_column(D::ENCODING, w.group().is_some(), w.filter_len(), nearest_cache()) {
+            int8::FEW => product.panel::<L, { int8::FEW }, 1>(lanes, plane, c),
+            int8::MANY => product.panel::<L, { int8::MANY }, 1>(lanes, plane, c),
+            _ => product.panel::<L, R, 1>(lanes, plane, c),
+        }
     }
 }
 
@@ -165,7 +171,7 @@ impl<X: Columns> Product<'_, X> {
                 }
             }
             while c < columns {
-                self.panel::<L, S, 1>(lanes, plane, c);
+                X::single::<L, S>(self, lanes, plane, c);
                 c += 1;
             }
         }
@@ -226,10 +232,7 @@ impl<D: Digits> Task for Product<'_, Columns8<'_, D>> {
     fn avx512vnni(mut self, proof: Avx512Vnni) {
         // Six columns take more registers than there are, which pays where taking codes apart, or scaling, is dear.
         let wide = D::ENCODING == Encoding::T5 || self.w.group().is_some();
-        match self.x.is_long() {
-            false => self.run::<_, 4, 6, 4, 4>(Zmm::<true>::new(proof), wide),
-            true => self.run::<_, 4, 6, 4, 8>(Zmm::<true>::new(proof), wide),
-        }
+        self.run::<_, 4, 6, 4, 4>(Zmm::<true>::new(proof), wide);
     }
 }
 

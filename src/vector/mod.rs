@@ -15,6 +15,15 @@ mod x86;
 pub(crate) use self::x86::{Avx2, Avx512, Avx512Vnni, AvxVnni};
 use crate::{Error, Result};
 
+/// Bytes of data that a core's nearest cache holds, or 32 KiB where the processor does not say.
+pub(crate) fn nearest_cache() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let found = x86::nearest_cache();
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = None;
+    found.unwrap_or(32 << 10)
+}
+
 /// A vector instruction set that this machine has.
 ///
 /// All of them give the same bytes; this is about speed, and about testing that claim. The sets

@@ -1,9 +1,23 @@
 //! The x86-64 tokens. Not here: any arithmetic.
 
 use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+use std::sync::LazyLock;
+
+use raw_cpuid::{CacheType, CpuId};
 
 use super::block::{Above, Moments, Parts};
 use super::{Task, avx2, avx512};
+
+/// Bytes of data that a core's nearest cache holds.
+pub(super) fn nearest_cache() -> Option<usize> {
+    static BYTES: LazyLock<Option<usize>> = LazyLock::new(|| {
+        let mut caches = CpuId::new().get_cache_parameters()?;
+        let nearest = caches.find(|cache| cache.level() == 1 && cache.cache_type() == CacheType::Data)?;
+        let ways = nearest.associativity() * nearest.physical_line_partitions();
+        Some(nearest.sets() * ways * nearest.coherency_line_size())
+    });
+    *BYTES
+}
 
 /// Proof that AVX2, F16C, BMI2 and POPCNT are there.
 #[derive(Debug, Clone, Copy)]

@@ -23,6 +23,9 @@ pub(super) use self::zmm_columns::{pack8, pack8_runs};
 /// Bytes of codes that are worked on at a time.
 pub(super) const CHUNK: usize = 64;
 
+/// How far ahead of their use codes are asked for, in bytes, by tiles of four filters or more.
+pub(super) const AHEAD: usize = 2048;
+
 /// Sums per chunk, 4 bytes of codes each.
 pub(super) const LANES: usize = CHUNK / 4;
 
@@ -62,9 +65,9 @@ pub(super) trait Lanes: Copy {
         chunk[..rest.len()].copy_from_slice(rest);
         chunk
     }
-    /// Asks for what lies a little further on in the same run of memory, for the nearest cache or, where activations fill
-    /// that, for the second.
-    fn prefetch<const NEAREST: bool>(self, _chunk: &[u8; CHUNK]) {}
+    /// Asks for what lies so many bytes further on in the same run of memory, for the nearest cache or, where activations
+    /// fill that, for the second.
+    fn prefetch<const NEAREST: bool>(self, _chunk: &[u8; CHUNK], _ahead: usize) {}
 
     fn splat8(self, byte: u8) -> Self::Bytes;
     fn splat16(self, word: u16) -> Self::Bytes;

@@ -59,8 +59,8 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
         there!(_mm256_load_si256(half::<i8, 32>(&line.0, part).as_ptr().cast()))
     }
     #[inline(always)]
-    fn prefetch<const NEAREST: bool>(self, chunk: &[u8; CHUNK]) {
-        there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(2048).cast()));
+    fn prefetch<const NEAREST: bool>(self, chunk: &[u8; CHUNK], ahead: usize) {
+        there!(_mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(ahead).cast()));
     }
     #[inline(always)]
     fn splat8(self, byte: u8) -> __m256i {

@@ -62,8 +62,8 @@ impl<const VNNI: bool> Lanes for Zmm<VNNI> {
         chunk
     }
     #[inline(always)]
-    fn prefetch<const NEAREST: bool>(self, chunk: &[u8; CHUNK]) {
-        let ahead = chunk.as_ptr().wrapping_add(2048).cast();
+    fn prefetch<const NEAREST: bool>(self, chunk: &[u8; CHUNK], ahead: usize) {
+        let ahead = chunk.as_ptr().wrapping_add(ahead).cast();
         match NEAREST {
             true => there!(_mm_prefetch::<_MM_HINT_T0>(ahead)),
             false => there!(_mm_prefetch::<_MM_HINT_T1>(ahead)),
