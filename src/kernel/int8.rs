@@ -23,27 +23,12 @@ use crate::vector::block::tree;
 const SEGMENT: usize = 1 << 12;
 
 /// Filters per tile of one column whose activations fit into the nearest cache beside the codes of a few filters, but not
-/// beside those of four: see [`filters_of_column`].
+/// beside those of four.
 pub(super) const FEW: usize = 2;
 /// Filters per tile of one column whose activations fill the nearest cache.
 pub(super) const MANY: usize = 8;
 /// How far ahead codes are asked for in tiles of [`FEW`], whose two runs are gone through faster.
 const AHEAD_OF_FEW: usize = 3584;
-
-/// How many filters a tile of one column has best, with registers of 512 bits. While a tile is gone through, the activations have to stay in
-/// the nearest cache, which throws out what was used longest ago: so seven eighths of it have to be room for them and for a
-/// quarter as many bytes of codes per filter; the rest is for what is asked for ahead. Where they cannot stay, tiles of
-/// more filters read them less often. (`t5` and groups are not as fast as memory, and do without; `b1` has half the codes.)
-pub(super) fn filters_of_column(encoding: Encoding, groups: bool, activations: usize, nearest_cache: usize) -> usize {
-    const SHORT: usize = 16 << 10;
-    let stay = activations + FEW * activations / 4 <= nearest_cache / 8 * 7;
-    match encoding {
-        _ if activations <= SHORT => 4,
-        Encoding::B1 if !groups => 4,
-        Encoding::T2 if !groups && stay => FEW,
-        _ => MANY,
-    }
-}
 
 /// Σ t·x for every filter and column. `x[c]` has `PER_BYTE` lines per chunk, zero where the filter
 /// has no more weights, and adds up to `x_sums[c]`.
@@ -256,21 +241,5 @@ pub(super) fn grouped_tile<L: Lanes, D: Digits, const R: usize, const C: usize>(
 fn add<const R: usize, const C: usize>(totals: &mut [[i64; C]; R], part: [[i32; C]; R]) {
     for (totals, part) in totals.iter_mut().zip(part) {
         totals.iter_mut().zip(part).for_each(|(total, part)| *total += i64::from(part));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn as_many_filters_as_the_nearest_cache_has_room_for() {
-        let chosen =
-            |activations| [32 << 10, 48 << 10].map(|cache| filters_of_column(Encoding::T2, false, activations, cache));
-        assert_eq!(chosen(16 << 10), [4, 4]);
-        assert_eq!(chosen((16 << 10) + 1), [FEW, FEW]);
-        assert_eq!(chosen(20 << 10), [MANY, FEW]);
-        assert_eq!(chosen(28_672), [MANY, FEW], "28,672 + 2·7,168 are 42 KiB");
-        assert_eq!(chosen(28_676), [MANY, MANY]);
     }
 }

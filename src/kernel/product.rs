@@ -8,6 +8,7 @@ use ndarray::ArrayViewMut2;
 
 use super::activations::Quantized;
 use super::digits::Digits;
+use super::int8::{FEW, MANY};
 use super::lanes::{LANES, Lanes, Line8, Line32, Portable};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Ymm, Zmm};
@@ -68,6 +69,22 @@ fn column<T>(all: &[T], c: usize, len: usize) -> &[T] {
     &all[c * len..(c + 1) * len]
 }
 
+/// How many filters a tile of one column in 8 bits has best, with registers of 512 bits. While a tile is gone through, the
+/// activations have to stay in the nearest cache, which throws out what was used longest ago: so seven eighths of it have to
+/// be room for them and for a quarter as many bytes of codes per filter; the rest is for what is asked for ahead. Where they
+/// cannot stay, tiles of more filters read them less often. (`t5` and groups are not as fast as memory, and do without; `b1`
+/// has half the codes.)
+fn filters_of_column(encoding: Encoding, groups: bool, activations: usize, nearest_cache: usize) -> usize {
+    const SHORT: usize = 16 << 10;
+    let stay = activations + FEW * activations / 4 <= nearest_cache / 8 * 7;
+    match encoding {
+        _ if activations <= SHORT => 4,
+        Encoding::B1 if !groups => 4,
+        Encoding::T2 if !groups && stay => FEW,
+        _ => MANY,
+    }
+}
+
 impl<D: Digits> Columns for Columns8<'_, D> {
     #[inline(always)]
     fn tile<L: Lanes, const R: usize, const C: usize>(
@@ -105,13 +122,14 @@ impl<D: Digits> Columns for Columns8<'_, D> {
 
     #[inline(always)]
     fn single<L: Lanes, const R: usize>(product: &mut Product<'_, Self>, lanes: L, plane: usize, c: usize) {
+        // Others are not as fast as memory, or have no registers for the sums of eight filters.
         if !L::WIDE || L::PARTS > 1 {
             return product.panel::<L, R, 1>(lanes, plane, c);
         }
         let w = product.w;
-        match int8::filters_of_column(D::ENCODING, w.group().is_some(), w.filter_len(), nearest_cache()) {
-            int8::FEW => product.panel::<L, { int8::FEW }, 1>(lanes, plane, c),
-            int8::MANY => product.panel::<L, { int8::MANY }, 1>(lanes, plane, c),
+        match filters_of_column(D::ENCODING, w.group().is_some(), w.filter_len(), nearest_cache()) {
+            FEW => product.panel::<L, FEW, 1>(lanes, plane, c),
+            MANY => product.panel::<L, MANY, 1>(lanes, plane, c),
             _ => product.panel::<L, R, 1>(lanes, plane, c),
         }
     }
@@ -252,5 +270,21 @@ impl<D: Digits> Task for Product<'_, Columns32<'_, D>> {
     #[inline(always)]
     fn avx512(mut self, proof: Avx512) {
         self.run::<_, 4, 4, 4, 8>(Zmm::<false>::new(proof), false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_filters_as_the_nearest_cache_has_room_for() {
+        let chosen =
+            |activations| [32 << 10, 48 << 10].map(|cache| filters_of_column(Encoding::T2, false, activations, cache));
+        assert_eq!(chosen(16 << 10), [4, 4]);
+        assert_eq!(chosen((16 << 10) + 1), [FEW, FEW]);
+        assert_eq!(chosen(20 << 10), [MANY, FEW]);
+        assert_eq!(chosen(28_672), [MANY, FEW], "28,672 + 2·7,168 are 42 KiB");
+        assert_eq!(chosen(28_676), [MANY, MANY]);
     }
 }

@@ -1,4 +1,4 @@
-//! The x86-64 tokens. Not here: any arithmetic.
+//! The x86-64 tokens, and what else the processor says of itself. Not here: any arithmetic.
 
 use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
 use std::sync::LazyLock;

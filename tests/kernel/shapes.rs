@@ -81,7 +81,8 @@ fn more_columns_than_are_laid_down_at_a_time() {
     }
 }
 
-/// A column of over 16 KiB meets tiles of two filters (on machines with a nearest cache of 48 KiB), of over 27 KiB those of eight.
+/// A column of over 16 KiB meets tiles of two filters or of eight, as the machine's nearest cache has room: with 48 KiB
+/// there are two up to 28,672 weights.
 #[test]
 fn long_filters() {
     let (mut random, mut workspace) = (Random(9), Workspace::default());
