@@ -53,7 +53,7 @@ impl Fit8 {
         let blocks = |visit: &mut dyn FnMut(&[W])| each(&mut |weights| weights.chunks(BLOCK).for_each(&mut *visit));
         blocks(&mut |block| {
             count += block.len();
-            let next = isa.run(MomentsOf(block));
+            let [next] = isa.run(MomentsOf(block));
             moments = Some(moments.map_or(next, |moments| moments.then(next)));
         });
         let Moments { sum_of_squares, max, .. } = moments.unwrap_or_default();

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(target_arch = "x86_64")]
 use crate::vector::Avx512;
+#[cfg(target_arch = "x86_64")]
+use crate::vector::block::on_singles;
 use crate::vector::block::{Above, AboveOf, Weight, codes_of};
 use crate::vector::{Isa, Task};
 
@@ -276,6 +278,8 @@ impl Task for PartRow<'_> {
 pub(crate) struct SelectPacked<'a, W> {
     pub weights: &'a [W],
     pub delta: f64,
+    /// How many weights behind these that lies which is wanted next.
+    pub ahead: usize,
     pub encoding: Encoding,
     /// As long as [`Encoding::bytes`] says.
     pub packed: &'a mut [u8],
@@ -286,7 +290,7 @@ impl<W: Weight> Task for SelectPacked<'_, W> {
 
     #[inline(always)]
     fn portable(self) -> Above {
-        let Self { weights, delta, encoding, packed } = self;
+        let Self { weights, delta, encoding, packed, .. } = self;
         // Whole bytes of either encoding.
         let mut codes = [0; 1280];
         for (weights, packed) in weights.chunks(codes.len()).zip(packed.chunks_mut(encoding.bytes(codes.len()))) {
@@ -302,13 +306,14 @@ impl<W: Weight> Task for SelectPacked<'_, W> {
     fn avx512(self, proof: Avx512) -> Above {
         // The low bits of all codes, which zero ones have, and the high bits, which positive ones have.
         const PLACES: [u64; 2] = [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa];
-        match (self.encoding, W::as_f32(self.weights)) {
-            (Encoding::T2, Some(weights)) => {
-                proof.select_packed(weights, f32::floor_from(self.delta), PLACES, self.packed)
+        let (delta, ahead) = (f32::floor_from(self.delta), self.ahead);
+        match (self.encoding, W::as_singles(self.weights)) {
+            (Encoding::T2, Some(singles)) => {
+                on_singles!(singles, w => proof.select_packed(w, delta, ahead, PLACES, self.packed))
             }
-            (Encoding::T5, Some(weights)) => {
-                let (delta, zeros) = (f32::floor_from(self.delta), POWER_SUMS[31]);
-                proof.select_by_fives(weights, delta, &POWER_SUMS, zeros, self.packed)
+            (Encoding::T5, Some(singles)) => {
+                let zeros = POWER_SUMS[31];
+                on_singles!(singles, w => proof.select_by_fives(w, delta, ahead, &POWER_SUMS, zeros, self.packed))
             }
             _ => self.portable(),
         }
@@ -435,28 +440,39 @@ impl Task for Census<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
 
-    /// Every length around those that the vector forms go by, in both types, against codes one by one.
+    /// Every length around those that the vector forms go by, in all types, against codes one by one.
     #[test]
     fn codes_packed_at_once_are_those_packed_afterwards() {
-        fn check<W: Weight>(weights: &[W], encoding: Encoding, isa: Isa) {
-            let delta = 0.3;
+        fn check<W: Weight>(weights: &[W], delta: f64, encoding: Encoding, isa: Isa) {
             let (mut codes, n) = (vec![0; weights.len()], weights.len());
             codes_of(weights, delta, &mut codes);
             let mut expected = vec![0; encoding.bytes(n)];
             encoding.pack(Isa::PORTABLE, &codes, &mut expected);
             let mut packed = vec![0xff; expected.len()];
-            let above = isa.run(SelectPacked { weights, delta, encoding, packed: &mut packed });
+            let above = isa.run(SelectPacked { weights, delta, ahead: 0, encoding, packed: &mut packed });
             assert_eq!(packed, expected, "{n} weights, {encoding:?}, {}", isa.name());
             assert_eq!(above, AboveOf { weights, delta }.portable(), "{n} weights, {}", isa.name());
         }
         let weights: Vec<f64> = (0..2600).map(|i| f64::from((i * 7919) % 2003) / 1001.0 - 1.0).collect();
-        let singles: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
-        for (isa, encoding) in Isa::all().into_iter().flat_map(|isa| [(isa, Encoding::T2), (isa, Encoding::T5)]) {
-            for n in (0..350).chain([639, 640, 641, 1279, 1280, 1281, 2559, 2561, 2600]) {
-                check(&weights[..n], encoding, isa);
-                check(&singles[..n], encoding, isa);
+        // So far apart that short sums in `f32` round.
+        let far_apart: Vec<f64> = weights.iter().zip(0..).map(|(w, i)| w * f64::from(i % 38 - 23).exp2()).collect();
+        for weights in [weights, far_apart] {
+            let singles: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+            let halves: Vec<f16> = weights.iter().map(|&w| f16::from_f64(w)).collect();
+            let brains: Vec<bf16> = weights.iter().map(|&w| bf16::from_f64(w)).collect();
+            for (isa, encoding) in Isa::all().into_iter().flat_map(|isa| [(isa, Encoding::T2), (isa, Encoding::T5)]) {
+                for n in (0..350).chain([639, 640, 641, 1279, 1280, 1281, 2559, 2561, 2600]) {
+                    for delta in [0.3, 1e-6, 0.0] {
+                        check(&weights[..n], delta, encoding, isa);
+                        check(&singles[..n], delta, encoding, isa);
+                        check(&halves[..n], delta, encoding, isa);
+                        check(&brains[..n], delta, encoding, isa);
+                    }
+                }
             }
         }
     }

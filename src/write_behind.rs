@@ -10,23 +10,22 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use memmap2::MmapMut;
+
 /// Bytes of a chunk, which begins at a multiple of them.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 2 << 20;
 
 /// Chunks that are being filled at the most; the one that has waited longest goes out as it is. Threads work side by
 /// side, and each of a tensor's planes has codes and scales.
 const OPEN: usize = 16;
 
 /// Chunks that may wait for the disk; whoever fills one more waits as well.
-const QUEUED: usize = 4;
+const QUEUED: usize = 2;
 
 /// Bytes that are held at the most while one thread writes a file from its beginning to its end: two chunks that are
 /// being filled, those that wait, and the one that is written.
 #[cfg(feature = "train")]
 pub(crate) const HELD: usize = (QUEUED + 3) * CHUNK;
-
-/// What memory and file offset have to be multiples of, for `O_DIRECT` on every file system that has it.
-const ALIGNMENT: usize = 4096;
 
 /// Pieces of a file on their way to it.
 #[derive(Debug)]
@@ -79,26 +78,16 @@ struct Chunk {
     filled: Vec<Range<usize>>,
 }
 
-/// Aligned memory of a chunk.
+/// Memory of a chunk: whole pages, in one piece of the largest kind where the system has that.
 #[derive(Debug)]
-struct Buffer {
-    memory: Vec<u8>,
-    start: usize,
-}
+struct Buffer(MmapMut);
 
 impl Buffer {
-    fn new() -> Self {
-        let memory = vec![0; CHUNK + ALIGNMENT];
-        let start = memory.as_ptr().align_offset(ALIGNMENT);
-        Self { memory, start }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..][..CHUNK]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..][..CHUNK]
+    fn new() -> io::Result<Self> {
+        let memory = MmapMut::map_anon(CHUNK)?;
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        Ok(Self(memory))
     }
 }
 
@@ -188,13 +177,13 @@ impl WriteBehind {
                     let chunk = table.open.remove(0);
                     table.write_parts(&self.plain, &chunk)?;
                 }
-                let chunk = table.start(number);
+                let chunk = table.start(number)?;
                 table.open.push(chunk);
                 table.open.len() - 1
             }
         };
         let chunk = &mut table.open[open];
-        chunk.buffer.bytes_mut()[range.clone()].copy_from_slice(bytes);
+        chunk.buffer.0[range.clone()].copy_from_slice(bytes);
         chunk.fill(range);
         if !chunk.is_full() {
             return Ok(());
@@ -233,17 +222,17 @@ impl Table {
         }
     }
 
-    fn start(&self, number: usize) -> Chunk {
+    fn start(&self, number: usize) -> io::Result<Chunk> {
         let spare = self.worker.as_ref().and_then(|worker| worker.spare.try_recv().ok());
-        let mut chunk = Chunk { number, buffer: spare.unwrap_or_else(Buffer::new), filled: Vec::new() };
+        let mut chunk = Chunk { number, buffer: spare.map_or_else(Buffer::new, Ok)?, filled: Vec::new() };
         let (begin, end) = ((number * CHUNK) as u64, ((number + 1) * CHUNK) as u64);
         let first = self.gaps.partition_point(|gap| gap.end <= begin);
         for gap in self.gaps[first..].iter().take_while(|gap| gap.start < end) {
             let gap = (gap.start.max(begin) - begin) as usize..(gap.end.min(end) - begin) as usize;
-            chunk.buffer.bytes_mut()[gap.clone()].fill(0);
+            chunk.buffer.0[gap.clone()].fill(0);
             chunk.fill(gap);
         }
-        chunk
+        Ok(chunk)
     }
 
     fn set_state(&mut self, number: usize, state: State) {
@@ -257,7 +246,7 @@ impl Table {
     fn write_parts(&mut self, plain: &File, chunk: &Chunk) -> io::Result<()> {
         self.set_state(chunk.number, State::InPart);
         chunk.filled.iter().try_for_each(|range| {
-            write_all_at(plain, &chunk.buffer.bytes()[range.clone()], (chunk.number * CHUNK + range.start) as u64)
+            write_all_at(plain, &chunk.buffer.0[range.clone()], (chunk.number * CHUNK + range.start) as u64)
         })
     }
 
@@ -289,7 +278,7 @@ impl Table {
 impl Worker {
     fn start(plain: File, mut direct: Option<File>) -> io::Result<Self> {
         let (queue, messages) = sync_channel(QUEUED);
-        let (recycle, spare) = sync_channel(QUEUED);
+        let (recycle, spare) = sync_channel(OPEN);
         let failure = Arc::new(Mutex::new(None));
         let failed = Arc::clone(&failure);
         let work = move || {
@@ -297,8 +286,7 @@ impl Worker {
             for message in messages {
                 match message {
                     Message::Write(number, buffer) => {
-                        if sound && let Err(error) = write(&plain, &mut direct, buffer.bytes(), (number * CHUNK) as u64)
-                        {
+                        if sound && let Err(error) = write(&plain, &mut direct, &buffer.0, (number * CHUNK) as u64) {
                             sound = false;
                             *lock(&failed) = Some(error);
                         }

@@ -88,6 +88,7 @@ fn memory_is_what_was_said() {
         let (found, said) =
             (MOST.load(Relaxed) - before, memory(&description, &setup, rayon::current_num_threads()) as usize);
         assert!(found < said, "{network} ×{width}, batches of {batch}: {found} bytes, said {said}");
-        assert!(found > said / 3 * 2, "{network} ×{width}, batches of {batch}: {found} bytes, said {said}");
+        // What is on its way to the disk lies in mappings, which the allocator does not see.
+        assert!(found > said / 2, "{network} ×{width}, batches of {batch}: {found} bytes, said {said}");
     }
 }

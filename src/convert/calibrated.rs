@@ -8,7 +8,6 @@ use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
 use super::journal::stamp;
 use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
-use super::unit::AsUnit;
 use super::work::view_of;
 use super::{Options, in_order, weights_error};
 use crate::Result;
@@ -17,6 +16,7 @@ use crate::calibration::{Calibration, Moments};
 use crate::container::{CalibrationEntry, Granularity};
 use crate::error::WeightsProblem;
 use crate::select::{Plan, Treatment};
+use crate::source::weights::Element;
 use crate::source::{Checkpoint, FilterView, TensorView};
 use crate::ternarize::planes::{LeastSquares, Levels, WORTHWHILE, refine_weighted};
 use crate::ternarize::{Fitted, PlanesFit};
@@ -220,7 +220,7 @@ impl Calibrated<'_> {
 }
 
 impl Inputs {
-    fn round<W: AsUnit>(
+    fn round<W: Element>(
         &self,
         work: &TernaryWork<'_>,
         filters: Range<usize>,
@@ -229,7 +229,7 @@ impl Inputs {
         Ok(work.output(filters.clone(), &self.solve::<W>(work, filters, isa)?, isa))
     }
 
-    fn solve<W: AsUnit>(
+    fn solve<W: Element>(
         &self,
         work: &TernaryWork<'_>,
         filters: Range<usize>,
@@ -277,7 +277,7 @@ impl Inputs {
         })
     }
 
-    fn int8<W: AsUnit>(&self, work: &Int8Work<'_>, filters: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
+    fn int8<W: Element>(&self, work: &Int8Work<'_>, filters: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
         let n = work.view.filter_len();
         let range = filters.start * n..filters.end * n;
         let (mut output, scales) = work.filters::<W>(range.clone(), isa)?;

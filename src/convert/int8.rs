@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use super::job::{Done, Places, Run};
 use super::tensor::{Output, PlaneBytes, misfit, non_finite, push_scale};
-use super::unit::AsUnit;
 use super::window::{Held, filters_held};
 use super::{PIECE, in_order, steps};
 use crate::Result;
 use crate::error::WeightsProblem;
 use crate::int8::{Fit8, encode};
 use crate::select::Int8;
+use crate::source::weights::Element;
 use crate::source::{FilterView, TensorView};
 use crate::vector::Isa;
 use crate::vector::block::BLOCK;
@@ -71,7 +71,7 @@ impl<'a> Int8Work<'a> {
     }
 
     /// What whole filters, the weights `range`, become, and their scales.
-    pub fn filters<W: AsUnit>(&self, range: Range<usize>, isa: Isa) -> Result<(Output, Vec<f32>), WeightsProblem> {
+    pub fn filters<W: Element>(&self, range: Range<usize>, isa: Isa) -> Result<(Output, Vec<f32>), WeightsProblem> {
         let n = self.view.filter_len();
         let at = self.first + range.start / n;
         let mut output = Output {
@@ -107,7 +107,7 @@ impl<'a> Int8Work<'a> {
     }
 
     /// The scale of the filter that has the weights `range`.
-    fn fit<W: AsUnit>(
+    fn fit<W: Element>(
         &self,
         range: Range<usize>,
         isa: Isa,

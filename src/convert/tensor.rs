@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use half::{bf16, f16};
+
 use super::tally::Tally;
-use super::unit::{AsUnit, LongRange};
+use super::unit::LongRange;
 use super::window::{Held, filters_held};
 use super::{PIECE, gcd};
 use crate::container::Granularity;
@@ -169,10 +171,20 @@ impl<'a> TernaryWork<'a> {
 
     /// The work on weights `range` (filter axis first), which [`TernaryWork::pieces`] gave.
     pub fn run(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
-        if self.view.is_f64() { self.run_as::<f64>(range, isa) } else { self.run_as::<f32>(range, isa) }
+        // Halves are widened as they are loaded where that saves a pass.
+        let as_they_are = self.packs_at_once() && isa.loads_halves();
+        if self.view.is_f64() {
+            self.run_as::<f64>(range, isa)
+        } else if as_they_are && self.view.borrows::<f16>() {
+            self.run_as::<f16>(range, isa)
+        } else if as_they_are && self.view.borrows::<bf16>() {
+            self.run_as::<bf16>(range, isa)
+        } else {
+            self.run_as::<f32>(range, isa)
+        }
     }
 
-    fn run_as<W: AsUnit>(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
+    fn run_as<W: Element>(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
         let n = self.view.filter_len();
         let encoding = self.treatment.encoding;
         let (filter, j) = (range.start / n, range.start % n);
@@ -186,17 +198,23 @@ impl<'a> TernaryWork<'a> {
         // Where each filter lies in one run, decode it just before it is used; else a whole piece,
         // whose filters are neighbours in the file.
         let (mut scratch, mut row_scratch) = (Vec::new(), Vec::new());
-        let whole =
-            if self.view.contiguous() { None } else { Some(self.view.read::<W>(range.clone(), isa, &mut scratch)) };
-        if whole.is_none() {
+        if self.view.contiguous() {
             self.view.touch(range.clone());
         }
+        let whole = (!self.view.contiguous() || self.view.borrows::<W>())
+            .then(|| self.view.read::<W>(range.clone(), isa, &mut scratch));
         // [planes][weights], where they are not packed at once.
         let (at_once, longest) = (self.packs_at_once(), range.len().min(n));
         let mut codes = vec![vec![0; if at_once { 0 } else { longest }]; self.treatment.planes];
         let bytes = range.len().div_ceil(longest) * encoding.bytes(longest);
         output.planes.iter_mut().for_each(|plane| plane.codes = vec![0; bytes]);
         let (mut at, mut packed_at) = (range.start, 0);
+        if let (Some(all), true) = (whole, at_once && self.unit_len() == n && !self.needs_prefit()) {
+            for pair in all.chunks_exact(2 * n) {
+                self.pair(pair, at, isa, packed_at, &mut output)?;
+                (at, packed_at) = (at + 2 * n, packed_at + 2 * encoding.bytes(n));
+            }
+        }
         while at < range.end {
             let row = at..((at / n + 1) * n).min(range.end);
             let weights = match whole {
@@ -224,9 +242,38 @@ impl<'a> TernaryWork<'a> {
             && (unit >= self.view.filter_len() || unit.is_multiple_of(encoding.weights_per_byte()))
     }
 
+    /// Codes for two filters of one unit each, whose sums are made together.
+    fn pair<W: Element>(
+        &self,
+        weights: &[W],
+        start: usize,
+        isa: Isa,
+        packed_at: usize,
+        output: &mut Output,
+    ) -> Result<(), WeightsProblem> {
+        let (encoding, n) = (self.treatment.encoding, weights.len() / 2);
+        let units: [Unit<'_>; 2] = Unit::parts(isa, weights);
+        // The second half of the next pair, one half for each filter of this one.
+        for (i, (unit, ahead)) in units.iter().zip([2 * n, n + n / 2]).enumerate() {
+            let place = packed_at + i * encoding.bytes(n)..packed_at + (i + 1) * encoding.bytes(n);
+            let codes = Codes::Packed { encoding, ahead, packed: &mut output.planes[0].codes[place] };
+            let fit = self.fit_here(unit, &weights[i * n..(i + 1) * n], start + i * n, isa, codes)?;
+            output.tally.count(n, fit.above);
+            self.add_fit(&Fitted::One(fit), output);
+        }
+        Ok(())
+    }
+
+    fn add_fit(&self, fit: &Fitted, output: &mut Output) {
+        for (plane, &scale) in output.planes.iter_mut().zip(fit.scales()) {
+            push_scale(&mut plane.scales, self.treatment.scale_dtype, scale);
+        }
+        output.tally.add_fit(fit);
+    }
+
     /// Codes for the weights `start..` of one filter, into the output's bytes from `packed_at` on or into `codes`; fits
     /// every unit that was not fitted before.
-    fn row<W: AsUnit>(
+    fn row<W: Element>(
         &self,
         weights: &[W],
         start: usize,
@@ -237,7 +284,7 @@ impl<'a> TernaryWork<'a> {
     ) -> Result<(), WeightsProblem> {
         let n = self.view.filter_len();
         let unit_len = self.unit_len();
-        let Treatment { encoding, scale_dtype, planes, .. } = self.treatment;
+        let Treatment { encoding, planes, .. } = self.treatment;
         let (at_once, several) = (self.packs_at_once(), *planes > 1);
         let (filter, mut j) = (start / n, start % n);
         let mut at = 0;
@@ -262,24 +309,23 @@ impl<'a> TernaryWork<'a> {
             } else {
                 let codes = if at_once {
                     let bytes = encoding.bytes(at)..encoding.bytes(end);
-                    Codes::Packed(*encoding, &mut output.planes[0].codes[packed_at..][bytes])
+                    let packed = &mut output.planes[0].codes[packed_at..][bytes];
+                    Codes::Packed { encoding: *encoding, ahead: weights.len() / 2, packed }
                 } else {
                     Codes::Bytes(&mut codes[0][at..end])
                 };
                 let above = if let Some(Fitted::One(fit)) = known {
                     encode(isa, weights, fit.threshold, codes)
                 } else {
-                    let fit = self.fit_here(weights, start + at, isa, codes)?;
+                    let [unit] = Unit::parts(isa, weights);
+                    let fit = self.fit_here(&unit, weights, start + at, isa, codes)?;
                     fresh = Some(Fitted::One(fit));
                     fit.above
                 };
                 output.tally.count(weights.len(), above);
             }
             if let Some(fit) = fresh {
-                for (plane, &scale) in output.planes.iter_mut().zip(fit.scales()) {
-                    push_scale(&mut plane.scales, *scale_dtype, scale);
-                }
-                output.tally.add_fit(&fit);
+                self.add_fit(&fit, output);
             }
             j += end - at;
             at = end;
@@ -288,8 +334,8 @@ impl<'a> TernaryWork<'a> {
     }
 
     /// Fits a unit that is in memory.
-    pub fn fit_unit<W: AsUnit>(&self, weights: &[W], start: usize, isa: Isa) -> Result<Fitted, WeightsProblem> {
-        let unit = W::as_unit(isa, weights);
+    pub fn fit_unit<W: Element>(&self, weights: &[W], start: usize, isa: Isa) -> Result<Fitted, WeightsProblem> {
+        let [unit] = Unit::parts(isa, weights);
         if !unit.moments().max.is_finite() {
             return Err(non_finite(&self.view, self.first, start..start + weights.len(), isa));
         }
@@ -297,23 +343,23 @@ impl<'a> TernaryWork<'a> {
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), start)
     }
 
-    /// Fits a unit that is in memory, of one plane, and writes its codes.
-    fn fit_here<W: AsUnit>(
+    /// Fits a unit that is in memory, of one plane, and writes the codes of its weights.
+    fn fit_here<W: Element>(
         &self,
+        unit: &Unit<'_>,
         weights: &[W],
         start: usize,
         isa: Isa,
         codes: Codes<'_>,
     ) -> Result<Fit, WeightsProblem> {
-        let unit = W::as_unit(isa, weights);
         if !unit.moments().max.is_finite() {
             return Err(non_finite(&self.view, self.first, start..start + weights.len(), isa));
         }
         let Treatment { method, scale_dtype, .. } = self.treatment;
-        let threshold = method.threshold(&unit);
+        let threshold = method.threshold(unit);
         let above = encode(isa, weights, threshold, codes);
         let above = if threshold == Threshold::Sign { Above { sum: unit.moments().sum, ..above } } else { above };
-        let fit = Fit::new(&**method, &unit, threshold, above, *scale_dtype);
+        let fit = Fit::new(&**method, unit, threshold, above, *scale_dtype);
         self.checked(Fitted::One(fit), start)?;
         Ok(fit)
     }
@@ -390,7 +436,12 @@ pub(super) fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
 /// Where the codes of some weights go: one byte each, or packed.
 enum Codes<'c> {
     Bytes(&'c mut [u8]),
-    Packed(Encoding, &'c mut [u8]),
+    /// `ahead` weights behind these lies what is wanted next.
+    Packed {
+        encoding: Encoding,
+        ahead: usize,
+        packed: &'c mut [u8],
+    },
 }
 
 /// Writes the codes of weights that share a threshold, and says what lies above (for signs, without
@@ -402,16 +453,16 @@ fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: Code
             blocks
                 .fold(Above::default(), |above, (weights, codes)| above.then(isa.run(Select { weights, delta, codes })))
         }
-        (Threshold::Delta(delta), Codes::Packed(encoding, packed)) => {
+        (Threshold::Delta(delta), Codes::Packed { encoding, ahead, packed }) => {
             let blocks = weights.chunks(BLOCK).zip(packed.chunks_mut(encoding.bytes(BLOCK)));
             blocks.fold(Above::default(), |above, (weights, packed)| {
-                above.then(isa.run(SelectPacked { weights, delta, encoding, packed }))
+                above.then(isa.run(SelectPacked { weights, delta, ahead, encoding, packed }))
             })
         }
         (Threshold::Sign, Codes::Bytes(codes)) => {
             Above { count: weights.len() as u64, positive: isa.run(SignsOf { weights, codes }), sum: 0.0 }
         }
-        (Threshold::Sign, Codes::Packed(encoding, packed)) => {
+        (Threshold::Sign, Codes::Packed { encoding, packed, .. }) => {
             let mut codes = vec![0; weights.len()];
             let above = encode(isa, weights, threshold, Codes::Bytes(&mut codes));
             encoding.pack(isa, &codes, packed);

@@ -6,27 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::window::Held;
 use crate::source::FilterView;
-use crate::source::weights::Element;
-use crate::ternarize::{LongWeights, Slice, Unit};
+use crate::ternarize::{LongWeights, Slice};
 use crate::vector::Isa;
 use crate::vector::block::BLOCK;
-
-/// Weights in memory, as one unit.
-pub(super) trait AsUnit: Element {
-    fn as_unit(isa: Isa, weights: &[Self]) -> Unit<'_>;
-}
-
-impl AsUnit for f32 {
-    fn as_unit(isa: Isa, weights: &[f32]) -> Unit<'_> {
-        Unit::from_f32(isa, weights)
-    }
-}
-
-impl AsUnit for f64 {
-    fn as_unit(isa: Isa, weights: &[f64]) -> Unit<'_> {
-        Unit::from_f64(isa, weights)
-    }
-}
 
 /// The weights `start..start + len` of a view, as one unit that is decoded block by block. Once
 /// `cancel` is set it shows nothing any more, so that sums over billions of weights end at once;

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::TensorView;
@@ -57,6 +58,11 @@ impl<'a> FilterView<'a> {
     /// Whether the weights are decoded to `f64`; all other types go to `f32`, which holds them exactly.
     pub fn is_f64(&self) -> bool {
         self.dtype == Dtype::F64
+    }
+
+    /// Whether the file's own bytes can be read as that type.
+    pub(crate) fn borrows<W: Element>(&self) -> bool {
+        self.contiguous() && W::borrow(self.dtype, self.data).is_some()
     }
 
     /// Whether each filter's weights lie in one run.
@@ -208,6 +214,24 @@ impl Element for f64 {
     #[inline(always)]
     fn narrow(value: f64) -> f64 {
         value
+    }
+}
+
+impl Element for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+
+    #[inline(always)]
+    fn narrow(value: f64) -> f16 {
+        f16::from_f64(value)
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: Dtype = Dtype::BF16;
+
+    #[inline(always)]
+    fn narrow(value: f64) -> bf16 {
+        bf16::from_f64(value)
     }
 }
 

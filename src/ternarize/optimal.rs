@@ -9,6 +9,7 @@
 //! weights left between them are sorted and tried one by one. A run of equal magnitudes is kept or
 //! dropped whole: S_k²/k is convex along it, so an end of the run is at least as good.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::unit::{Data, Slice, on_slice, partition};
@@ -45,7 +46,7 @@ impl Ternarizer for Optimal {
     fn threshold(&self, weights: &Unit<'_>) -> Threshold {
         let bracket = Bracket::around_all(weights);
         let max = weights.moments().max;
-        Threshold::Delta(match *weights.data() {
+        Threshold::Delta(match weights.data() {
             Data::F32(w) if max < LARGE => in_memory(weights, w, bracket, max),
             Data::F64(w) => in_memory(weights, w, bracket, max),
             Data::F32(_) | Data::Long(_) => streamed(weights, bracket, max),
@@ -85,27 +86,37 @@ impl Bracket {
     }
 }
 
+thread_local! {
+    /// What the rounds of [`in_memory`] keep, whatever the type of the weights; as much as the longest filter so far took.
+    static KEPT: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The optimal Δ for weights in memory: each round looks only at what the last one left. Rounds add roughly; what is
 /// above the last bracket is summed exactly.
 fn in_memory<W: Weight>(unit: &Unit<'_>, weights: &[W], mut bracket: Bracket, max: f64) -> f64 {
-    let mut kept = vec![W::default(); weights.len()];
-    let mut parts = partition(unit.isa(), weights, bracket.lo, bracket.hi, &mut kept);
-    let (mut spare, mut before) = (vec![W::default(); parts.kept], usize::MAX);
-    loop {
-        bracket.above += parts.above;
-        bracket.above_sum += parts.above_sum;
-        let between = parts.kept;
-        if between <= FEW || between > before / 8 * 7 {
-            let Above { count, sum, .. } = unit.above(bracket.hi);
-            let mut best = Best::default();
-            best.consider(Bracket { above: count, above_sum: sum, ..bracket }, &mut kept[..between]);
-            return best.delta();
+    KEPT.with_borrow_mut(|memory| {
+        let n = weights.len();
+        memory.resize(memory.len().max((2 * size_of_val(weights)).div_ceil(size_of::<u64>())), 0);
+        let (mut kept, spare) = bytemuck::cast_slice_mut(memory).split_at_mut(n);
+        let mut spare = &mut spare[..n];
+        let mut parts = partition(unit.isa(), weights, bracket.lo, bracket.hi, kept);
+        let mut before = usize::MAX;
+        loop {
+            bracket.above += parts.above;
+            bracket.above_sum += parts.above_sum;
+            let between = parts.kept;
+            if between <= FEW || between > before / 8 * 7 {
+                let Above { count, sum, .. } = unit.above(bracket.hi);
+                let mut best = Best::default();
+                best.consider(Bracket { above: count, above_sum: sum, ..bracket }, &mut kept[..between]);
+                return best.delta();
+            }
+            bracket = bracket.inward(between as u64, parts.kept_sum, max);
+            before = between;
+            parts = partition(unit.isa(), &kept[..between], bracket.lo, bracket.hi, &mut spare[..between]);
+            std::mem::swap(&mut kept, &mut spare);
         }
-        bracket = bracket.inward(between as u64, parts.kept_sum, max);
-        before = between;
-        parts = partition(unit.isa(), &kept[..between], bracket.lo, bracket.hi, &mut spare[..between]);
-        std::mem::swap(&mut kept, &mut spare);
-    }
+    })
 }
 
 /// The optimal Δ for weights that are decoded anew on every pass.

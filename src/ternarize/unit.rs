@@ -1,25 +1,45 @@
 //! The weights that share one scale, as the methods see them: sums over magnitudes, whatever the
 //! element type and wherever the weights lie. Not here: any method's rule.
 
+use std::sync::OnceLock;
+
 use rayon::prelude::*;
 
 use super::Threshold;
 use crate::vector::Isa;
-use crate::vector::block::{Above, AboveOf, BLOCK, ErrorOf, Moments, MomentsOf, Partition, Parts, Weight};
+use crate::vector::block::{Above, AboveOf, BLOCK, ErrorOf, Moments, MomentsOf, Partition, Parts, Singles, Weight};
 
 /// Weights that share one scale: a group, a filter, or a whole tensor. Never empty.
 #[derive(Debug)]
 pub struct Unit<'a> {
     isa: Isa,
+    len: usize,
     moments: Moments,
-    data: Data<'a>,
+    weights: Weights<'a>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Data<'a> {
     F32(&'a [f32]),
     F64(&'a [f64]),
     Long(&'a dyn LongWeights),
+}
+
+#[derive(Debug)]
+enum Weights<'a> {
+    Ready(Data<'a>),
+    /// Of 16 bits; decoded once more than their moments is asked for, which most methods never do.
+    Halves(Singles<'a>, OnceLock<Vec<f32>>),
+}
+
+impl<'a> Weights<'a> {
+    fn of<W: Weight>(weights: &'a [W]) -> Self {
+        match W::as_singles(weights) {
+            Some(Singles::F32(weights)) => Self::Ready(Data::F32(weights)),
+            Some(halves) => Self::Halves(halves, OnceLock::new()),
+            None => Self::Ready(Data::F64(bytemuck::cast_slice(weights))),
+        }
+    }
 }
 
 /// More than [`BLOCK`] weights, decoded block by block on every pass, so that memory stays bounded.
@@ -57,7 +77,8 @@ impl<'a> Unit<'a> {
     /// # Panics
     /// When `weights` is empty.
     pub fn from_f32(isa: Isa, weights: &'a [f32]) -> Self {
-        Self::new(isa, Data::F32(weights))
+        let [unit] = Self::parts(isa, weights);
+        unit
     }
 
     /// Over `f64` weights in memory.
@@ -65,32 +86,39 @@ impl<'a> Unit<'a> {
     /// # Panics
     /// When `weights` is empty.
     pub fn from_f64(isa: Isa, weights: &'a [f64]) -> Self {
-        Self::new(isa, Data::F64(weights))
+        let [unit] = Self::parts(isa, weights);
+        unit
+    }
+
+    /// Over each of `N` parts of the same length.
+    pub(crate) fn parts<W: Weight, const N: usize>(isa: Isa, weights: &'a [W]) -> [Self; N] {
+        let len = weights.len() / N;
+        assert!(len > 0, "a unit holds at least one weight");
+        let part = |i: usize| &weights[i * len..(i + 1) * len];
+        let moments = match len {
+            0..=BLOCK => isa.run(MomentsOf::<W, N>(weights)),
+            _ => {
+                std::array::from_fn(|i| by_blocks(part(i), |block| isa.run(MomentsOf::<W, 1>(block))[0], Moments::then))
+            }
+        };
+        std::array::from_fn(|i| Self { isa, len, moments: moments[i], weights: Weights::of(part(i)) })
     }
 
     pub(crate) fn from_long(isa: Isa, weights: &'a dyn LongWeights) -> Self {
-        Self::new(isa, Data::Long(weights))
-    }
-
-    fn new(isa: Isa, data: Data<'a>) -> Self {
-        let mut unit = Self { isa, moments: Moments::default(), data };
-        assert!(!unit.is_empty(), "a unit holds at least one weight");
-        unit.moments = unit.sum(|slice| on_slice!(slice, w => isa.run(MomentsOf(w))), Moments::then);
+        let (len, data) = (weights.len(), Weights::Ready(Data::Long(weights)));
+        let mut unit = Self { isa, len, moments: Moments::default(), weights: data };
+        unit.moments = unit.sum(|slice| on_slice!(slice, w => isa.run(MomentsOf::<_, 1>(w))[0]), Moments::then);
         unit
     }
 
     /// How many weights.
     pub fn len(&self) -> usize {
-        match self.data {
-            Data::F32(weights) => weights.len(),
-            Data::F64(weights) => weights.len(),
-            Data::Long(weights) => weights.len(),
-        }
+        self.len
     }
 
     /// Never true; here because clippy asks for it beside `len`.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
 
     /// Σ|w|, Σw² and max|w| over all weights.
@@ -118,8 +146,11 @@ impl<'a> Unit<'a> {
         self.sum(|slice| on_slice!(slice, weights => self.isa.run(ErrorOf { weights, delta, alpha })), |a, b| a + b)
     }
 
-    pub(super) fn data(&self) -> &Data<'a> {
-        &self.data
+    pub(super) fn data(&self) -> Data<'_> {
+        match &self.weights {
+            Weights::Ready(data) => *data,
+            Weights::Halves(halves, decoded) => Data::F32(decoded.get_or_init(|| halves.to_vec())),
+        }
     }
 
     pub(super) fn isa(&self) -> Isa {
@@ -128,16 +159,9 @@ impl<'a> Unit<'a> {
 
     /// One sum over all weights, blocks added in order however many threads there are.
     pub(super) fn sum<T: Default + Send>(&self, of: impl Fn(Slice<'_>) -> T + Sync, then: impl Fn(T, T) -> T) -> T {
-        let whole = |slice: Slice<'_>| -> T {
-            on_slice!(slice, w => {
-                let mut blocks = w.chunks(BLOCK).map(|block| of(slice_of(block)));
-                let first = blocks.next().unwrap_or_default();
-                blocks.fold(first, &then)
-            })
-        };
-        match self.data {
-            Data::F32(weights) => whole(Slice::F32(weights)),
-            Data::F64(weights) => whole(Slice::F64(weights)),
+        match self.data() {
+            Data::F32(weights) => by_blocks(weights, |block| of(Slice::F32(block)), then),
+            Data::F64(weights) => by_blocks(weights, |block| of(Slice::F64(block)), then),
             Data::Long(weights) => {
                 let mut blocks: Vec<T> = Vec::new();
                 weights.parts(&mut |part| {
@@ -155,12 +179,11 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// A slice of either weight type as a [`Slice`].
-fn slice_of<W: Weight>(weights: &[W]) -> Slice<'_> {
-    match bytemuck::try_cast_slice(weights) {
-        Ok(f32s) if size_of::<W>() == 4 => Slice::F32(f32s),
-        _ => Slice::F64(bytemuck::cast_slice(weights)),
-    }
+/// One sum over weights in memory, blocks added in order.
+fn by_blocks<W, T: Default>(weights: &[W], of: impl Fn(&[W]) -> T, then: impl Fn(T, T) -> T) -> T {
+    let mut blocks = weights.chunks(BLOCK).map(of);
+    let first = blocks.next().unwrap_or_default();
+    blocks.fold(first, then)
 }
 
 /// Keeps the magnitudes in (lo, hi].

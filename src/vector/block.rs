@@ -5,6 +5,9 @@
 
 use std::ops::AddAssign;
 
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
 use super::Task;
 #[cfg(target_arch = "x86_64")]
 use super::{Avx2, Avx512};
@@ -27,8 +30,8 @@ pub trait Weight: Copy + PartialOrd + Default + AddAssign + Send + Sync + bytemu
     fn magnitude_bits(self) -> Self::Bits;
     fn from_bits(bits: Self::Bits) -> Self;
     fn negative(self) -> Self;
-    /// These weights, if they are `f32`.
-    fn as_f32(_weights: &[Self]) -> Option<&[f32]> {
+    /// These weights, if vectors of `f32` can be loaded from them.
+    fn as_singles(_weights: &[Self]) -> Option<Singles<'_>> {
         None
     }
     fn as_f32_mut(_weights: &mut [Self]) -> Option<&mut [f32]> {
@@ -65,8 +68,8 @@ impl Weight for f32 {
         -self
     }
     #[inline(always)]
-    fn as_f32(weights: &[Self]) -> Option<&[f32]> {
-        Some(weights)
+    fn as_singles(weights: &[Self]) -> Option<Singles<'_>> {
+        Some(Singles::F32(weights))
     }
     #[inline(always)]
     fn as_f32_mut(weights: &mut [Self]) -> Option<&mut [f32]> {
@@ -102,6 +105,87 @@ impl Weight for f64 {
         -self
     }
 }
+
+/// Weights that `f32` holds exactly.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Singles<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+impl Singles<'_> {
+    pub(crate) fn to_vec(self) -> Vec<f32> {
+        match self {
+            Self::F32(weights) => weights.to_vec(),
+            Self::F16(weights) => weights.to_f32_vec(),
+            Self::Bf16(weights) => weights.to_f32_vec(),
+        }
+    }
+}
+
+/// Runs an expression over the slice, whatever its type.
+#[cfg(target_arch = "x86_64")]
+macro_rules! on_singles {
+    ($singles:expr, $w:ident => $body:expr) => {
+        match $singles {
+            crate::vector::block::Singles::F32($w) => $body,
+            crate::vector::block::Singles::F16($w) => $body,
+            crate::vector::block::Singles::Bf16($w) => $body,
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use on_singles;
+
+/// The 16-bit types: every loop in plain Rust decodes each weight when it meets it.
+macro_rules! half_weight {
+    ($half:ident, $singles:ident) => {
+        impl Weight for $half {
+            type Bits = u16;
+
+            #[inline(always)]
+            fn magnitude(self) -> Self {
+                Self::from_bits(self.to_bits() & 0x7fff)
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                f64::from(self.to_f32())
+            }
+            #[inline(always)]
+            fn floor_from(x: f64) -> Self {
+                // By way of `f32`, so that rounding twice cannot end above.
+                let single = f32::floor_from(x);
+                let nearest = Self::from_f32(single);
+                let bits = nearest.to_bits();
+                Self::from_bits(match bits {
+                    _ if nearest.to_f32() <= single => bits,
+                    0 | 0x8000 => 0x8001,
+                    1..0x8000 => bits - 1,
+                    _ => bits + 1,
+                })
+            }
+            #[inline(always)]
+            fn magnitude_bits(self) -> u16 {
+                self.to_bits() & 0x7fff
+            }
+            #[inline(always)]
+            fn from_bits(bits: u16) -> Self {
+                Self::from_bits(bits)
+            }
+            #[inline(always)]
+            fn negative(self) -> Self {
+                -self
+            }
+            #[inline(always)]
+            fn as_singles(weights: &[Self]) -> Option<Singles<'_>> {
+                Some(Singles::$singles(weights))
+            }
+        }
+    };
+}
+half_weight!(f16, F16);
+half_weight!(bf16, Bf16);
 
 /// The lanes of one sum, added in a fixed tree: 16 → 8 → 4 → 2 → 1.
 #[inline(always)]
@@ -150,29 +234,33 @@ impl Moments {
     }
 }
 
-pub(crate) struct MomentsOf<'a, W>(pub &'a [W]);
+/// Of each of `N` parts of the same length.
+pub(crate) struct MomentsOf<'a, W, const N: usize = 1>(pub &'a [W]);
 
-impl<W: Weight> Task for MomentsOf<'_, W> {
-    type Output = Moments;
+impl<W: Weight, const N: usize> Task for MomentsOf<'_, W, N> {
+    type Output = [Moments; N];
 
     #[inline(always)]
-    fn portable(self) -> Moments {
-        let (mut sum, mut squares, mut max) = ([0.0; LANES], [0.0; LANES], [W::Bits::default(); LANES]);
-        each_lane(self.0, |lane, w| {
-            let x = w.magnitude().to_f64();
-            sum[lane] += x;
-            squares[lane] += x * x;
-            max[lane] = max[lane].max(w.magnitude_bits());
-        });
-        let max = max.into_iter().max().unwrap_or_default();
-        Moments { sum: tree(sum), sum_of_squares: tree(squares), max: W::from_bits(max).to_f64() }
+    fn portable(self) -> [Moments; N] {
+        let n = self.0.len() / N;
+        std::array::from_fn(|part| {
+            let (mut sum, mut squares, mut max) = ([0.0; LANES], [0.0; LANES], [W::Bits::default(); LANES]);
+            each_lane(&self.0[part * n..(part + 1) * n], |lane, w| {
+                let x = w.magnitude().to_f64();
+                sum[lane] += x;
+                squares[lane] += x * x;
+                max[lane] = max[lane].max(w.magnitude_bits());
+            });
+            let max = max.into_iter().max().unwrap_or_default();
+            Moments { sum: tree(sum), sum_of_squares: tree(squares), max: W::from_bits(max).to_f64() }
+        })
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(self, proof: Avx512) -> Self::Output {
-        match W::as_f32(self.0) {
-            Some(weights) => proof.moments(weights),
+        match W::as_singles(self.0) {
+            Some(singles) => on_singles!(singles, weights => proof.moments(weights)),
             None => self.portable(),
         }
     }
@@ -222,9 +310,9 @@ impl<W: Weight> Task for AboveOf<'_, W> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(self, proof: Avx512) -> Self::Output {
-        match W::as_f32(self.weights) {
-            Some(weights) => proof.above(weights, f32::floor_from(self.delta)),
-            None => self.portable(),
+        match W::as_singles(self.weights) {
+            Some(Singles::F32(weights)) => proof.above(weights, f32::floor_from(self.delta)),
+            _ => self.portable(),
         }
     }
 }
@@ -248,9 +336,9 @@ impl<W: Weight> Task for Select<'_, W> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx512(self, proof: Avx512) -> Self::Output {
-        match W::as_f32(self.weights) {
-            Some(weights) => proof.select(weights, f32::floor_from(self.delta), self.codes),
-            None => self.portable(),
+        match W::as_singles(self.weights) {
+            Some(Singles::F32(weights)) => proof.select(weights, f32::floor_from(self.delta), self.codes),
+            _ => self.portable(),
         }
     }
 }
@@ -338,12 +426,12 @@ impl<W: Weight> Partition<'_, W> {
     #[inline(always)]
     fn in_f32(self, by_hand: impl FnOnce(&[f32], f32, f32, &mut [f32]) -> Parts) -> Parts {
         let (lo, hi) = (self.lo.to_f64() as f32, self.hi.to_f64() as f32);
-        if W::as_f32(self.weights).is_none() {
+        let Some(Singles::F32(weights)) = W::as_singles(self.weights) else {
             return self.portable();
-        }
-        match (W::as_f32(self.weights), W::as_f32_mut(self.kept)) {
-            (Some(weights), Some(kept)) => by_hand(weights, lo, hi, kept),
-            _ => unreachable!("both are slices of one type"),
+        };
+        match W::as_f32_mut(self.kept) {
+            Some(kept) => by_hand(weights, lo, hi, kept),
+            None => unreachable!("both are slices of one type"),
         }
     }
 }
@@ -389,5 +477,49 @@ impl<W: Weight> Task for Partition<'_, W> {
     #[inline(always)]
     fn avx512(self, proof: Avx512) -> Parts {
         self.in_f32(|weights, lo, hi, kept| proof.partition(weights, lo, hi, kept))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::Isa;
+
+    /// Sums of one part and of two at a time, every length around those that the vector forms go by, against plain Rust.
+    #[test]
+    fn moments_are_the_same_everywhere() {
+        fn check<W: Weight>(weights: &[W]) {
+            for n in (0..200).chain([1000, 1299]) {
+                let [first, second] =
+                    [&weights[..n], &weights[n..2 * n]].map(|part| MomentsOf::<W, 1>(part).portable()[0]);
+                for isa in Isa::all() {
+                    let name = isa.name();
+                    assert_eq!(isa.run(MomentsOf::<W, 1>(&weights[..n])), [first], "{n} weights, {name}");
+                    assert_eq!(isa.run(MomentsOf::<W, 2>(&weights[..2 * n])), [first, second], "{n} weights, {name}");
+                }
+            }
+        }
+        let weights: Vec<f64> =
+            (0..2600).map(|i| (f64::from(i * 7919 % 2003) / 1001.0 - 1.0) * f64::from(i % 38 - 23).exp2()).collect();
+        check(&weights);
+        check(&weights.iter().map(|&w| w as f32).collect::<Vec<_>>());
+        check(&weights.iter().map(|&w| f16::from_f64(w)).collect::<Vec<_>>());
+        check(&weights.iter().map(|&w| bf16::from_f64(w)).collect::<Vec<_>>());
+    }
+
+    /// For every number w of the type: w > x exactly when w > floor(x).
+    #[test]
+    fn halves_compare_as_their_floor_does() {
+        fn check<H: Weight>(number: impl Fn(u16) -> H) {
+            let all: Vec<H> = (0..=u16::MAX).map(number).filter(|w| w.to_f64().is_finite()).collect();
+            for x in
+                [0.0, -0.0, 1e-30, -1e-30, 1e-9, 0.1, -0.1, 1.0, -1.0, 65504.0, 65519.9, 1e30, -1e30, 1e300, 5e-324]
+            {
+                let floor = H::floor_from(x);
+                assert!(all.iter().all(|&w| (w.to_f64() > x) == (w > floor)), "{x}: {}", floor.to_f64());
+            }
+        }
+        check(f16::from_bits);
+        check(bf16::from_bits);
     }
 }

@@ -102,6 +102,14 @@ impl Isa {
         !matches!(self.0, Token::Portable)
     }
 
+    /// Whether loops over 16-bit weights take no longer than over `f32`: those by hand widen them as they are loaded.
+    pub(crate) fn loads_halves(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self.0, Token::Avx512(_) | Token::Avx512Vnni(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self.0 {

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use raw_cpuid::{CacheType, CpuId};
 
+use super::avx512::Load;
 use super::block::{Above, Moments, Parts};
 use super::{Task, avx2, avx512};
 
@@ -158,8 +159,9 @@ impl Avx512 {
         there.then(|| unsafe { avx512::census(chunks) })
     }
 
+    /// Of each of `N` parts of the same length.
     #[inline]
-    pub(super) fn moments(self, weights: &[f32]) -> Moments {
+    pub(super) fn moments<L: Load, const N: usize>(self, weights: &[L]) -> [Moments; N] {
         // SAFETY: `self` exists, so `new` saw every feature that the function is compiled for.
         unsafe { avx512::moments(weights) }
     }
@@ -176,25 +178,35 @@ impl Avx512 {
         unsafe { avx512::select(weights, delta, codes) }
     }
 
-    /// `places`: where in a word of 32 codes of two bits the zero and the positive ones leave their mark.
+    /// `places`: where in a word of 32 codes of two bits the zero and the positive ones leave their mark; `ahead`: how
+    /// many weights behind these that lies which is wanted next.
     #[inline]
-    pub(crate) fn select_packed(self, weights: &[f32], delta: f32, places: [u64; 2], packed: &mut [u8]) -> Above {
+    pub(crate) fn select_packed<L: Load>(
+        self,
+        weights: &[L],
+        delta: f32,
+        ahead: usize,
+        places: [u64; 2],
+        packed: &mut [u8],
+    ) -> Above {
         // SAFETY: as in `moments`.
-        unsafe { avx512::select_packed(weights, delta, places, packed) }
+        unsafe { avx512::select_packed(weights, delta, ahead, places, packed) }
     }
 
-    /// `sums`: what five positive weights, those whose bits are set, add to the byte `zeros`.
+    /// `sums`: what five positive weights, those whose bits are set, add to the byte `zeros`; `ahead` as for
+    /// [`Avx512::select_packed`].
     #[inline]
-    pub(crate) fn select_by_fives(
+    pub(crate) fn select_by_fives<L: Load>(
         self,
-        weights: &[f32],
+        weights: &[L],
         delta: f32,
+        ahead: usize,
         sums: &[u8; 32],
         zeros: u8,
         packed: &mut [u8],
     ) -> Above {
         // SAFETY: as in `moments`.
-        unsafe { avx512::select_by_fives(weights, delta, sums, zeros, packed) }
+        unsafe { avx512::select_by_fives(weights, delta, ahead, sums, zeros, packed) }
     }
 
     #[inline]

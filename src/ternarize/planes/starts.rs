@@ -56,7 +56,7 @@ pub(super) fn greedy(method: &dyn Ternarizer, unit: &Unit<'_>, planes: usize, dt
     let first = fit(method, unit, dtype);
     let (mut fits, fitting) = (vec![first], first.scale_fits());
     while fits.len() < planes && fitting {
-        let next = match *unit.data() {
+        let next = match unit.data() {
             Data::F32(w) => fit(method, &Unit::from_f64(unit.isa(), &left_over(&fits, w)), dtype),
             Data::F64(w) => fit(method, &Unit::from_f64(unit.isa(), &left_over(&fits, w)), dtype),
             Data::Long(weights) => fit(method, &Unit::from_long(unit.isa(), &LeftOver { weights, fits: &fits }), dtype),

@@ -26,7 +26,7 @@ pub(super) struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     pub fn new(unit: &'a Unit<'a>) -> Self {
-        let sorted = match *unit.data() {
+        let sorted = match unit.data() {
             Data::F32(weights) => Some(sorted(weights)),
             Data::F64(weights) => Some(sorted(weights)),
             Data::Long(_) => None,

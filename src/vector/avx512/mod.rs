@@ -5,8 +5,11 @@
 //! Fused multiply-add is used for squares only: the square of an `f32` is exact in `f64`, so it
 //! rounds like a multiplication followed by an addition.
 
+mod load;
+
 use std::arch::x86_64::*;
 
+pub(crate) use self::load::Load;
 use super::block::{Above, LANES, Moments, Parts, RUN};
 
 type Sum = [__m512d; 2];
@@ -41,13 +44,13 @@ fn widen(x: __m512) -> Sum {
     [_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(x))]
 }
 
-/// Adds |w| where the mask says so, and zero elsewhere: even lanes to the first register, odd ones
+/// Adds magnitudes: even lanes to the first register, odd ones
 /// to the second, everything scaled by 2⁻⁸⁹⁶. An `f32`'s exponent and mantissa, moved to where an
 /// `f64` has them, are its value times 2⁻⁸⁹⁶ exactly (denormals too), and scaling by a power of two
 /// changes no rounding; this is faster than a conversion.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-fn add_scaled(mask: __mmask16, sum: Sum, w: __m512) -> Sum {
-    let x = _mm512_maskz_and_epi32(mask, _mm512_castps_si512(w), _mm512_set1_epi32(0x7fff_ffff));
+fn add_scaled(sum: Sum, x: __m512) -> Sum {
+    let x = _mm512_castps_si512(x);
     // Multiplication by 2²⁹ looks at the lower 32 bits only.
     let even = _mm512_mul_epu32(x, _mm512_set1_epi64(1 << 29));
     let odd = _mm512_srli_epi64::<3>(_mm512_and_si512(x, _mm512_set1_epi64(0xffff_ffff_0000_0000_u64 as i64)));
@@ -73,59 +76,79 @@ fn total(sum: Sum) -> f64 {
     _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
 }
 
-/// Asks for `lines` lines of 64 bytes from there on. Both passes over a filter do so for one half each of what lies
+/// Asks for so many bytes from there on. Both passes over a filter do so for one half each of what lies
 /// behind it, the next filter of most tensors, so that memory is never idle; there is no fault where nothing lies.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-fn prefetch(from: *const f32, lines: usize) {
-    (0..lines).for_each(|line| _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * 16).cast()));
+fn prefetch(from: *const u8, bytes: usize) {
+    (0..bytes).step_by(64).for_each(|at| _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast()));
 }
 
-/// Where the second half of as many weights as these, behind them, begins.
-fn behind_half(weights: &[f32]) -> *const f32 {
-    weights.as_ptr_range().end.wrapping_add(weights.len() / 2)
-}
-
+/// Of each of `N` parts of the same length. Several at a time do not wait for each other's additions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-pub(super) fn moments(weights: &[f32]) -> Moments {
+pub(super) fn moments<L: Load, const N: usize>(weights: &[L]) -> [Moments; N] {
     let zero = [_mm512_setzero_pd(); 2];
-    let (mut sum, mut squares, mut max) = (zero, zero, _mm512_setzero_si512());
-    let mut step = |w: __m512| {
-        let x = magnitude(w);
-        max = _mm512_max_epu32(max, _mm512_castps_si512(x));
-        let x = widen(x);
-        sum = [_mm512_add_pd(sum[0], x[0]), _mm512_add_pd(sum[1], x[1])];
-        squares = [_mm512_fmadd_pd(x[0], x[0], squares[0]), _mm512_fmadd_pd(x[1], x[1], squares[1])];
+    let (mut sum, mut squares, mut max) = ([zero; N], [zero; N], [_mm512_setzero_si512(); N]);
+    let mut step = |part: usize, chunk: &[L; 32]| {
+        // SAFETY: this function is compiled for the features.
+        let (rows, largest) = unsafe { L::widen(chunk) };
+        max[part] = _mm512_max_epu32(max[part], largest);
+        for x in rows {
+            for half in 0..2 {
+                sum[part][half] = _mm512_add_pd(sum[part][half], x[half]);
+                squares[part][half] = _mm512_fmadd_pd(x[half], x[half], squares[part][half]);
+            }
+        }
     };
-    let (pairs, rest) = weights.as_chunks::<{ 2 * LANES }>();
-    let mut next = weights.as_ptr_range().end;
-    for pair in pairs {
-        prefetch(next, 1);
-        next = next.wrapping_add(LANES);
-        pair.as_chunks().0.iter().for_each(|chunk| step(load(chunk)));
+    let n = weights.len() / N;
+    let parts: [&[L]; N] = std::array::from_fn(|part| &weights[part * n..(part + 1) * n]);
+    let chunks = parts.map(|part| part.as_chunks::<64>().0);
+    let mut next = weights.as_ptr_range().end.cast();
+    (0..n / 64).for_each(|i| {
+        let half = N * 32 * size_of::<L>();
+        prefetch(next, half);
+        next = next.wrapping_add(half);
+        for j in 0..2 {
+            (0..N).for_each(|part| step(part, &chunks[part][i].as_chunks().0[j]));
+        }
+    });
+    for (part, weights) in parts.iter().enumerate() {
+        for rest in weights[n / 64 * 64..].chunks(32) {
+            step(part, &filled_up(rest));
+        }
     }
-    rest.chunks(LANES).for_each(|rest| step(load_rest(rest)));
-    let max = f32::from_bits(_mm512_reduce_max_epu32(max));
-    Moments { sum: total(sum), sum_of_squares: total(squares), max: f64::from(max) }
+    std::array::from_fn(|part| {
+        // SAFETY: as above.
+        let (sum, squares) = unsafe { (L::in_order(sum[part]), L::in_order(squares[part])) };
+        let max = f32::from_bits(_mm512_reduce_max_epu32(max[part]));
+        Moments { sum: total(sum), sum_of_squares: total(squares), max: f64::from(max) }
+    })
+}
+
+/// With zeros behind them.
+fn filled_up<L: Load, const N: usize>(weights: &[L]) -> [L; N] {
+    let mut all = [L::default(); N];
+    all[..weights.len()].copy_from_slice(weights);
+    all
 }
 
 /// Which of 64 weights, or of fewer at the end, are above the bound and which below it with the other sign; their
 /// magnitudes are added to `sum`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-fn sides(weights: impl Iterator<Item = __m512>, [bound, minus]: [__m512; 2], sum: &mut Sum) -> (u64, u64) {
-    let (mut over, mut under) = (0, 0);
+fn sides(weights: impl Iterator<Item = __m512>, bound: __m512, sum: &mut Sum) -> (u64, u64) {
+    let (mut outside, mut negative) = (0, 0);
     for (i, w) in weights.enumerate() {
-        let o = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
-        let u = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
-        *sum = add_scaled(o | u, *sum, w);
-        over |= u64::from(o) << (i * LANES);
-        under |= u64::from(u) << (i * LANES);
+        let x = magnitude(w);
+        let out = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, bound);
+        *sum = add_scaled(*sum, _mm512_maskz_mov_ps(out, x));
+        outside |= u64::from(out) << (i * LANES);
+        negative |= u64::from(_mm512_movepi32_mask(_mm512_castps_si512(w))) << (i * LANES);
     }
-    (over, under)
+    (outside & !negative, outside & negative)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 pub(super) fn above(weights: &[f32], delta: f32) -> Above {
-    let bounds = [_mm512_set1_ps(delta), _mm512_set1_ps(-delta)];
+    let bound = _mm512_set1_ps(delta);
     let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
     let mut add = |(over, under): (u64, u64)| {
         count += u64::from((over | under).count_ones());
@@ -133,9 +156,9 @@ pub(super) fn above(weights: &[f32], delta: f32) -> Above {
     };
     let (chunks, rest) = weights.as_chunks::<64>();
     for chunk in chunks {
-        add(sides(chunk.as_chunks().0.iter().map(|w| load(w)), bounds, &mut sum));
+        add(sides(chunk.as_chunks().0.iter().map(|w| load(w)), bound, &mut sum));
     }
-    add(sides(rest.chunks(LANES).map(|w| load_rest(w)), bounds, &mut sum));
+    add(sides(rest.chunks(LANES).map(|w| load_rest(w)), bound, &mut sum));
     Above { count, positive, sum: total_scaled(sum) }
 }
 
@@ -147,7 +170,7 @@ pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
     let mut step = |w: __m512| {
         let over = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, bound);
         let under = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, minus);
-        sum = add_scaled(over | under, sum, w);
+        sum = add_scaled(sum, _mm512_maskz_mov_ps(over | under, magnitude(w)));
         // 1, but 0 where under, and 2 where over.
         _mm_mask_mov_epi8(_mm_maskz_set1_epi8(!under, 1), over, _mm_set1_epi8(2))
     };
@@ -165,11 +188,19 @@ pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
 }
 
 /// [`above`], and codes of two bits on the way: in each word of 32 weights, the zero ones are what `places[0]`
-/// deposits, the positive ones what `places[1]` does. What fills up the last byte counts as zero.
+/// deposits, the positive ones what `places[1]` does. What fills up the last byte counts as zero. `ahead` weights behind
+/// these lies what is prefetched.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-pub(super) fn select_packed(weights: &[f32], delta: f32, places: [u64; 2], packed: &mut [u8]) -> Above {
-    let bounds = [_mm512_set1_ps(delta), _mm512_set1_ps(-delta)];
-    let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
+pub(super) fn select_packed<L: Load>(
+    weights: &[L],
+    delta: f32,
+    ahead: usize,
+    places: [u64; 2],
+    packed: &mut [u8],
+) -> Above {
+    // SAFETY: this function is compiled for the features.
+    let mut outside = unsafe { L::outside(delta) };
+    let (mut count, mut positive) = (0, 0);
     let mut pack = |(over, under): (u64, u64)| {
         let zero = !(over | under);
         count += u64::from(zero.count_zeros());
@@ -179,26 +210,42 @@ pub(super) fn select_packed(weights: &[f32], delta: f32, places: [u64; 2], packe
     };
     let (chunks, rest) = weights.as_chunks::<64>();
     // The last byte may be one for fewer than four weights.
-    let (packed, packed_rest) = packed.split_at_mut(chunks.len() * 16);
-    let mut next = behind_half(weights);
-    for (chunk, packed) in chunks.iter().zip(packed.as_chunks_mut::<16>().0) {
-        prefetch(next, 2);
-        next = next.wrapping_add(32);
-        let sides = sides(chunk.as_chunks().0.iter().map(|w| load(w)), bounds, &mut sum);
+    let (packed_chunks, packed_rest) = packed.split_at_mut(chunks.len() * 16);
+    let mut next = weights.as_ptr_range().end.wrapping_add(ahead).cast();
+    for (chunk, packed) in chunks.iter().zip(packed_chunks.as_chunks_mut::<16>().0) {
+        prefetch(next, size_of_val(chunk) / 2);
+        next = next.wrapping_add(size_of_val(chunk) / 2);
+        // SAFETY: as above.
+        let sides = unsafe { L::sides(&mut outside, chunk) };
         packed.copy_from_slice(pack(sides).as_flattened());
     }
-    let last = pack(sides(rest.chunks(LANES).map(|w| load_rest(w)), bounds, &mut sum));
-    packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
-    Above { count, positive, sum: total_scaled(sum) }
+    if !rest.is_empty() {
+        // SAFETY: as above.
+        let last = pack(unsafe { L::sides(&mut outside, &filled_up(rest)) });
+        packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
+    }
+    // SAFETY: as above.
+    match unsafe { L::total(outside) } {
+        Some(sum) => Above { count, positive, sum },
+        None => select_packed(&L::to_singles(weights), delta, ahead, places, packed),
+    }
 }
 
 /// The same with codes of five to a byte: `sums[bits]` is what five weights that are positive where a bit is set add to
 /// `zeros`, the byte of five zero codes; negative ones take it away.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-pub(super) fn select_by_fives(weights: &[f32], delta: f32, sums: &[u8; 32], zeros: u8, packed: &mut [u8]) -> Above {
+pub(super) fn select_by_fives<L: Load>(
+    weights: &[L],
+    delta: f32,
+    ahead: usize,
+    sums: &[u8; 32],
+    zeros: u8,
+    packed: &mut [u8],
+) -> Above {
     // Five words of bits, and a register of codes.
     const CHUNK: usize = 320;
-    let bounds = [_mm512_set1_ps(delta), _mm512_set1_ps(-delta)];
+    // SAFETY: this function is compiled for the features.
+    let mut outside = unsafe { L::outside(delta) };
     // SAFETY: the array has the 32 bytes that both loads read.
     let halves = unsafe { [_mm_loadu_si128(sums.as_ptr().cast()), _mm_loadu_si128(sums[16..].as_ptr().cast())] };
     let [low, high] = halves.map(|half| _mm512_broadcast_i32x4(half));
@@ -215,11 +262,11 @@ pub(super) fn select_by_fives(weights: &[f32], delta: f32, sums: &[u8; 32], zero
         let bits = _mm512_and_si512(bits, _mm512_set1_epi8(15));
         _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(low, bits), upper, high, bits)
     };
-    let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
-    let mut next = behind_half(weights);
+    let (mut count, mut positive) = (0, 0);
+    let mut next = weights.as_ptr_range().end.wrapping_add(ahead).cast();
     for (weights, packed) in weights.chunks(CHUNK).zip(packed.chunks_mut(64)) {
-        prefetch(next, weights.len() / 32);
-        next = next.wrapping_add(weights.len() / 2);
+        prefetch(next, size_of_val(weights) / 2);
+        next = next.wrapping_add(size_of_val(weights) / 2);
         let (mut over, mut under) = ([0; 5], [0; 5]);
         let (chunks, rest) = weights.as_chunks::<64>();
         let mut set = |i: usize, (o, u): (u64, u64)| {
@@ -228,10 +275,12 @@ pub(super) fn select_by_fives(weights: &[f32], delta: f32, sums: &[u8; 32], zero
             (over[i], under[i]) = (o, u);
         };
         for (i, chunk) in chunks.iter().enumerate() {
-            set(i, sides(chunk.as_chunks().0.iter().map(|w| load(w)), bounds, &mut sum));
+            // SAFETY: as above.
+            set(i, unsafe { L::sides(&mut outside, chunk) });
         }
         if !rest.is_empty() {
-            set(chunks.len(), sides(rest.chunks(LANES).map(|w| load_rest(w)), bounds, &mut sum));
+            // SAFETY: as above.
+            set(chunks.len(), unsafe { L::sides(&mut outside, &filled_up(rest)) });
         }
         let (plus, minus) = (sums_of(over), sums_of(under));
         let codes = _mm512_sub_epi8(_mm512_add_epi8(_mm512_set1_epi8(zeros as i8), plus), minus);
@@ -239,7 +288,11 @@ pub(super) fn select_by_fives(weights: &[f32], delta: f32, sums: &[u8; 32], zero
         // SAFETY: only the bytes in the mask are written, and those lie inside `packed`.
         unsafe { _mm512_mask_storeu_epi8(packed.as_mut_ptr().cast(), wanted, codes) };
     }
-    Above { count, positive, sum: total_scaled(sum) }
+    // SAFETY: as above.
+    match unsafe { L::total(outside) } {
+        Some(sum) => Above { count, positive, sum },
+        None => select_by_fives(&L::to_singles(weights), delta, ahead, sums, zeros, packed),
+    }
 }
 
 /// How many codes are 1, and how many 2.
@@ -329,7 +382,8 @@ pub(super) fn decode_bf16(halves: &[[u8; 2]], out: &mut [f32]) {
 
 /// How many 2-bit codes of these bytes (64 at a time) have their low bit set, how many their high
 /// bit, and whether any has both. Low and high bits are counted together, and then the high ones of two registers at once.
-#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+/// As many bytes behind them are prefetched: what is done with these next leaves the memory idle.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt,avx512vpopcntdq")]
 pub(super) fn census(chunks: &[[u8; 64]]) -> (u64, u64, bool) {
     let highs_of = _mm512_set1_epi8(0xaa_u8 as i8);
     let zero = _mm512_setzero_si512();
@@ -348,7 +402,10 @@ pub(super) fn census(chunks: &[[u8; 64]]) -> (u64, u64, bool) {
     // SAFETY: the array has the 64 bytes that are read.
     let load = |chunk: &[u8; 64]| unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
     let (pairs, rest) = chunks.as_chunks::<2>();
-    pairs.iter().for_each(|[a, b]| step([load(a), load(b)]));
+    for pair in pairs {
+        prefetch(pair.as_ptr().cast::<u8>().wrapping_add(size_of_val(chunks)), size_of_val(pair));
+        step(pair.each_ref().map(load));
+    }
     rest.iter().for_each(|chunk| step([load(chunk), zero]));
     let total = |counts: __m512i| _mm512_reduce_add_epi64(counts) as u64;
     let (all, highs) = (total(all[0]) + total(all[1]), total(highs));
