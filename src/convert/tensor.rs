@@ -207,7 +207,10 @@ impl<'a> TernaryWork<'a> {
         let (at_once, longest) = (self.packs_at_once(), range.len().min(n));
         let mut codes = vec![vec![0; if at_once { 0 } else { longest }]; self.treatment.planes];
         let bytes = range.len().div_ceil(longest) * encoding.bytes(longest);
-        output.planes.iter_mut().for_each(|plane| plane.codes = vec![0; bytes]);
+        for plane in &mut output.planes {
+            plane.codes = vec![0; bytes];
+            plane.scales.reserve(range.len().div_ceil(self.unit_len()) * self.treatment.scale_dtype.size());
+        }
         let (mut at, mut packed_at) = (range.start, 0);
         if let (Some(all), true) = (whole, at_once && self.unit_len() == n && !self.needs_prefit()) {
             for pair in all.chunks_exact(2 * n) {
@@ -253,11 +256,13 @@ impl<'a> TernaryWork<'a> {
     ) -> Result<(), WeightsProblem> {
         let (encoding, n) = (self.treatment.encoding, weights.len() / 2);
         let units: [Unit<'_>; 2] = Unit::parts(isa, weights);
+        let thresholds = [self.threshold(&units[0], start)?, self.threshold(&units[1], start + n)?];
         // The second half of the next pair, one half for each filter of this one.
-        for (i, (unit, ahead)) in units.iter().zip([2 * n, n + n / 2]).enumerate() {
+        for (i, ahead) in [2 * n, n + n / 2].into_iter().enumerate() {
             let place = packed_at + i * encoding.bytes(n)..packed_at + (i + 1) * encoding.bytes(n);
             let codes = Codes::Packed { encoding, ahead, packed: &mut output.planes[0].codes[place] };
-            let fit = self.fit_here(unit, &weights[i * n..(i + 1) * n], start + i * n, isa, codes)?;
+            let (unit, weights) = (&units[i], &weights[i * n..(i + 1) * n]);
+            let fit = self.fit_here(unit, thresholds[i], weights, start + i * n, codes)?;
             output.tally.count(n, fit.above);
             self.add_fit(&Fitted::One(fit), output);
         }
@@ -318,7 +323,8 @@ impl<'a> TernaryWork<'a> {
                     encode(isa, weights, fit.threshold, codes)
                 } else {
                     let [unit] = Unit::parts(isa, weights);
-                    let fit = self.fit_here(&unit, weights, start + at, isa, codes)?;
+                    let threshold = self.threshold(&unit, start + at)?;
+                    let fit = self.fit_here(&unit, threshold, weights, start + at, codes)?;
                     fresh = Some(Fitted::One(fit));
                     fit.above
                 };
@@ -343,21 +349,25 @@ impl<'a> TernaryWork<'a> {
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), start)
     }
 
+    /// The method's threshold for a unit in memory, whose weights are `start..`.
+    fn threshold(&self, unit: &Unit<'_>, start: usize) -> Result<Threshold, WeightsProblem> {
+        if !unit.moments().max.is_finite() {
+            return Err(non_finite(&self.view, self.first, start..start + unit.len(), unit.isa()));
+        }
+        Ok(self.treatment.method.threshold(unit))
+    }
+
     /// Fits a unit that is in memory, of one plane, and writes the codes of its weights.
     fn fit_here<W: Element>(
         &self,
         unit: &Unit<'_>,
+        threshold: Threshold,
         weights: &[W],
         start: usize,
-        isa: Isa,
         codes: Codes<'_>,
     ) -> Result<Fit, WeightsProblem> {
-        if !unit.moments().max.is_finite() {
-            return Err(non_finite(&self.view, self.first, start..start + weights.len(), isa));
-        }
         let Treatment { method, scale_dtype, .. } = self.treatment;
-        let threshold = method.threshold(unit);
-        let above = encode(isa, weights, threshold, codes);
+        let above = encode(unit.isa(), weights, threshold, codes);
         let above = if threshold == Threshold::Sign { Above { sum: unit.moments().sum, ..above } } else { above };
         let fit = Fit::new(&**method, unit, threshold, above, *scale_dtype);
         self.checked(Fitted::One(fit), start)?;

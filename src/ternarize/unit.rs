@@ -153,7 +153,7 @@ impl<'a> Unit<'a> {
         }
     }
 
-    pub(super) fn isa(&self) -> Isa {
+    pub(crate) fn isa(&self) -> Isa {
         self.isa
     }
 
