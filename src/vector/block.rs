@@ -499,12 +499,15 @@ mod tests {
                 }
             }
         }
-        let weights: Vec<f64> =
-            (0..2600).map(|i| (f64::from(i * 7919 % 2003) / 1001.0 - 1.0) * f64::from(i % 38 - 23).exp2()).collect();
-        check(&weights);
-        check(&weights.iter().map(|&w| w as f32).collect::<Vec<_>>());
-        check(&weights.iter().map(|&w| f16::from_f64(w)).collect::<Vec<_>>());
-        check(&weights.iter().map(|&w| bf16::from_f64(w)).collect::<Vec<_>>());
+        let even = |scale: f64| (0..2600).map(move |i| (f64::from(i * 7919 % 2003) / 1001.0 - 1.0) * scale);
+        let far_apart = even(1.0).zip(0..).map(|(w, i)| w * f64::from(i % 38 - 23).exp2());
+        for weights in [even(0.05).collect::<Vec<_>>(), even(1.99).collect(), even(3.0).collect(), far_apart.collect()]
+        {
+            check(&weights);
+            check(&weights.iter().map(|&w| w as f32).collect::<Vec<_>>());
+            check(&weights.iter().map(|&w| f16::from_f64(w)).collect::<Vec<_>>());
+            check(&weights.iter().map(|&w| bf16::from_f64(w)).collect::<Vec<_>>());
+        }
     }
 
     /// For every number w of the type: w > x exactly when w > floor(x).

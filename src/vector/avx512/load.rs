@@ -5,8 +5,9 @@ use std::arch::x86_64::*;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::{Sum, load, magnitude, sides, total, total_scaled, widen};
-use crate::vector::block::{LANES, Weight};
+use super::moments::whole_moments;
+use super::{Sum, in_lane_order, load, magnitude, sides, total, total_scaled, widen};
+use crate::vector::block::{LANES, Moments, Weight};
 
 /// Weights that `f32` holds exactly.
 ///
@@ -34,6 +35,11 @@ pub(crate) trait Load: Weight {
 
     /// As `f32`.
     fn to_singles(weights: &[Self]) -> Vec<f32>;
+
+    /// The sums over `N` parts of the same length by a faster way, if there is one for these.
+    fn whole_moments<const N: usize>(_weights: &[Self]) -> Option<[Moments; N]> {
+        None
+    }
 }
 
 impl Load for f32 {
@@ -121,6 +127,11 @@ impl Load for f16 {
     fn to_singles(weights: &[f16]) -> Vec<f32> {
         weights.to_f32_vec()
     }
+
+    fn whole_moments<const N: usize>(weights: &[f16]) -> Option<[Moments; N]> {
+        // SAFETY: the multiplication is there, and whoever uses this trait has the other features.
+        if is_x86_feature_detected!("avx512ifma") { unsafe { whole_moments(weights) } } else { None }
+    }
 }
 
 /// 2⁻¹¹²
@@ -142,14 +153,9 @@ impl Load for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn in_order([even, odd]: Sum) -> Sum {
+    unsafe fn in_order(sum: Sum) -> Sum {
         // SAFETY: the caller has the features.
-        unsafe {
-            [
-                _mm512_permutex2var_pd(even, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), odd),
-                _mm512_permutex2var_pd(even, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), odd),
-            ]
-        }
+        unsafe { in_lane_order(sum) }
     }
 
     #[inline(always)]

@@ -6,11 +6,13 @@
 //! rounds like a multiplication followed by an addition.
 
 mod load;
+mod moments;
 
 use std::arch::x86_64::*;
 
 pub(crate) use self::load::Load;
-use super::block::{Above, LANES, Moments, Parts, RUN};
+pub(super) use self::moments::moments;
+use super::block::{Above, LANES, Parts, RUN};
 
 type Sum = [__m512d; 2];
 
@@ -67,6 +69,15 @@ fn total_scaled(sum: Sum) -> f64 {
     total([first, second]) * f64::from_bits((1023 + 896) << 52)
 }
 
+/// Lanes 0 to 7 and 8 to 15, from the even and the odd ones.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn in_lane_order([even, odd]: Sum) -> Sum {
+    [
+        _mm512_permutex2var_pd(even, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), odd),
+        _mm512_permutex2var_pd(even, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), odd),
+    ]
+}
+
 /// [`tree`](super::block::tree), in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn total(sum: Sum) -> f64 {
@@ -81,47 +92,6 @@ fn total(sum: Sum) -> f64 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn prefetch(from: *const u8, bytes: usize) {
     (0..bytes).step_by(64).for_each(|at| _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast()));
-}
-
-/// Of each of `N` parts of the same length. Several at a time do not wait for each other's additions.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-pub(super) fn moments<L: Load, const N: usize>(weights: &[L]) -> [Moments; N] {
-    let zero = [_mm512_setzero_pd(); 2];
-    let (mut sum, mut squares, mut max) = ([zero; N], [zero; N], [_mm512_setzero_si512(); N]);
-    let mut step = |part: usize, chunk: &[L; 32]| {
-        // SAFETY: this function is compiled for the features.
-        let (rows, largest) = unsafe { L::widen(chunk) };
-        max[part] = _mm512_max_epu32(max[part], largest);
-        for x in rows {
-            for half in 0..2 {
-                sum[part][half] = _mm512_add_pd(sum[part][half], x[half]);
-                squares[part][half] = _mm512_fmadd_pd(x[half], x[half], squares[part][half]);
-            }
-        }
-    };
-    let n = weights.len() / N;
-    let parts: [&[L]; N] = std::array::from_fn(|part| &weights[part * n..(part + 1) * n]);
-    let chunks = parts.map(|part| part.as_chunks::<64>().0);
-    let mut next = weights.as_ptr_range().end.cast();
-    (0..n / 64).for_each(|i| {
-        let half = N * 32 * size_of::<L>();
-        prefetch(next, half);
-        next = next.wrapping_add(half);
-        for j in 0..2 {
-            (0..N).for_each(|part| step(part, &chunks[part][i].as_chunks().0[j]));
-        }
-    });
-    for (part, weights) in parts.iter().enumerate() {
-        for rest in weights[n / 64 * 64..].chunks(32) {
-            step(part, &filled_up(rest));
-        }
-    }
-    std::array::from_fn(|part| {
-        // SAFETY: as above.
-        let (sum, squares) = unsafe { (L::in_order(sum[part]), L::in_order(squares[part])) };
-        let max = f32::from_bits(_mm512_reduce_max_epu32(max[part]));
-        Moments { sum: total(sum), sum_of_squares: total(squares), max: f64::from(max) }
-    })
 }
 
 /// With zeros behind them.
