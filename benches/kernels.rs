@@ -72,5 +72,24 @@ fn whole(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, sums, whole);
+/// Weights of 16 bits, as the file has them.
+fn halves(c: &mut Criterion) {
+    let weights = weights();
+    let f16s: Vec<u8> = weights.iter().flat_map(|&w| half::f16::from_f32(w).to_le_bytes()).collect();
+    let bf16s: Vec<u8> = weights.iter().flat_map(|&w| half::bf16::from_f32(w).to_le_bytes()).collect();
+    let mut group = c.benchmark_group("ternarize halves in memory");
+    group.throughput(Throughput::Elements((FILTERS * N) as u64));
+    let treatment = Settings::parse("method=twn").and_then(|s| s.treatment()).expect("settings that exist");
+    for (dtype, data) in [(Dtype::F16, &f16s), (Dtype::BF16, &bf16s)] {
+        let tensor = TensorView { name: "w", dtype, shape: &[FILTERS, N], data };
+        for isa in Isa::all() {
+            group.bench_function(BenchmarkId::new(dtype.to_string(), isa.name()), |b| {
+                b.iter(|| black_box(convert::ternarize(tensor, &treatment, isa)).expect("finite weights"));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, sums, whole, halves);
 criterion_main!(benches);

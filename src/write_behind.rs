@@ -17,7 +17,7 @@ const CHUNK: usize = 2 << 20;
 
 /// Chunks that are being filled at the most; the one that has waited longest goes out as it is. Threads work side by
 /// side, and each of a tensor's planes has codes and scales.
-const OPEN: usize = 16;
+const OPEN: usize = 10;
 
 /// Chunks that may wait for the disk; whoever fills one more waits as well.
 const QUEUED: usize = 2;
