@@ -466,7 +466,7 @@ mod tests {
             let brains: Vec<bf16> = weights.iter().map(|&w| bf16::from_f64(w)).collect();
             for (isa, encoding) in Isa::all().into_iter().flat_map(|isa| [(isa, Encoding::T2), (isa, Encoding::T5)]) {
                 for n in (0..350).chain([639, 640, 641, 1279, 1280, 1281, 2559, 2561, 2600]) {
-                    for delta in [0.3, 1e-6, 0.0] {
+                    for delta in [0.3, 1e-6, 0.0, -0.0] {
                         check(&weights[..n], delta, encoding, isa);
                         check(&singles[..n], delta, encoding, isa);
                         check(&halves[..n], delta, encoding, isa);

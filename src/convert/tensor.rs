@@ -256,13 +256,14 @@ impl<'a> TernaryWork<'a> {
     ) -> Result<(), WeightsProblem> {
         let (encoding, n) = (self.treatment.encoding, weights.len() / 2);
         let units: [Unit<'_>; 2] = Unit::parts(isa, weights);
-        let thresholds = [self.threshold(&units[0], start)?, self.threshold(&units[1], start + n)?];
+        // What is wrong with the second filter is told after what is wrong with the first.
+        let thresholds = [self.threshold(&units[0], start), self.threshold(&units[1], start + n)];
         // The second half of the next pair, one half for each filter of this one.
-        for (i, ahead) in [2 * n, n + n / 2].into_iter().enumerate() {
+        for (i, (threshold, ahead)) in thresholds.into_iter().zip([2 * n, n + n / 2]).enumerate() {
             let place = packed_at + i * encoding.bytes(n)..packed_at + (i + 1) * encoding.bytes(n);
             let codes = Codes::Packed { encoding, ahead, packed: &mut output.planes[0].codes[place] };
             let (unit, weights) = (&units[i], &weights[i * n..(i + 1) * n]);
-            let fit = self.fit_here(unit, thresholds[i], weights, start + i * n, codes)?;
+            let fit = self.fit_here(unit, threshold?, weights, start + i * n, codes)?;
             output.tally.count(n, fit.above);
             self.add_fit(&Fitted::One(fit), output);
         }

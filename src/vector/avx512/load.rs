@@ -24,7 +24,7 @@ pub(crate) trait Load: Weight {
     /// Lanes 0 to 7, and 8 to 15.
     unsafe fn in_order(sum: Sum) -> Sum;
 
-    /// Nothing so far, for that Δ.
+    /// Nothing so far, for that Δ ≥ 0, which may be −0.
     unsafe fn outside(delta: f32) -> Self::Outside;
 
     /// Which weights are above Δ, and which below −Δ; their magnitudes are added.
@@ -37,7 +37,7 @@ pub(crate) trait Load: Weight {
     fn to_singles(weights: &[Self]) -> Vec<f32>;
 
     /// The sums over `N` parts of the same length by a faster way, if there is one for these.
-    fn whole_moments<const N: usize>(_weights: &[Self]) -> Option<[Moments; N]> {
+    unsafe fn whole_moments<const N: usize>(_weights: &[Self]) -> Option<[Moments; N]> {
         None
     }
 }
@@ -103,7 +103,7 @@ impl Load for f16 {
     #[inline(always)]
     unsafe fn outside(delta: f32) -> Runs {
         // SAFETY: the caller has the features.
-        unsafe { Runs::new(f16::floor_from(f64::from(delta)).to_bits(), delta * (1 << 13) as f32 * F16_SCALE) }
+        unsafe { Runs::new(f16::floor_from(f64::from(delta)).magnitude_bits(), delta * (1 << 13) as f32 * F16_SCALE) }
     }
 
     #[inline(always)]
@@ -128,8 +128,8 @@ impl Load for f16 {
         weights.to_f32_vec()
     }
 
-    fn whole_moments<const N: usize>(weights: &[f16]) -> Option<[Moments; N]> {
-        // SAFETY: the multiplication is there, and whoever uses this trait has the other features.
+    unsafe fn whole_moments<const N: usize>(weights: &[f16]) -> Option<[Moments; N]> {
+        // SAFETY: the multiplication is there, and the caller has the other features.
         if is_x86_feature_detected!("avx512ifma") { unsafe { whole_moments(weights) } } else { None }
     }
 }
@@ -161,7 +161,7 @@ impl Load for bf16 {
     #[inline(always)]
     unsafe fn outside(delta: f32) -> Runs {
         // SAFETY: the caller has the features.
-        unsafe { Runs::new(bf16::floor_from(f64::from(delta)).to_bits(), delta * (1 << 16) as f32) }
+        unsafe { Runs::new(bf16::floor_from(f64::from(delta)).magnitude_bits(), delta * (1 << 16) as f32) }
     }
 
     #[inline(always)]

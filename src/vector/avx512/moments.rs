@@ -11,9 +11,10 @@ use crate::vector::block::Moments;
 /// Of each of `N` parts of the same length. Several at a time do not wait for each other's additions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 pub(in crate::vector) fn moments<L: Load, const N: usize>(weights: &[L]) -> [Moments; N] {
-    match L::whole_moments(weights) {
+    // SAFETY: this function is compiled for the features.
+    match unsafe { L::whole_moments(weights) } {
         Some(moments) => moments,
-        // SAFETY: this function is compiled for the features.
+        // SAFETY: as above.
         None => unsafe { sums::<L, Floats, N>(weights) }.map(|sums| sums.end::<L>()),
     }
 }
