@@ -9,7 +9,8 @@
 //! Scales count as stored, and values as a reader computes them.
 
 use crate::ternarize::ScaleDtype;
-use crate::vector::block::{BLOCK, LANES, Moments, MomentsOf, Weight, each_lane, tree};
+use crate::vector::block::{BLOCK, LANES, Moments, MomentsOf, each_lane, tree};
+use crate::vector::weight::Weight;
 use crate::vector::{Isa, Task};
 
 /// The largest code.

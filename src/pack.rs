@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(target_arch = "x86_64")]
 use crate::vector::Avx512;
+use crate::vector::block::{Above, AboveOf, codes_of};
+use crate::vector::weight::Weight;
 #[cfg(target_arch = "x86_64")]
-use crate::vector::block::on_singles;
-use crate::vector::block::{Above, AboveOf, Weight, codes_of};
+use crate::vector::weight::on_singles;
 use crate::vector::{Isa, Task};
 
 /// How codes are packed into bytes. A filter always starts on a byte.

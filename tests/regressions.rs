@@ -9,7 +9,10 @@ use common::Made;
 use twn_pack::error::WeightsProblem;
 use twn_pack::select::Decision;
 use twn_pack::ternarize::{Threshold, Unit};
-use twn_pack::{Checkpoint, Dtype, Encoding, Error, Granularity, Plan, Rules, Settings, Ternarizer, convert, memory};
+use twn_pack::{
+    Checkpoint, Dtype, Encoding, Error, Granularity, Isa, Plan, Rules, Settings, TensorView, Ternarizer, convert,
+    memory,
+};
 
 #[cfg(unix)]
 #[test]
@@ -173,4 +176,34 @@ fn a_directory_is_no_output() {
     let output = format!("{}/new/", directory.path().display());
     let (_, stderr) = common::expect(4, &[path.to_str().unwrap(), "-o", &output]);
     assert!(stderr.contains("give the name of a file"), "{stderr}");
+}
+
+#[test]
+fn an_error_of_a_filter_comes_before_those_of_the_next() {
+    // The thresholds of two filters were made, and their weights checked, before the first one's scale was.
+    let mut weights = vec![half::bf16::from_f32(1e6); 200];
+    weights[107] = half::bf16::NAN;
+    let data: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let tensor = TensorView { name: "w", dtype: Dtype::BF16, shape: &[2, 100], data: &data };
+    for isa in Isa::all() {
+        let error = convert::ternarize(tensor, &common::treatment("scale_dtype=f16"), isa).unwrap_err();
+        let found = matches!(error, Error::Weights { problem: WeightsProblem::Scale { filter: 0, .. }, .. });
+        assert!(found, "{}: {error}", isa.name());
+    }
+}
+
+#[test]
+fn a_factor_of_minus_zero_keeps_every_weight() {
+    // The bits of −0 are above those of every magnitude: 16-bit weights all became zero.
+    let weights: Vec<half::f16> = (1..=200).map(|i| half::f16::from_f32(i as f32 / 100.0)).collect();
+    let data: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let tensor = TensorView { name: "w", dtype: Dtype::F16, shape: &[2, 100], data: &data };
+    for isa in Isa::all() {
+        let packed = convert::ternarize(tensor, &common::treatment("factor=-0"), isa).unwrap();
+        let mut codes = [0; 100];
+        for filter in 0..2 {
+            packed.codes(0, filter, &mut codes).unwrap();
+            assert!(codes.iter().all(|&code| code == 2), "{}", isa.name());
+        }
+    }
 }

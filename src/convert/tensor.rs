@@ -162,9 +162,7 @@ impl<'a> TernaryWork<'a> {
         let window = self.filters_held().map(|filters| (filters, Mutex::default()));
         let long = LongRange { isa, view: self.view, start: range.start, len: range.len(), window, cancel };
         let unit = Unit::from_long(isa, &long);
-        if !unit.moments().max.is_finite() {
-            return Err(non_finite(&self.view, self.first, range, isa));
-        }
+        self.check_finite(&unit, range.start)?;
         let Treatment { method, planes, scale_dtype, .. } = self.treatment;
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), range.start)
     }
@@ -343,19 +341,22 @@ impl<'a> TernaryWork<'a> {
     /// Fits a unit that is in memory.
     pub fn fit_unit<W: Element>(&self, weights: &[W], start: usize, isa: Isa) -> Result<Fitted, WeightsProblem> {
         let [unit] = Unit::parts(isa, weights);
-        if !unit.moments().max.is_finite() {
-            return Err(non_finite(&self.view, self.first, start..start + weights.len(), isa));
-        }
+        self.check_finite(&unit, start)?;
         let Treatment { method, planes, scale_dtype, .. } = self.treatment;
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), start)
     }
 
     /// The method's threshold for a unit in memory, whose weights are `start..`.
     fn threshold(&self, unit: &Unit<'_>, start: usize) -> Result<Threshold, WeightsProblem> {
-        if !unit.moments().max.is_finite() {
-            return Err(non_finite(&self.view, self.first, start..start + unit.len(), unit.isa()));
-        }
+        self.check_finite(unit, start)?;
         Ok(self.treatment.method.threshold(unit))
+    }
+
+    fn check_finite(&self, unit: &Unit<'_>, start: usize) -> Result<(), WeightsProblem> {
+        if unit.moments().max.is_finite() {
+            return Ok(());
+        }
+        Err(non_finite(&self.view, self.first, start..start + unit.len(), unit.isa()))
     }
 
     /// Fits a unit that is in memory, of one plane, and writes the codes of its weights.

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::TensorView;
 use crate::dtype::{Dtype, is_float};
 use crate::float8;
-use crate::vector::block::Weight;
+use crate::vector::weight::Weight;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512};
 use crate::vector::{Isa, Task};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::unit::{Data, Slice, on_slice, partition};
 use super::{Above, MethodInfo, Ternarizer, Threshold, Unit, no_factor};
-use crate::vector::block::Weight;
+use crate::vector::weight::Weight;
 
 pub(super) const INFO: MethodInfo = MethodInfo {
     name: "optimal",

@@ -30,8 +30,7 @@ impl Twn {
     /// A factor that is not a number from 0 to 1000.
     pub fn new(factor: f64) -> Result<Self> {
         if (0.0..=1000.0).contains(&factor) {
-            // −0 is in the range, and 0.
-            Ok(Self { factor: factor.abs() })
+            Ok(Self { factor })
         } else {
             Err(Error::Request(format!("factor is {factor}; it must be a number from 0 to 1000 (0.7 in the paper)")))
         }

@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use super::Threshold;
 use crate::vector::Isa;
-use crate::vector::block::{Above, AboveOf, BLOCK, ErrorOf, Moments, MomentsOf, Partition, Parts, Singles, Weight};
+use crate::vector::block::{Above, AboveOf, BLOCK, ErrorOf, Moments, MomentsOf, Partition, Parts};
+use crate::vector::weight::{Singles, Weight};
 
 /// Weights that share one scale: a group, a filter, or a whole tensor. Never empty.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod block;
+pub(crate) mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

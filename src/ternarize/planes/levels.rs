@@ -4,7 +4,7 @@
 use crate::limits::PACKED_PLANES as MAX;
 use crate::ternarize::Unit;
 use crate::ternarize::unit::{Slice, on_slice};
-use crate::vector::block::Weight;
+use crate::vector::weight::Weight;
 use crate::vector::{Isa, Task};
 
 /// Values that the codes of all planes can give.

@@ -3,7 +3,7 @@
 use crate::limits::PACKED_PLANES as MAX;
 use crate::ternarize::unit::{Data, LongWeights, Slice, on_slice};
 use crate::ternarize::{Fit, ScaleDtype, Ternarizer, Threshold, Unit, fit};
-use crate::vector::block::Weight;
+use crate::vector::weight::Weight;
 
 /// Relative sizes of the scales of two, three and four planes. Nearly all are such that every multiple of the unit up to the
 /// largest is a value: 3 and 2 give 1, 2, 3 and 5. Where values are dense and where they are sparse is what tells

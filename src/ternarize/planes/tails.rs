@@ -4,7 +4,8 @@
 use super::levels::{LEVELS, Levels};
 use crate::ternarize::Unit;
 use crate::ternarize::unit::{Data, Slice, on_slice};
-use crate::vector::block::{AboveOf, Weight};
+use crate::vector::block::AboveOf;
+use crate::vector::weight::Weight;
 
 /// The weights above each midpoint: how many, and Σ|w|; and before them all weights.
 #[derive(Clone, Copy)]

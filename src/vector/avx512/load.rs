@@ -2,12 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::moments::whole_moments;
-use super::{Sum, in_lane_order, load, magnitude, sides, total, total_scaled, widen};
-use crate::vector::block::{LANES, Moments, Weight};
+use super::{Sum, add, in_lane_order, load, magnitude, sides, total, total_scaled, widen};
+use crate::vector::block::{LANES, Moments};
+use crate::vector::weight::Weight;
 
 /// Weights that `f32` holds exactly.
 ///
@@ -33,9 +33,6 @@ pub(crate) trait Load: Weight {
     /// The sum of those magnitudes; `None` if it cannot be told what rounding in the order of the lanes makes of it.
     unsafe fn total(outside: Self::Outside) -> Option<f64>;
 
-    /// As `f32`.
-    fn to_singles(weights: &[Self]) -> Vec<f32>;
-
     /// The sums over `N` parts of the same length by a faster way, if there is one for these.
     unsafe fn whole_moments<const N: usize>(_weights: &[Self]) -> Option<[Moments; N]> {
         None
@@ -48,10 +45,7 @@ impl Load for f32 {
     #[inline(always)]
     unsafe fn widen(weights: &[f32; 32]) -> ([Sum; 2], __m512i) {
         // SAFETY: the caller has the features.
-        unsafe {
-            let [a, b] = two_rows(weights).map(|row| magnitude(load(row)));
-            ([widen(a), widen(b)], _mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
-        }
+        unsafe { widen_rows(two_rows(weights).map(|row| magnitude(load(row)))) }
     }
 
     #[inline(always)]
@@ -76,10 +70,6 @@ impl Load for f32 {
         // SAFETY: the caller has the features.
         unsafe { Some(total_scaled(sum)) }
     }
-
-    fn to_singles(weights: &[f32]) -> Vec<f32> {
-        weights.to_vec()
-    }
 }
 
 impl Load for f16 {
@@ -87,12 +77,8 @@ impl Load for f16 {
 
     #[inline(always)]
     unsafe fn widen(weights: &[f16; 32]) -> ([Sum; 2], __m512i) {
-        // SAFETY: the caller has the features, and each array the 16 halves that are read.
-        unsafe {
-            let [a, b] =
-                two_rows(weights).map(|row| magnitude(_mm512_cvtph_ps(_mm256_loadu_si256(row.as_ptr().cast()))));
-            ([widen(a), widen(b)], _mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
-        }
+        // SAFETY: the caller has the features.
+        unsafe { widen_rows(two_rows(weights).map(|row| f16_magnitudes(row))) }
     }
 
     #[inline(always)]
@@ -122,10 +108,6 @@ impl Load for f16 {
     unsafe fn total(outside: Runs) -> Option<f64> {
         // SAFETY: the caller has the features.
         unsafe { outside.total().map(|sum| sum / f64::from(F16_SCALE)) }
-    }
-
-    fn to_singles(weights: &[f16]) -> Vec<f32> {
-        weights.to_f32_vec()
     }
 
     unsafe fn whole_moments<const N: usize>(weights: &[f16]) -> Option<[Moments; N]> {
@@ -175,16 +157,23 @@ impl Load for bf16 {
         // SAFETY: the caller has the features.
         unsafe { outside.total() }
     }
-
-    fn to_singles(weights: &[bf16]) -> Vec<f32> {
-        weights.to_f32_vec()
-    }
 }
 
 /// Even and odd `bf16` as `f32`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn halves_of(all: __m512i) -> [__m512i; 2] {
     [_mm512_slli_epi32::<16>(all), _mm512_and_si512(all, _mm512_set1_epi32(0xffff_0000_u32 as i32))]
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn widen_rows([a, b]: [__m512; 2]) -> ([Sum; 2], __m512i) {
+    ([widen(a), widen(b)], _mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+pub(super) fn f16_magnitudes(row: &[f16; LANES]) -> __m512 {
+    // SAFETY: the array has the 16 halves that are read.
+    magnitude(_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(row.as_ptr().cast()) }))
 }
 
 fn two_rows<L>(weights: &[L; 32]) -> [&[L; LANES]; 2] {
@@ -247,8 +236,7 @@ impl Runs {
         let [a, b, c, d] = self.run;
         let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
         self.largest = _mm512_max_ps(self.largest, sum);
-        let sum = widen(sum);
-        self.sum = [_mm512_add_pd(self.sum[0], sum[0]), _mm512_add_pd(self.sum[1], sum[1])];
+        self.sum = add(self.sum, widen(sum));
         (self.run, self.left) = ([_mm512_setzero_ps(); 4], Self::LENGTH);
     }
 

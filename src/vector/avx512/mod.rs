@@ -1,6 +1,6 @@
-//! The loops of [`super::block`] over `f32`, by hand for AVX-512, where the compiler's form is
-//! slower (measured by `benches/kernels.rs`). The same additions in the same order: lanes 0 to 7
-//! of every sum in one register, 8 to 15 in another; the tail's missing lanes add zero.
+//! The loops of [`super::block`] over `f32` and what it holds exactly, by hand for AVX-512, where the compiler's form is
+//! slower (measured by `benches/kernels.rs`). The same additions in the same order, or in another where none of them
+//! rounds; the tail's missing lanes add zero.
 //!
 //! Fused multiply-add is used for squares only: the square of an `f32` is exact in `f64`, so it
 //! rounds like a multiplication followed by an addition.
@@ -46,17 +46,21 @@ fn widen(x: __m512) -> Sum {
     [_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(x))]
 }
 
-/// Adds magnitudes: even lanes to the first register, odd ones
-/// to the second, everything scaled by 2⁻⁸⁹⁶. An `f32`'s exponent and mantissa, moved to where an
-/// `f64` has them, are its value times 2⁻⁸⁹⁶ exactly (denormals too), and scaling by a power of two
-/// changes no rounding; this is faster than a conversion.
+/// Adds magnitudes: even lanes to the first register, odd ones to the second, everything scaled by 2⁻⁸⁹⁶. An `f32`'s
+/// exponent and mantissa, moved to where an `f64` has them, are its value times 2⁻⁸⁹⁶ exactly (denormals too), and scaling
+/// by a power of two changes no rounding; this is faster than a conversion.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn add_scaled(sum: Sum, x: __m512) -> Sum {
     let x = _mm512_castps_si512(x);
     // Multiplication by 2²⁹ looks at the lower 32 bits only.
     let even = _mm512_mul_epu32(x, _mm512_set1_epi64(1 << 29));
     let odd = _mm512_srli_epi64::<3>(_mm512_and_si512(x, _mm512_set1_epi64(0xffff_ffff_0000_0000_u64 as i64)));
-    [_mm512_add_pd(sum[0], _mm512_castsi512_pd(even)), _mm512_add_pd(sum[1], _mm512_castsi512_pd(odd))]
+    add(sum, [even, odd].map(|x| _mm512_castsi512_pd(x)))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn add(a: Sum, b: Sum) -> Sum {
+    [_mm512_add_pd(a[0], b[0]), _mm512_add_pd(a[1], b[1])]
 }
 
 /// The sum of what [`add_scaled`] collected.
@@ -94,6 +98,11 @@ fn prefetch(from: *const u8, bytes: usize) {
     (0..bytes).step_by(64).for_each(|at| _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast()));
 }
 
+/// As `f32`.
+fn singles<L: Load>(weights: &[L]) -> Vec<f32> {
+    weights.iter().map(|w| w.to_f64() as f32).collect()
+}
+
 /// With zeros behind them.
 fn filled_up<L: Load, const N: usize>(weights: &[L]) -> [L; N] {
     let mut all = [L::default(); N];
@@ -120,15 +129,15 @@ fn sides(weights: impl Iterator<Item = __m512>, bound: __m512, sum: &mut Sum) ->
 pub(super) fn above(weights: &[f32], delta: f32) -> Above {
     let bound = _mm512_set1_ps(delta);
     let (mut sum, mut count, mut positive) = ([_mm512_setzero_pd(); 2], 0, 0);
-    let mut add = |(over, under): (u64, u64)| {
+    let mut count_sides = |(over, under): (u64, u64)| {
         count += u64::from((over | under).count_ones());
         positive += u64::from(over.count_ones());
     };
     let (chunks, rest) = weights.as_chunks::<64>();
     for chunk in chunks {
-        add(sides(chunk.as_chunks().0.iter().map(|w| load(w)), bound, &mut sum));
+        count_sides(sides(chunk.as_chunks().0.iter().map(|w| load(w)), bound, &mut sum));
     }
-    add(sides(rest.chunks(LANES).map(|w| load_rest(w)), bound, &mut sum));
+    count_sides(sides(rest.chunks(LANES).map(|w| load_rest(w)), bound, &mut sum));
     Above { count, positive, sum: total_scaled(sum) }
 }
 
@@ -197,7 +206,7 @@ pub(super) fn select_packed<L: Load>(
     // SAFETY: as above.
     match unsafe { L::total(outside) } {
         Some(sum) => Above { count, positive, sum },
-        None => select_packed(&L::to_singles(weights), delta, ahead, places, packed),
+        None => select_packed(&singles(weights), delta, ahead, places, packed),
     }
 }
 
@@ -261,7 +270,7 @@ pub(super) fn select_by_fives<L: Load>(
     // SAFETY: as above.
     match unsafe { L::total(outside) } {
         Some(sum) => Above { count, positive, sum },
-        None => select_by_fives(&L::to_singles(weights), delta, ahead, sums, zeros, packed),
+        None => select_by_fives(&singles(weights), delta, ahead, sums, zeros, packed),
     }
 }
 
@@ -308,7 +317,6 @@ pub(super) fn partition(weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> 
         let (chunks, rest) = run.as_chunks();
         chunks.iter().for_each(|chunk| step(load(chunk)));
         rest.chunks(LANES).for_each(|rest| step(load_rest(rest)));
-        let add = |sum: Sum, run: Sum| [_mm512_add_pd(sum[0], run[0]), _mm512_add_pd(sum[1], run[1])];
         kept_sum = add(kept_sum, widen(kept_run));
         above_sum = add(above_sum, widen(above_run));
     }

@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Load, Sum, filled_up, in_lane_order, magnitude, prefetch, total};
+use super::load::f16_magnitudes;
+use super::{Load, Sum, filled_up, in_lane_order, prefetch, total};
 use crate::vector::block::Moments;
 
 /// Of each of `N` parts of the same length. Several at a time do not wait for each other's additions.
@@ -127,9 +128,9 @@ impl Sums<f16> for Whole {
     #[inline(always)]
     unsafe fn add(&mut self, weights: &[f16; 32]) {
         for row in weights.as_chunks::<16>().0 {
-            // SAFETY: the caller has the features, and the array the 16 weights that are read.
+            // SAFETY: the caller has the features.
             unsafe {
-                let x = magnitude(_mm512_cvtph_ps(_mm256_loadu_si256(row.as_ptr().cast())));
+                let x = f16_magnitudes(row);
                 // What is too large becomes 2³¹.
                 let x = _mm512_cvttps_epi32(_mm512_mul_ps(x, _mm512_set1_ps((1 << 24) as f32)));
                 self.largest = _mm512_max_epu32(self.largest, x);
