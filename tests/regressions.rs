@@ -186,7 +186,7 @@ fn an_error_of_a_filter_comes_before_those_of_the_next() {
     let data: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
     let tensor = TensorView { name: "w", dtype: Dtype::BF16, shape: &[2, 100], data: &data };
     for isa in Isa::all() {
-        let error = convert::ternarize(tensor, &common::treatment("scale_dtype=f16"), isa).unwrap_err();
+        let error = convert::ternarize(tensor, &common::treatment("scale-dtype=f16"), isa).unwrap_err();
         let found = matches!(error, Error::Weights { problem: WeightsProblem::Scale { filter: 0, .. }, .. });
         assert!(found, "{}: {error}", isa.name());
     }
