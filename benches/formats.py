@@ -2,19 +2,24 @@
 byte, on as many threads) and a plain `cp` of it to the same place; and the most anonymous memory of each command (`RssAnon`).
 
     cargo build --release
-    python3 benches/formats.py target/release/twn-pack /dev/shm [--mebibytes 1024] [--rounds 5] [--threads 1 2] [--only TEXT]
+    python3 benches/formats.py target/release/twn-pack /dev/shm [--mebibytes 1024] [--rounds 5] [--threads 1 2] [--only REGEX]
+    python3 benches/formats.py target/release/twn-pack DIRECTORY --cold --mebibytes 4096
 
 Makes so many MiB of random f32 weights, matrices of 4096 x 4096 (a sixteenth of that in codes of two bits), in a
 directory of its own in the given one, packs them with one scale per tensor, exports them to every format, and packs again what
-is read again: codes, and floats. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
+is read again: codes, and floats. With `--cold` the page cache lets go of the input before
+every run and `cp` is followed by a sync, so that all of them begin and end at the disk, and reading is by calls instead of
+mapped. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
 """
 
 import argparse
 import json
 import mmap
 import os
+import re
 import resource
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -48,7 +53,24 @@ def timed(command, **options):
     return took * 1e3, processor * 1e3, peak / 1024
 
 
-def read(path, threads):
+def forget(path):
+    """Lets the page cache drop a file."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_calls(path, _threads):
+    """Milliseconds in which a file is read into a buffer, in order: two threads would be slower from a disk."""
+    buffer = bytearray(1 << 20)
+    begin = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return (time.perf_counter() - begin) * 1e3
+
+
+def read_mapped(path, threads):
     """Milliseconds in which every byte of a file is looked at."""
     begin = time.perf_counter()
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
@@ -120,6 +142,7 @@ def main():
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments.add_argument("--only", default="")
+    arguments.add_argument("--cold", action="store_true")
     asked = arguments.parse_args()
     program = str(asked.program.resolve())
     with tempfile.TemporaryDirectory(dir=asked.directory) as directory:
@@ -154,27 +177,34 @@ def main():
             if form not in ("safetensors", "gptq"):
                 back.append((f"{form} -> .twn", output, [output, "-o", out / "m.twn"]))
         cases.append((".twn -> floats", twn, ["unpack", twn, "-o", out / "m.safetensors"]))
+        cases.append((".twn, verify", twn, ["verify", twn]))
         for form, path in inputs.items():
             back.append((f"{form} -> .twn", path, [path, "-o", out / "m.twn"]))
-        print(f"{asked.mebibytes} MiB of f32 weights; the least of {asked.rounds} rounds, in ms, with that of the processor in brackets")
+        copy = ["sh", "-c", 'cp "$0" "$1" && sync "$1"'] if asked.cold else ["cp"]
+        begin, read = (forget, read_calls) if asked.cold else (lambda path: None, read_mapped)
+        middle, which = (statistics.median, "medians") if asked.cold else (min, "the least")
+        print(f"{asked.mebibytes} MiB of f32 weights; {which} of {asked.rounds} rounds, in ms, with that of the processor in brackets")
         for threads in asked.threads:
             title = f"{threads} thread(s)"
             print(f"\n{title:<26}  MB in    out          command   reading            cp   of reading   of cp    (cpu)   MiB anon")
             environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "TMPDIR": str(directory)}
             for what, path, words in cases + back:
-                if asked.only not in what:
+                if not re.search(asked.only, what):
                     continue
                 rounds = []
                 for _ in range(asked.rounds):
                     out.mkdir()
+                    begin(path)
                     reading = read(path, threads)
-                    copying, copy_processor, _ = timed(["cp", path, out / "copy"])
+                    begin(path)
+                    copying, copy_processor, _ = timed([*copy, path, out / "copy"])
                     (out / "copy").unlink()
+                    begin(path)
                     ms, processor, anonymous = timed([program, *map(str, words), "-q"], env=environment)
                     rounds.append((reading, copying, copy_processor, ms, processor, anonymous))
-                    size = (out / Path(words[words.index("-o") + 1]).name).stat().st_size
+                    size = sum(file.stat().st_size for file in out.iterdir())
                     shutil.rmtree(out)
-                reading, copying, copy_processor, ms, processor, _ = map(min, zip(*rounds))
+                reading, copying, copy_processor, ms, processor, _ = map(middle, zip(*rounds))
                 print(
                     f"{what:<26} {path.stat().st_size / 1e6:6.0f} {size / 1e6:6.0f} {ms:8.1f} ({processor:6.1f}) "
                     f"{reading:9.1f} {copying:5.1f} ({copy_processor:5.1f}) {reading / ms:12.2f} {ms / copying:7.2f} "

@@ -28,7 +28,11 @@ pub(crate) fn map(file: &File, path: &Path) -> Result<Mmap> {
     // documented condition of `Checkpoint` and `Container`. Bytes that change under us can make
     // results wrong, but every value of every byte is handled: no length, offset or code is
     // trusted that was not copied out of the mapping and checked.
-    unsafe { Mmap::map(file) }.map_err(Error::io(path, "map into memory"))
+    let map = unsafe { Mmap::map(file) }.map_err(Error::io(path, "map into memory"))?;
+    // Linux reads what is not in the page cache 128 KiB at a time, mostly, and on request in pages of 2 MiB, two at a time.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
 }
 
 /// A file, memory-mapped; clones share the mapping. It must not be written to while it is open: a file

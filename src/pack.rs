@@ -229,7 +229,7 @@ pub(crate) fn transposed_pairs(mut x: u32) -> u32 {
 
 /// One column of that matrix: pair number `k` of each byte.
 #[inline(always)]
-pub(crate) fn pairs(x: u32, k: usize) -> u8 {
+fn pairs(x: u32, k: usize) -> u8 {
     let pairs = x >> (2 * k) & 0x0303_0303;
     let pairs = pairs | pairs >> 6;
     (pairs | pairs >> 12) as u8

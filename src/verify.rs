@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::container::{
-    Body, Container, DenseEntry, Granularity, Int8Entry, Int8Stats, Quantized, Section, Tensor, TensorEntry,
+    self, Body, Container, DenseEntry, Granularity, Int8Entry, Int8Stats, Quantized, Section, Tensor, TensorEntry,
     TernaryEntry, TernaryTensor,
 };
 use crate::error::ContainerProblem as Problem;
@@ -77,15 +77,6 @@ pub fn verify_with_progress(
 ) -> Result<Verification> {
     let isa = Isa::detect()?;
     let mut result = Verification::of(container);
-    let mut padding_from = 64;
-    for entry in &container.index().tensors {
-        for (_, section) in entry.sections() {
-            check_padding(container, padding_from, section.offset, &mut result.problems);
-            padding_from = section.offset + section.length;
-        }
-    }
-    let index_offset = result.bytes - container.index_bytes();
-    check_padding(container, padding_from, index_offset, &mut result.problems);
     let pieces = pieces(container);
     let (done, total) = (AtomicU64::new(0), pieces.iter().map(Piece::bytes).sum());
     let checked: Vec<Checked> = pieces
@@ -97,6 +88,8 @@ pub fn verify_with_progress(
             Ok(checked)
         })
         .collect::<Result<_>>()?;
+    let padding = checked.iter().filter_map(|checked| checked.padding);
+    result.problems.extend(padding.map(|(offset, found)| Problem::Padding { offset, found }.to_string()));
     let mut checked = pieces.iter().zip(checked).peekable();
     for (t, entry) in container.index().tensors.iter().enumerate() {
         let mut whole = Checked::default();
@@ -130,11 +123,11 @@ fn check_cancelled(cancel: Option<&AtomicBool>) -> Result<()> {
     if cancelled { Err(Error::Cancelled) } else { Ok(()) }
 }
 
-fn check_padding(container: &Container, from: u64, to: u64, problems: &mut Vec<String>) {
-    let padding = &container.bytes()[from as usize..to as usize];
-    if let Some(i) = padding.iter().position(|&byte| byte != 0) {
-        problems.push(Problem::Padding { offset: from + i as u64, found: padding[i] }.to_string());
-    }
+/// The first byte behind a section, and its offset, that should be zero and is not.
+fn bad_padding(container: &Container, section: Section) -> Option<(u64, u8)> {
+    let end = section.offset + section.length;
+    let padding = &container.bytes()[end as usize..container::align(end)? as usize];
+    (end..).zip(padding.iter().copied()).find(|&(_, byte)| byte != 0)
 }
 
 /// Bytes of one section: whole filters where they are codes and fit.
@@ -153,6 +146,8 @@ struct Checked {
     counts: Counts,
     scales: Range,
     problem: Option<Problem>,
+    /// See [`bad_padding`].
+    padding: Option<(u64, u8)>,
 }
 
 /// Smallest and largest of some scales; no scale at all is (∞, −∞).
@@ -234,6 +229,9 @@ impl Piece {
         let bytes = &container.section(self.section)[self.start..self.end];
         let entry = &container.index().tensors[self.tensor];
         let mut checked = Checked::default();
+        if self.end as u64 == self.section.length {
+            checked.padding = bad_padding(container, self.section);
+        }
         match entry.body() {
             Body::Dense(_) => {}
             Body::Ternary(ternary) if self.part == 0 => {

@@ -174,14 +174,16 @@ fn an_export_appears_whole_or_not_at_all() {
     let error = write(&refused, true).unwrap_err().to_string();
     assert!(error.contains("1 of 2 tensors cannot be exported") && error.contains("too odd"), "{error}");
     assert_eq!(std::fs::read(&output).unwrap().len(), bytes.len());
-    // A damaged input is noticed before anything is written.
+    // A damaged input is noticed, and is what is wrong where its codes are.
     let mut damaged = container.bytes().to_vec();
     damaged[64] ^= 1;
     let damaged = Container::from_bytes("damaged.twn", damaged).unwrap();
     let other = directory.path().join("other");
     let plain = Export { parts: vec![Part::bytes(&b"x"[..])], ..Export::default() };
-    let error = export::write(&damaged, &plain, &other, &WriteOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("CRC"), "{error}");
+    for export in [plain, bad] {
+        let error = export::write(&damaged, &export, &other, &WriteOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("CRC"), "{error}");
+    }
     let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 4, "{left:?}");
 }

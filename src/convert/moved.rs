@@ -84,8 +84,12 @@ impl<'a> MovedWork<'a> {
         };
         let views: Vec<_> = (0..self.planes()).map(|p| self.view.plane(p)).collect();
         let (mut codes, mut counts, mut products) = (Vec::new(), vec![Vec::new(); views.len()], Vec::new());
+        let mut all_scales = vec![Vec::new(); views.len()];
         output.planes.iter_mut().for_each(|plane| plane.codes.reserve(filters.len() * row));
         for filter in filters {
+            for (view, scales) in views.iter().zip(&mut all_scales) {
+                view.scales(filter, scales).map_err(packed)?;
+            }
             for ((view, plane), counts) in views.iter().zip(&mut output.planes).zip(&mut counts) {
                 let from = plane.codes.len();
                 plane.codes.resize(from + row, 0);
@@ -97,8 +101,8 @@ impl<'a> MovedWork<'a> {
                 counts.iter().for_each(|counts| output.tally.add_counts(counts[unit]));
                 // Per plane the scale, as it is stored, and what that takes away.
                 let (mut scales, mut stored, mut rests) = ([0.0; PLANES], [0.0; PLANES], [0.0; PLANES]);
-                for (p, view) in views.iter().enumerate() {
-                    let scale = scale_of(*view, filter, unit * unit_len, unit_len).map_err(packed)?;
+                for (p, (view, all)) in views.iter().zip(&all_scales).enumerate() {
+                    let scale = shared(*view, all, unit * unit_len, unit_len);
                     stored[p] = scale_dtype.round(f64::from(scale));
                     if !stored[p].is_finite() || (stored[p] == 0.0) != (scale == 0.0) {
                         return Err(misfit(filter, f64::from(scale), scale_dtype));
@@ -215,8 +219,10 @@ pub(super) fn granularity(view: TernaryView<'_>) -> Result<Granularity, String> 
     let (mut per_tensor, mut group) = (true, 0);
     for view in (0..view.planes()).map(|p| view.plane(p)) {
         // Per filter its scale; none where all its codes are zero, and any would do.
-        let scales: Vec<Scales> =
-            (0..view.filters()).into_par_iter().map(|filter| scales_of(view, filter)).collect::<Result<_, _>>()?;
+        let scales: Vec<Scales> = (0..view.filters())
+            .into_par_iter()
+            .map_init(Vec::new, |all, filter| scales_of(view, filter, all))
+            .collect::<Result<_, _>>()?;
         let mut known = scales.iter().filter_map(|scales| scales.first);
         // The first filter's scale is the one that a tensor's only scale is taken from.
         let first = scales.first().and_then(|scales| scales.first);
@@ -240,11 +246,11 @@ struct Scales {
 }
 
 /// What the units of a filter have for scales. A scale of 0 whose codes are zero, too, is as good as any other.
-fn scales_of(view: TernaryView<'_>, filter: usize) -> Result<Scales, String> {
+fn scales_of(view: TernaryView<'_>, filter: usize, all: &mut Vec<f32>) -> Result<Scales, String> {
     let (n, unit_len) = (view.filter_len(), view.unit_len());
     let (mut found, mut last, mut codes) = (Scales::default(), None, Vec::new());
-    for unit in 0..n.div_ceil(unit_len) {
-        let scale = view.scale(filter, unit)?;
+    view.scales(filter, all)?;
+    for (unit, &scale) in all.iter().enumerate() {
         if scale == 0.0 {
             if codes.is_empty() {
                 codes.resize(n, 1);
@@ -263,8 +269,9 @@ fn scales_of(view: TernaryView<'_>, filter: usize) -> Result<Scales, String> {
     Ok(found)
 }
 
-/// The scale that the weights from `start` on share: all are equal, but where any would do and 0 stands.
-fn scale_of(view: TernaryView<'_>, filter: usize, start: usize, length: usize) -> Result<f32, String> {
+/// Of all scales of a filter, the one that the weights from `start` on share: all are equal, but where any would do
+/// and 0 stands.
+fn shared(view: TernaryView<'_>, scales: &[f32], start: usize, length: usize) -> f32 {
     let (first, end) = (start / view.unit_len(), (start + length).min(view.filter_len()));
-    (first..end.div_ceil(view.unit_len())).try_fold(0.0, |scale: f32, unit| Ok(scale.max(view.scale(filter, unit)?)))
+    scales[first..end.div_ceil(view.unit_len())].iter().copied().fold(0.0, f32::max)
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rayon::prelude::*;
 
 use super::{Export, Part, Source};
+use crate::container::TensorEntry;
 use crate::{AtomicFile, Container, Error, Isa, Result, write_atomically};
 
 /// Bytes that each thread makes at once, about; one row where that is more. They go from the cache into the file.
@@ -25,7 +26,7 @@ pub struct WriteOptions<'a> {
 }
 
 /// Writes what an [`Exporter`](super::Exporter) made of a container, on the threads of the current rayon pool;
-/// returns the file's length. Every section's checksum is checked first.
+/// returns the file's length. Every section's checksum is checked on the way.
 ///
 /// # Errors
 /// Tensors that are refused, a damaged container, an output that exists or cannot be written, or cancellation. After
@@ -48,18 +49,16 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         return Err(Error::OutputExists { path: taken.clone() });
     }
     let file = AtomicFile::create(output, options.overwrite)?;
-    container.index().tensors.par_iter().try_for_each(|entry| {
+    let check = |entry| {
         check_cancelled(options)?;
         container.check_sections(entry)
-    })?;
+    };
     let (total, done) = (export.len(), AtomicU64::new(0));
-    let mut tiles = Vec::new();
-    let mut offset = 0;
-    for part in &export.parts {
-        tiles.extend(part.tiles().map(|rows| (part, offset + (rows.start * part.row_bytes) as u64, rows)));
-        offset += part.len();
-    }
-    tiles.into_par_iter().try_for_each_init(Vec::new, |buffer, (part, offset, rows)| {
+    let run = |buffer: &mut Vec<u8>, job| {
+        let (part, offset, rows) = match job {
+            Job::Check(entry) => return check(entry),
+            Job::Write(part, offset, rows) => (part, offset, rows),
+        };
         check_cancelled(options)?;
         let length = part.write(rows, buffer, |bytes| file.write_at(bytes, offset), container.path())?;
         let done = done.fetch_add(length, Ordering::Relaxed) + length;
@@ -67,7 +66,15 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
             progress(done, total);
         }
         Ok(())
-    })?;
+    };
+    match jobs(container, export).into_par_iter().try_for_each_init(Vec::new, run) {
+        // That may be what damage looks like.
+        Err(error @ Error::Request(_)) => {
+            container.index().tensors.par_iter().try_for_each(check)?;
+            return Err(error);
+        }
+        result => result?,
+    }
     for part in &export.parts {
         if let Source::File(file, _) = &part.source {
             file.check_unchanged()?;
@@ -76,6 +83,31 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
     beside.iter().try_for_each(|(path, bytes)| write_atomically(path, options.overwrite, bytes))?;
     file.publish()?;
     Ok(total)
+}
+
+enum Job<'a> {
+    Check(&'a TensorEntry),
+    /// These rows, to go to that offset.
+    Write(&'a Part<'a>, u64, Range<usize>),
+}
+
+/// Everything there is to do. A tensor is checked about when it is written, so that the disk is read once: both go
+/// through their files in order, most formats have tensors in the order of the container.
+fn jobs<'a>(container: &'a Container, export: &'a Export<'a>) -> Vec<Job<'a>> {
+    let (mut jobs, mut offset) = (Vec::new(), 0);
+    for entry in &container.index().tensors {
+        let start = entry.sections().next().map_or(0, |(_, section)| section.offset);
+        jobs.push((start as f64 / container.bytes().len() as f64, Job::Check(entry)));
+    }
+    for part in &export.parts {
+        for rows in part.tiles() {
+            let at = offset + (rows.start * part.row_bytes) as u64;
+            jobs.push((at as f64 / export.len() as f64, Job::Write(part, at, rows)));
+        }
+        offset += part.len();
+    }
+    jobs.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    jobs.into_iter().map(|(_, job)| job).collect()
 }
 
 fn check_cancelled(options: &WriteOptions<'_>) -> Result<()> {

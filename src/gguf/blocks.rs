@@ -19,7 +19,7 @@ use std::array;
 
 use half::f16;
 
-use crate::pack::{pairs, transposed_pairs};
+use crate::pack::transposed_pairs;
 use crate::vector::{Isa, Task};
 
 /// A kind of ternary block.
@@ -258,14 +258,15 @@ fn strided_of_t2(packed: &[u8; 64]) -> Strided {
 
 #[inline(always)]
 fn t2_of_strided(strided: &[u8], packed: &mut [u8; 64]) {
-    let (strided, _) = strided.as_chunks::<4>();
-    let words: [u32; 16] = array::from_fn(|q| u32::from_le_bytes(strided[q]));
-    // Codes of the same place in four neighbours make a byte; 32 weights further it is the next place.
-    for k in 0..4 {
-        let bytes = words.map(|word| pairs(word, k));
-        let (first, second) = bytes.split_at(8);
-        packed[8 * k..][..8].copy_from_slice(first);
-        packed[32 + 8 * k..][..8].copy_from_slice(second);
+    for (strided, packed) in strided.as_chunks::<32>().0.iter().zip(packed.as_chunks_mut::<32>().0) {
+        // Codes of the same place in four neighbours make a byte; 32 weights further it is the next place.
+        let mut words = [0; 8];
+        for (word, strided) in words.iter_mut().zip(strided.as_chunks().0) {
+            *word = transposed_pairs(u32::from_le_bytes(*strided));
+        }
+        for (k, packed) in packed.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            packed.iter_mut().zip(&words).for_each(|(packed, word)| *packed = (word >> (8 * k)) as u8);
+        }
     }
 }
 

@@ -34,6 +34,11 @@ pub trait TernaryLayout: Debug + Send + Sync {
     /// The scale α of one unit of a filter, as it multiplies the codes; checked for being finite and not negative
     /// where it is used.
     fn scale(&self, data: &[u8], filter: usize, unit: usize) -> f32;
+
+    /// The scales of as many units of a filter as `scales` has, from `first` on.
+    fn scales(&self, data: &[u8], filter: usize, first: usize, scales: &mut [f32]) {
+        scales.iter_mut().zip(first..).for_each(|(scale, unit)| *scale = self.scale(data, filter, unit));
+    }
 }
 
 /// One plane of a ternary tensor: where its bytes are and how they lie.
@@ -132,9 +137,32 @@ impl TernaryView<'_> {
     /// # Errors
     /// A scale that is not finite or negative.
     pub fn scale(&self, filter: usize, unit: usize) -> Result<f32, String> {
-        match self.layout().scale(self.data(), filter, unit) {
-            scale if scale.is_finite() && scale >= 0.0 => Ok(scale.abs()),
-            scale => Err(format!("filter {filter}: scale {unit} is {scale}, should be finite and not negative")),
-        }
+        let scale = self.layout().scale(self.data(), filter, unit);
+        if is_scale(scale) { Ok(scale.abs()) } else { Err(bad_scale(filter, unit, scale)) }
     }
+
+    /// The scales of all units of a filter.
+    ///
+    /// # Errors
+    /// The first that is not finite or negative.
+    pub(crate) fn scales(&self, filter: usize, scales: &mut Vec<f32>) -> Result<(), String> {
+        scales.resize(self.filter_len().div_ceil(self.unit_len()), 0.0);
+        self.layout().scales(self.data(), filter, 0, scales);
+        // All, and then the one, so that it is a loop over vectors.
+        if !scales.iter().fold(true, |good, &scale| good & is_scale(scale))
+            && let Some(unit) = scales.iter().position(|&scale| !is_scale(scale))
+        {
+            return Err(bad_scale(filter, unit, scales[unit]));
+        }
+        scales.iter_mut().for_each(|scale| *scale = scale.abs());
+        Ok(())
+    }
+}
+
+fn is_scale(scale: f32) -> bool {
+    scale.is_finite() & (scale >= 0.0)
+}
+
+fn bad_scale(filter: usize, unit: usize, scale: f32) -> String {
+    format!("filter {filter}: scale {unit} is {scale}, should be finite and not negative")
 }

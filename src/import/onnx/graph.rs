@@ -170,4 +170,18 @@ impl Scales {
             _ => f32::NAN,
         }
     }
+
+    /// As many as `scales` has, from `first` on.
+    pub fn read(&self, first: usize, scales: &mut [f32]) {
+        let (file, range) = &self.bytes;
+        match (self.dtype, file[range.clone()].get(4 * first..4 * (first + scales.len()))) {
+            (Dtype::F32, Some(bytes)) => {
+                scales
+                    .iter_mut()
+                    .zip(bytes.as_chunks().0)
+                    .for_each(|(scale, bytes)| *scale = f32::from_le_bytes(*bytes));
+            }
+            _ => scales.iter_mut().zip(first..).for_each(|(scale, index)| *scale = self.get(index)),
+        }
+    }
 }

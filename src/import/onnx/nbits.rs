@@ -200,6 +200,10 @@ impl TernaryLayout for Nbits {
     fn scale(&self, _: &[u8], filter: usize, unit: usize) -> f32 {
         self.scales.get(filter * self.blocks() + unit)
     }
+
+    fn scales(&self, _: &[u8], filter: usize, first: usize, scales: &mut [f32]) {
+        self.scales.read(filter * self.blocks() + first, scales);
+    }
 }
 
 /// The codes t+1 of four codes t+2; 0, which is −2, becomes 3.
