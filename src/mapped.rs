@@ -28,8 +28,13 @@ pub(crate) fn map(file: &File, path: &Path) -> Result<Mmap> {
     // documented condition of `Checkpoint` and `Container`. Bytes that change under us can make
     // results wrong, but every value of every byte is handled: no length, offset or code is
     // trusted that was not copied out of the mapping and checked.
-    let map = unsafe { Mmap::map(file) }.map_err(Error::io(path, "map into memory"))?;
-    // Linux reads what is not in the page cache 128 KiB at a time, mostly, and on request in pages of 2 MiB, two at a time.
+    unsafe { Mmap::map(file) }.map_err(Error::io(path, "map into memory"))
+}
+
+/// Maps a file that is gone through from its beginning to its end.
+pub(crate) fn map_in_order(file: &File, path: &Path) -> Result<Mmap> {
+    let map = map(file, path)?;
+    // Where Linux would read 128 KiB from the disk at a time, it reads two pages of 2 MiB with this.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(map)
@@ -68,7 +73,7 @@ impl MappedFile {
 
     fn of(file: File, path: &Path, temporary: bool) -> Result<Self> {
         let metadata = file.metadata().map_err(Error::io(path, "read the size of"))?;
-        let map = map(&file, path)?;
+        let map = map_in_order(&file, path)?;
         Ok(Self(Arc::new(Opened { path: path.to_path_buf(), map, metadata, temporary })))
     }
 

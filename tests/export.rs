@@ -174,7 +174,7 @@ fn an_export_appears_whole_or_not_at_all() {
     let error = write(&refused, true).unwrap_err().to_string();
     assert!(error.contains("1 of 2 tensors cannot be exported") && error.contains("too odd"), "{error}");
     assert_eq!(std::fs::read(&output).unwrap().len(), bytes.len());
-    // A damaged input is noticed, and is what is wrong where its codes are.
+    // A damaged input is noticed, and told instead of codes that make no sense.
     let mut damaged = container.bytes().to_vec();
     damaged[64] ^= 1;
     let damaged = Container::from_bytes("damaged.twn", damaged).unwrap();

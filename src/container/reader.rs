@@ -51,7 +51,7 @@ impl Container {
     /// Maps a file that errors call `name`.
     pub(super) fn open_called(path: &Path, name: &Path) -> Result<Self> {
         let file = mapped::open_regular(path)?;
-        let map = mapped::map(&file, path)?;
+        let map = mapped::map_in_order(&file, path)?;
         Self::new(name, Storage::Mapped(map))
     }
 

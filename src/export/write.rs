@@ -19,7 +19,8 @@ const TILE: usize = 1 << 18;
 pub struct WriteOptions<'a> {
     /// Replace outputs that exist.
     pub overwrite: bool,
-    /// Called now and then, from any thread, with the bytes that are done and all of them.
+    /// Called now and then, from any thread, with the bytes that are done and all of them; an error may still come
+    /// after the last.
     pub progress: Option<&'a (dyn Fn(u64, u64) + Sync)>,
     /// Set it to stop the run; it ends with [`Error::Cancelled`] and leaves nothing behind.
     pub cancel: Option<&'a AtomicBool>,
@@ -67,11 +68,11 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         }
         Ok(())
     };
-    match jobs(container, export).into_par_iter().try_for_each_init(Vec::new, run) {
-        // That may be what damage looks like.
-        Err(error @ Error::Request(_)) => {
-            container.index().tensors.par_iter().try_for_each(check)?;
-            return Err(error);
+    match jobs(container, export, total).into_par_iter().try_for_each_init(Vec::new, run) {
+        // Codes that make no sense may come from damage, which is what is told then: the first, whatever came first here.
+        Err(error @ (Error::Request(_) | Error::Container { .. })) => {
+            let damage = container.index().tensors.par_iter().find_map_first(|entry| check(entry).err());
+            return Err(damage.unwrap_or(error));
         }
         result => result?,
     }
@@ -91,9 +92,10 @@ enum Job<'a> {
     Write(&'a Part<'a>, u64, Range<usize>),
 }
 
-/// Everything there is to do. A tensor is checked about when it is written, so that the disk is read once: both go
-/// through their files in order, most formats have tensors in the order of the container.
-fn jobs<'a>(container: &'a Container, export: &'a Export<'a>) -> Vec<Job<'a>> {
+/// Everything there is to do for `total` bytes. A tensor is checked about when it is written, so that the disk is mostly
+/// read once: both go through their files in order, and most formats have tensors in the order of the container.
+fn jobs<'a>(container: &'a Container, export: &'a Export<'a>, total: u64) -> Vec<Job<'a>> {
+    // Each with how far into its own file it is, from 0 to 1.
     let (mut jobs, mut offset) = (Vec::new(), 0);
     for entry in &container.index().tensors {
         let start = entry.sections().next().map_or(0, |(_, section)| section.offset);
@@ -102,7 +104,7 @@ fn jobs<'a>(container: &'a Container, export: &'a Export<'a>) -> Vec<Job<'a>> {
     for part in &export.parts {
         for rows in part.tiles() {
             let at = offset + (rows.start * part.row_bytes) as u64;
-            jobs.push((at as f64 / export.len() as f64, Job::Write(part, at, rows)));
+            jobs.push((at as f64 / total as f64, Job::Write(part, at, rows)));
         }
         offset += part.len();
     }
