@@ -1,11 +1,13 @@
 //! Files, opened and memory-mapped. Not here: what is in them.
 
 use std::fs::{File, Metadata};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
+#[cfg(target_os = "linux")]
+use memmap2::UncheckedAdvice;
 
 use crate::{Error, Result};
 
@@ -75,6 +77,15 @@ impl MappedFile {
         let metadata = file.metadata().map_err(Error::io(path, "read the size of"))?;
         let map = map_in_order(&file, path)?;
         Ok(Self(Arc::new(Opened { path: path.to_path_buf(), map, metadata, temporary })))
+    }
+
+    /// Unmaps the pages of those bytes, where the system can; whoever looks at them has them mapped again.
+    pub(crate) fn unmap(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        // SAFETY: this is a shared mapping of a file, which is not written to through it: nothing is thrown away.
+        let _ = unsafe { self.0.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
     }
 
     /// Where it was opened.

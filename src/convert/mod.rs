@@ -3,6 +3,7 @@
 //! file; each piece has its place in the output, and sums are added in the order of the pieces, so
 //! the bytes do not depend on the number of threads. Not here: any method's rule, any bit order.
 
+mod behind;
 #[cfg(feature = "calibration")]
 mod bias;
 #[cfg_attr(not(feature = "calibration"), path = "uncalibrated.rs")]
@@ -27,6 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
+use self::behind::Behind;
 #[cfg(feature = "calibration")]
 pub use self::bias::correct_bias;
 #[cfg(feature = "calibration")]
@@ -186,7 +188,10 @@ fn run_plan(
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
     }
     let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
-    let (tensors, writer) = run(inputs.zip(&plan.tensors), writer, journal, &None, options)?;
+    let (tensors, writer) = std::thread::scope(|scope| {
+        let behind = Behind::new(checkpoint.mapped(), scope);
+        run(inputs.zip(&plan.tensors), writer, journal, (&None, Some(&behind)), options)
+    })?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
     Ok((index, writer))
 }
@@ -196,7 +201,7 @@ fn run_plan(
 /// # Errors
 /// As [`measure`].
 pub(crate) fn measure_tensor(input: Input<'_>, planned: &[Planned], options: &Options<'_>) -> Result<Vec<TensorEntry>> {
-    Ok(run(planned.iter().map(|planned| (input, planned)), None, None, &calibrated::shared(), options)?.0)
+    Ok(run(planned.iter().map(|planned| (input, planned)), None, None, (&calibrated::shared(), None), options)?.0)
 }
 
 /// Whether the run has statistics of inputs.
@@ -204,12 +209,12 @@ pub(crate) fn is_calibrated(options: &Options<'_>) -> bool {
     calibrated::is_asked(options)
 }
 
-/// The work on those tensors; `shared` is for what they have in common, where they are one.
+/// The work on those tensors; `shared` is for what they have in common, where they are one, `behind` is told what was read.
 fn run<'a>(
     tensors: impl Iterator<Item = (Input<'a>, &'a Planned)> + Clone,
     mut writer: Option<ContainerWriter>,
     mut journal: Option<&mut Journal>,
-    shared: &calibrated::Shared,
+    (shared, behind): (&calibrated::Shared, Option<&Behind<'_>>),
     options: &Options<'_>,
 ) -> Result<(Vec<TensorEntry>, Option<ContainerWriter>)> {
     let isa = options.isa.map_or_else(Isa::detect, Ok)?;
@@ -241,7 +246,7 @@ fn run<'a>(
             break;
         }
         recall(&mut batch, entries.len(), journal.as_deref_mut(), run)?;
-        let totals = run_batch(&mut batch, run)?;
+        let totals = run_batch(&mut batch, behind, run)?;
         for (mut work, total) in batch.into_iter().zip(totals) {
             let mut entry = match work.known.take() {
                 Some(known) => *known,
@@ -276,13 +281,19 @@ fn recall(works: &mut [Work<'_>], first: usize, journal: Option<&mut Journal>, r
 }
 
 /// All the work on some tensors but those that are known; what it adds up to.
-fn run_batch(works: &mut [Work<'_>], run: Run<'_>) -> Result<Vec<Done>> {
+fn run_batch(works: &mut [Work<'_>], behind: Option<&Behind<'_>>, run: Run<'_>) -> Result<Vec<Done>> {
     let totals: Result<Vec<Done>> = works.iter_mut().map(|work| work.prefit(run)).collect();
     let (mut totals, works) = (totals?, &*works);
     let pieces = works.iter().enumerate();
     let pieces = pieces.flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }));
     let job = |piece: &Piece| works[piece.work].run(piece.range.clone(), run);
-    in_order(pieces, job, |piece, done| totals[piece.work].add(&done))?;
+    let add = |piece: Piece, done| {
+        totals[piece.work].add(&done);
+        if let Some(behind) = behind {
+            behind.passed(works[piece.work].source(piece.range));
+        }
+    };
+    in_order(pieces, job, add)?;
     Ok(totals)
 }
 

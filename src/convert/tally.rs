@@ -69,11 +69,8 @@ impl Tally {
     /// Weights that share these scales, one per plane.
     pub fn add_unit(&mut self, scales: &[f32], delta: Option<f64>, squared_error: f64, squared_norm: f64) {
         let one = |value: f64| Spread { min: value, mean: value, max: value };
-        for (p, &scale) in scales.iter().enumerate() {
-            let (squared_error, squared_norm) = if p == 0 { (squared_error, squared_norm) } else { (0.0, 0.0) };
-            let (alpha, delta) = (one(f64::from(scale)), delta.map(one));
-            self.add(&Self { squared_error, squared_norm, scales: 1, alpha, delta, ..Self::default() });
-        }
+        self.add_errors(squared_error, squared_norm);
+        scales.iter().for_each(|&scale| self.add_scales(1, one(f64::from(scale)), delta.map(one)));
     }
 
     /// ‖W − Ŵ‖² and ‖W‖² of weights whose scale is counted elsewhere.
@@ -99,18 +96,21 @@ impl Tally {
         self.add_output(next.output);
         self.squared_error += next.squared_error;
         self.squared_norm += next.squared_norm;
-        if next.scales == 0 {
-            return;
+        if next.scales > 0 {
+            self.add_scales(next.scales, next.alpha, next.delta);
         }
+    }
+
+    fn add_scales(&mut self, count: u64, alpha: Spread, delta: Option<Spread>) {
         let join =
             |a: Spread, b: Spread| Spread { min: a.min.min(b.min), mean: a.mean + b.mean, max: a.max.max(b.max) };
         if self.scales == 0 {
-            (self.alpha, self.delta) = (next.alpha, next.delta);
+            (self.alpha, self.delta) = (alpha, delta);
         } else {
-            self.alpha = join(self.alpha, next.alpha);
-            self.delta = self.delta.zip(next.delta).map(|(a, b)| join(a, b));
+            self.alpha = join(self.alpha, alpha);
+            self.delta = self.delta.zip(delta).map(|(a, b)| join(a, b));
         }
-        self.scales += next.scales;
+        self.scales += count;
     }
 
     /// All of it, unless something went beyond the range of `f64`: each unit's own numbers are

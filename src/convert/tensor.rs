@@ -13,11 +13,11 @@ use super::window::{Held, filters_held};
 use super::{PIECE, gcd};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
-use crate::pack::{Encoding, SelectPacked};
+use crate::pack::{Encoding, SelectFilters, SelectPacked, Selected};
 use crate::select::Treatment;
 use crate::source::FilterView;
 use crate::source::weights::Element;
-use crate::ternarize::{Above, Fit, Fitted, ScaleDtype, Threshold, Unit};
+use crate::ternarize::{Above, Fit, Fitted, Moments, ScaleDtype, Threshold, Unit};
 use crate::vector::Isa;
 use crate::vector::block::{BLOCK, Select, SignsOf};
 
@@ -210,11 +210,9 @@ impl<'a> TernaryWork<'a> {
             plane.scales.reserve(range.len().div_ceil(self.unit_len()) * self.treatment.scale_dtype.size());
         }
         let (mut at, mut packed_at) = (range.start, 0);
-        if let (Some(all), true) = (whole, at_once && self.unit_len() == n && !self.needs_prefit()) {
-            for pair in all.chunks_exact(2 * n) {
-                self.pair(pair, at, isa, packed_at, &mut output)?;
-                (at, packed_at) = (at + 2 * n, packed_at + 2 * encoding.bytes(n));
-            }
+        if let (Some(all), true) = (whole, at_once && self.unit_len() == n && !self.needs_prefit() && n <= BLOCK) {
+            let done = self.filters(all, at, isa, &mut output)?;
+            (at, packed_at) = (at + done * n, done * encoding.bytes(n));
         }
         while at < range.end {
             let row = at..((at / n + 1) * n).min(range.end);
@@ -243,29 +241,35 @@ impl<'a> TernaryWork<'a> {
             && (unit >= self.view.filter_len() || unit.is_multiple_of(encoding.weights_per_byte()))
     }
 
-    /// Codes for two filters of one unit each, whose sums are made together.
-    fn pair<W: Element>(
+    /// Codes for filters of one unit each, `start..`, and says how many of them: [`SelectFilters`] may leave the last one,
+    /// and what has no threshold.
+    fn filters<W: Element>(
         &self,
         weights: &[W],
         start: usize,
         isa: Isa,
-        packed_at: usize,
         output: &mut Output,
-    ) -> Result<(), WeightsProblem> {
-        let (encoding, n) = (self.treatment.encoding, weights.len() / 2);
-        let units: [Unit<'_>; 2] = Unit::parts(isa, weights);
-        // What is wrong with the second filter is told after what is wrong with the first.
-        let thresholds = [self.threshold(&units[0], start), self.threshold(&units[1], start + n)];
-        // The second half of the next pair, one half for each filter of this one.
-        for (i, (threshold, ahead)) in thresholds.into_iter().zip([2 * n, n + n / 2]).enumerate() {
-            let place = packed_at + i * encoding.bytes(n)..packed_at + (i + 1) * encoding.bytes(n);
-            let codes = Codes::Packed { encoding, ahead, packed: &mut output.planes[0].codes[place] };
-            let (unit, weights) = (&units[i], &weights[i * n..(i + 1) * n]);
-            let fit = self.fit_here(unit, threshold?, weights, start + i * n, codes)?;
-            output.tally.count(n, fit.above);
-            self.add_fit(&Fitted::One(fit), output);
+    ) -> Result<usize, WeightsProblem> {
+        let Treatment { encoding, method, scale_dtype, .. } = self.treatment;
+        let (n, PlaneBytes { codes, scales }) = (self.view.filter_len(), &mut output.planes[0]);
+        let unit = |i: usize, moments| Unit::of_moments(isa, &weights[i * n..(i + 1) * n], moments);
+        let delta = |i, moments: &Moments| match moments.max.is_finite().then(|| method.threshold(&unit(i, *moments))) {
+            Some(Threshold::Delta(delta)) => Some(delta),
+            _ => None,
+        };
+        let mut found = vec![Selected::default(); weights.len() / n];
+        let task = SelectFilters { weights, n, encoding: *encoding, delta, packed: codes, found: &mut found };
+        let done = isa.run(task);
+        for (i, Selected { moments, delta, above }) in found[..done].iter().enumerate() {
+            let fit = Fit::new(&**method, &unit(i, *moments), Threshold::Delta(*delta), *above, *scale_dtype);
+            if !fit.scale_fits() {
+                return Err(self.misfit(start + i * n, fit.exact_scale));
+            }
+            push_scale(scales, *scale_dtype, fit.scale);
+            output.tally.count(n, *above);
+            output.tally.add_unit(&[fit.scale], Some(*delta), fit.squared_error, fit.squared_norm);
         }
-        Ok(())
+        Ok(done)
     }
 
     fn add_fit(&self, fit: &Fitted, output: &mut Output) {
@@ -321,7 +325,7 @@ impl<'a> TernaryWork<'a> {
                 let above = if let Some(Fitted::One(fit)) = known {
                     encode(isa, weights, fit.threshold, codes)
                 } else {
-                    let [unit] = Unit::parts(isa, weights);
+                    let unit = Unit::of(isa, weights);
                     let threshold = self.threshold(&unit, start + at)?;
                     let fit = self.fit_here(&unit, threshold, weights, start + at, codes)?;
                     fresh = Some(Fitted::One(fit));
@@ -340,7 +344,7 @@ impl<'a> TernaryWork<'a> {
 
     /// Fits a unit that is in memory.
     pub fn fit_unit<W: Element>(&self, weights: &[W], start: usize, isa: Isa) -> Result<Fitted, WeightsProblem> {
-        let [unit] = Unit::parts(isa, weights);
+        let unit = Unit::of(isa, weights);
         self.check_finite(&unit, start)?;
         let Treatment { method, planes, scale_dtype, .. } = self.treatment;
         self.checked(Fitted::new(&**method, &unit, *planes, *scale_dtype), start)
@@ -379,11 +383,13 @@ impl<'a> TernaryWork<'a> {
     fn checked(&self, fit: Fitted, start: usize) -> Result<Fitted, WeightsProblem> {
         match fit.misfit() {
             None => Ok(fit),
-            Some(scale) => {
-                let filter = self.first + start / self.view.filter_len();
-                Err(misfit(filter, scale, self.treatment.scale_dtype))
-            }
+            Some(scale) => Err(self.misfit(start, scale)),
         }
+    }
+
+    /// The unit that begins at weight `start` has that scale.
+    fn misfit(&self, start: usize, scale: f64) -> WeightsProblem {
+        misfit(self.first + start / self.view.filter_len(), scale, self.treatment.scale_dtype)
     }
 
     /// The scales of those units as stored, per plane.

@@ -258,6 +258,16 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// The bytes of a piece, where it has them for itself.
+    pub fn source(&self, range: Range<usize>) -> &'a [u8] {
+        let size = match &self.kind {
+            Kind::Dense(_) => 1,
+            Kind::Ternary { work, .. } if work.view.contiguous() => self.tensor.dtype.bitsize() / 8,
+            _ => return &[],
+        };
+        &self.tensor.data[range.start * size..range.end * size]
+    }
+
     /// What is known before the first piece: units that were fitted beforehand.
     fn start(&self) -> Done {
         let (work, calibrated) = match &self.kind {

@@ -120,6 +120,11 @@ impl Checkpoint {
         &self.path
     }
 
+    /// What its tensors lie in.
+    pub(crate) fn mapped(&self) -> &[MappedFile] {
+        &self.files
+    }
+
     /// Every file it consists of, without an index.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().filter(|file| !file.is_temporary()).map(MappedFile::path)

@@ -78,8 +78,7 @@ impl<'a> Unit<'a> {
     /// # Panics
     /// When `weights` is empty.
     pub fn from_f32(isa: Isa, weights: &'a [f32]) -> Self {
-        let [unit] = Self::parts(isa, weights);
-        unit
+        Self::of(isa, weights)
     }
 
     /// Over `f64` weights in memory.
@@ -87,22 +86,18 @@ impl<'a> Unit<'a> {
     /// # Panics
     /// When `weights` is empty.
     pub fn from_f64(isa: Isa, weights: &'a [f64]) -> Self {
-        let [unit] = Self::parts(isa, weights);
-        unit
+        Self::of(isa, weights)
     }
 
-    /// Over each of `N` parts of the same length.
-    pub(crate) fn parts<W: Weight, const N: usize>(isa: Isa, weights: &'a [W]) -> [Self; N] {
-        let len = weights.len() / N;
-        assert!(len > 0, "a unit holds at least one weight");
-        let part = |i: usize| &weights[i * len..(i + 1) * len];
-        let moments = match len {
-            0..=BLOCK => isa.run(MomentsOf::<W, N>(weights)),
-            _ => {
-                std::array::from_fn(|i| by_blocks(part(i), |block| isa.run(MomentsOf::<W, 1>(block))[0], Moments::then))
-            }
-        };
-        std::array::from_fn(|i| Self { isa, len, moments: moments[i], weights: Weights::of(part(i)) })
+    /// Over weights in memory, of any type.
+    pub(crate) fn of<W: Weight>(isa: Isa, weights: &'a [W]) -> Self {
+        assert!(!weights.is_empty(), "a unit holds at least one weight");
+        Self::of_moments(isa, weights, by_blocks(weights, |block| isa.run(MomentsOf::<W, 1>(block))[0], Moments::then))
+    }
+
+    /// The same, where their sums are known.
+    pub(crate) fn of_moments<W: Weight>(isa: Isa, weights: &'a [W], moments: Moments) -> Self {
+        Self { isa, len: weights.len(), moments, weights: Weights::of(weights) }
     }
 
     pub(crate) fn from_long(isa: Isa, weights: &'a dyn LongWeights) -> Self {

@@ -143,6 +143,38 @@ impl Isa {
     }
 }
 
+/// What a task made of tasks runs them by: each is compiled into it. To be called in a task for the same set only.
+pub(crate) trait Inside: Copy {
+    fn inside<T: Task>(self, task: T) -> T::Output;
+}
+
+/// For plain Rust, which needs no proof.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Inside for Portable {
+    #[inline(always)]
+    fn inside<T: Task>(self, task: T) -> T::Output {
+        task.portable()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Inside for Avx2 {
+    #[inline(always)]
+    fn inside<T: Task>(self, task: T) -> T::Output {
+        task.avx2(self)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Inside for Avx512 {
+    #[inline(always)]
+    fn inside<T: Task>(self, task: T) -> T::Output {
+        task.avx512(self)
+    }
+}
+
 /// A loop over a block of weights. `portable` must be `#[inline(always)]`: it is inlined into one
 /// function per instruction set and vectorised there.
 pub(crate) trait Task: Sized {

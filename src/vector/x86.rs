@@ -160,7 +160,7 @@ impl Avx512 {
     }
 
     /// Of each of `N` parts of the same length.
-    #[inline]
+    #[inline(always)]
     pub(super) fn moments<L: Load, const N: usize>(self, weights: &[L]) -> [Moments; N] {
         // SAFETY: `self` exists, so `new` saw every feature that the function is compiled for.
         unsafe { avx512::moments(weights) }
@@ -180,7 +180,7 @@ impl Avx512 {
 
     /// `places`: where in a word of 32 codes of two bits the zero and the positive ones leave their mark; `ahead`: how
     /// many weights behind these that lies which is wanted next.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn select_packed<L: Load>(
         self,
         weights: &[L],

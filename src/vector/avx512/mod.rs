@@ -169,45 +169,53 @@ pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
 /// [`above`], and codes of two bits on the way: in each word of 32 weights, the zero ones are what `places[0]`
 /// deposits, the positive ones what `places[1]` does. What fills up the last byte counts as zero. `ahead` weights behind
 /// these lies what is prefetched.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-pub(super) fn select_packed<L: Load>(
+///
+/// # Safety
+/// AVX-512 is there. To be called where it is compiled for, so that all of this is.
+#[inline(always)]
+pub(super) unsafe fn select_packed<L: Load>(
     weights: &[L],
     delta: f32,
     ahead: usize,
     places: [u64; 2],
     packed: &mut [u8],
 ) -> Above {
+    // SAFETY: as promised.
+    unsafe {
+        let mut outside = L::outside(delta);
+        let (mut count, mut positive) = (0, 0);
+        let mut pack = |(over, under): (u64, u64)| {
+            let zero = !(over | under);
+            count += u64::from(zero.count_zeros());
+            positive += u64::from(over.count_ones());
+            let word = |shift| _pdep_u64(zero >> shift, places[0]) | _pdep_u64(over >> shift, places[1]);
+            [word(0).to_le_bytes(), word(32).to_le_bytes()]
+        };
+        let (chunks, rest) = weights.as_chunks::<64>();
+        // The last byte may be one for fewer than four weights.
+        let (packed_chunks, packed_rest) = packed.split_at_mut(chunks.len() * 16);
+        let mut next = weights.as_ptr_range().end.wrapping_add(ahead).cast();
+        for (chunk, packed) in chunks.iter().zip(packed_chunks.as_chunks_mut::<16>().0) {
+            prefetch(next, size_of_val(chunk) / 2);
+            next = next.wrapping_add(size_of_val(chunk) / 2);
+            packed.copy_from_slice(pack(L::sides(&mut outside, chunk)).as_flattened());
+        }
+        if !rest.is_empty() {
+            let last = pack(L::sides(&mut outside, &filled_up(rest)));
+            packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
+        }
+        match L::total(outside) {
+            Some(sum) => Above { count, positive, sum },
+            None => select_packed_singles(&singles(weights), delta, ahead, places, packed),
+        }
+    }
+}
+
+#[cold]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
+fn select_packed_singles(weights: &[f32], delta: f32, ahead: usize, places: [u64; 2], packed: &mut [u8]) -> Above {
     // SAFETY: this function is compiled for the features.
-    let mut outside = unsafe { L::outside(delta) };
-    let (mut count, mut positive) = (0, 0);
-    let mut pack = |(over, under): (u64, u64)| {
-        let zero = !(over | under);
-        count += u64::from(zero.count_zeros());
-        positive += u64::from(over.count_ones());
-        let word = |shift| _pdep_u64(zero >> shift, places[0]) | _pdep_u64(over >> shift, places[1]);
-        [word(0).to_le_bytes(), word(32).to_le_bytes()]
-    };
-    let (chunks, rest) = weights.as_chunks::<64>();
-    // The last byte may be one for fewer than four weights.
-    let (packed_chunks, packed_rest) = packed.split_at_mut(chunks.len() * 16);
-    let mut next = weights.as_ptr_range().end.wrapping_add(ahead).cast();
-    for (chunk, packed) in chunks.iter().zip(packed_chunks.as_chunks_mut::<16>().0) {
-        prefetch(next, size_of_val(chunk) / 2);
-        next = next.wrapping_add(size_of_val(chunk) / 2);
-        // SAFETY: as above.
-        let sides = unsafe { L::sides(&mut outside, chunk) };
-        packed.copy_from_slice(pack(sides).as_flattened());
-    }
-    if !rest.is_empty() {
-        // SAFETY: as above.
-        let last = pack(unsafe { L::sides(&mut outside, &filled_up(rest)) });
-        packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
-    }
-    // SAFETY: as above.
-    match unsafe { L::total(outside) } {
-        Some(sum) => Above { count, positive, sum },
-        None => select_packed(&singles(weights), delta, ahead, places, packed),
-    }
+    unsafe { select_packed(weights, delta, ahead, places, packed) }
 }
 
 /// The same with codes of five to a byte: `sums[bits]` is what five weights that are positive where a bit is set add to

@@ -10,13 +10,16 @@ use super::{Load, Sum, filled_up, in_lane_order, prefetch, total};
 use crate::vector::block::Moments;
 
 /// Of each of `N` parts of the same length. Several at a time do not wait for each other's additions.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-pub(in crate::vector) fn moments<L: Load, const N: usize>(weights: &[L]) -> [Moments; N] {
-    // SAFETY: this function is compiled for the features.
+///
+/// # Safety
+/// AVX-512 is there. To be called where it is compiled for, so that all of this is.
+#[inline(always)]
+pub(in crate::vector) unsafe fn moments<L: Load, const N: usize>(weights: &[L]) -> [Moments; N] {
+    // SAFETY: as promised.
     match unsafe { L::whole_moments(weights) } {
         Some(moments) => moments,
         // SAFETY: as above.
-        None => unsafe { sums::<L, Floats, N>(weights) }.map(|sums| sums.end::<L>()),
+        None => unsafe { sums::<L, Floats, N>(weights).map(|sums| sums.end::<L>()) },
     }
 }
 
