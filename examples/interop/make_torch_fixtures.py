@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the fixtures of tests/pytorch.rs and tests/npz.rs into fixtures/foreign/{pytorch,npz}.
+"""Writes the fixtures of tests/pytorch and tests/npz.rs into fixtures/foreign/{pytorch,npz}.
 
     pip install torch numpy safetensors
     python examples/interop/make_torch_fixtures.py [--out fixtures/foreign]

@@ -1,0 +1,218 @@
+//! Pickles by hand: strides, lies, and what would run something. Not here: the zip around them ([`crate::archives`]).
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use twn_pack::Fault;
+
+use crate::*;
+
+#[test]
+fn nothing_of_a_pickle_is_run() {
+    let found = refusal("code.pt");
+    assert!(found.contains("`posix.system`") && found.contains("nothing of it was run"), "{found}");
+    assert!(!Path::new("executed").exists());
+    for (module, name) in
+        [("os", "system"), ("builtins", "eval"), ("torch", "load"), ("torch.storage", "_load_from_bytes")]
+    {
+        for pickle in [
+            format!("\u{2}c{module}\n{name}\n(X\u{4}\0\0\0codetR.").into_bytes(),
+            [
+                &b"\x04\x8c"[..],
+                &[module.len() as u8],
+                module.as_bytes(),
+                b"\x8c",
+                &[name.len() as u8],
+                name.as_bytes(),
+                b"\x93)R.",
+            ]
+            .concat(),
+        ] {
+            let found = state(&[&[0x80], &pickle[..]].concat(), &[]).unwrap_err().to_string();
+            assert!(found.contains(&format!("`{module}.{name}`")), "{found}");
+        }
+    }
+}
+
+/// Value by value, from what strides mean.
+fn in_order(bytes: &[u8], offset: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
+    let Some((&first, rest)) = shape.split_first() else { return bytes[offset * 4..offset * 4 + 4].to_vec() };
+    (0..first).flat_map(|i| in_order(bytes, offset + i * strides[0], rest, &strides[1..])).collect()
+}
+
+#[test]
+fn strides_are_followed() {
+    // Over 4 MiB, which are put in order at once; storages of any size before and behind.
+    let big = floats(3 * 1100 * 700 + 5);
+    for (offset, shape, strides) in [
+        (0usize, vec![1100usize, 2100], vec![1usize, 1100]),
+        (5, vec![700, 3, 1100], vec![1, 700, 2100]),
+        (1, vec![2, 1, 1100, 350], vec![1, 9, 2100, 6]),
+        (0, vec![3, 1, 5], vec![0, 7, 0]),
+        (3, vec![1 << 20, 3], vec![2, 1]),
+        (7, vec![2_000_000], vec![1]),
+        (7, vec![], vec![]),
+        (9, vec![4, 1], vec![3, 1]),
+    ] {
+        let wide = |values: &[usize]| values.iter().map(|v| *v as i64).collect::<Vec<_>>();
+        let pickle = dict(&[("w", tensor(big.len() as i64 / 4, offset as i64, &wide(&shape), &wide(&strides)))]);
+        let checkpoint = state(&pickle, &[("0", &big)]).unwrap();
+        let found = checkpoint.by_name("w").unwrap();
+        assert_eq!(found.shape, shape);
+        assert!(found.data == in_order(&big, offset, &shape, &strides), "{shape:?} {strides:?}");
+    }
+}
+
+#[test]
+fn lying_tensors_are_refused() {
+    let storage = floats(6);
+    let refused = |value: Vec<u8>| state(&dict(&[("w", value)]), &[("0", &storage)]).unwrap_err().to_string();
+    let max = i64::MAX;
+    for (shape, strides, offset, says) in [
+        (vec![7], vec![1], 0, "reaches past the 24 bytes of its storage"),
+        (vec![2, 3], vec![3, 1], 1, "reaches past"),
+        (vec![2], vec![max], 0, "reaches past"),
+        (vec![max, max], vec![max, max], 0, "reaches past"),
+        (vec![2], vec![1], max, "reaches past"),
+        (vec![2], vec![1], -1, "storage offset -1"),
+        (vec![-2], vec![1], 0, "-2 in its shape"),
+        (vec![2], vec![-1], 0, "-1 in its strides"),
+        (vec![2], vec![1, 1], 0, "2 strides, expected 1"),
+        (vec![1; 17], vec![1; 17], 0, "17 shape, expected at most 16"),
+        // Endless values of one.
+        (vec![1 << 40], vec![0], 0, "a copy of 4398046511104 bytes is needed"),
+        (vec![max, max], vec![0, 0], 0, "a copy of 18446744073709551615 bytes"),
+        (vec![1 << 16, 1 << 16, 1 << 16, 1 << 16], vec![0; 4], 0, "a copy of"),
+    ] {
+        let found = refused(tensor(6, offset, &shape, &strides));
+        assert!(found.contains(says) && found.contains("tensor `w`"), "{shape:?} {strides:?} {offset}: {found}");
+    }
+    for count in [5, 7, -1, max] {
+        let found = refused(tensor(count, 0, &[2], &[1]));
+        assert!(found.contains(&format!("has 24 bytes, expected {count} values of 4")), "{found}");
+    }
+    // Many that are small enough each.
+    let many: Vec<_> = (0..2000).map(|i| tensor(6, 0, &[1 << 16, 1 + i], &[0, 0])).collect();
+    let items: Vec<(String, Vec<u8>)> = many.into_iter().enumerate().map(|(i, t)| (format!("w{i}"), t)).collect();
+    let items: Vec<(&str, Vec<u8>)> = items.iter().map(|(name, t)| (&**name, t.clone())).collect();
+    let found = state(&dict(&items), &[("0", &storage)]).unwrap_err().to_string();
+    assert!(found.contains("beside") && found.contains("all are limited to"), "{found}");
+    // One name twice.
+    let value = tensor(6, 0, &[2], &[1]);
+    let found = state(&dict(&[("w", value.clone()), ("w", value)]), &[("0", &storage)]).unwrap_err().to_string();
+    assert!(found.contains("tensor `w`: the name stands twice"), "{found}");
+}
+
+/// As Python 2 writes them: not what `torch.save` does today, and nothing of it may get lost.
+#[test]
+fn dicts_made_of_lists_are_refused() {
+    let w = tensor(6, 0, &[2], &[1]);
+    let pair = [&b"]("[..], &text("a"), &w, b"e"].concat();
+    let made = [&b"ccollections\nOrderedDict\n(]("[..], &pair, b"etR"].concat();
+    let storage = floats(6);
+    let found = state(&dict(&[("c", w), ("d", made)]), &[("0", &storage)]).unwrap_err().to_string();
+    assert!(found.contains("`d`: a dict that is made of a list"), "{found}");
+}
+
+#[test]
+fn pickles_that_grow_or_go_in_circles_end_soon() {
+    let w = tensor(6, 0, &[2], &[1]);
+    // Dict by dict, ten keys of the one before: 10^30 tensors, or 10^30 of nothing.
+    let laughs = |inner: &[u8]| {
+        let mut pickle = [b"\x80\x02", inner, b"q\0"].concat();
+        for _ in 0..30 {
+            pickle.extend(b"0}(");
+            (0..10).for_each(|key| pickle.extend([b'K', key, b'h', 0]));
+            pickle.extend(b"uq\0");
+        }
+        pickle.push(b'.');
+        pickle
+    };
+    let deep = |times: usize, begin: &[u8], end: &[u8]| {
+        [b"\x80\x02", &begin.repeat(times)[..], b"N", &end.repeat(times), b"."].concat()
+    };
+    // A parameter of a parameter of …
+    let parameters = [
+        b"\x80\x02}X\x01\0\0\0w",
+        &b"ctorch._utils\n_rebuild_parameter\n".repeat(5000)[..],
+        &w,
+        &b"\x85R".repeat(5000),
+        b"s.",
+    ]
+    .concat();
+    // Many names, each as long as names may be.
+    let filler = b"}0".repeat(20_000);
+    let mut long = [b"\x80\x02", &filler[..], &w, b"q\x000", &text(&"n".repeat(4000)), b"q\x010"].concat();
+    long.extend(b"]q\x02(");
+    (0..60_000).for_each(|_| long.extend(b"h\0"));
+    long.extend(b"e0}h\x01h\x02s.");
+    let parts: [(&str, Vec<u8>, &str); 12] = [
+        ("laughs", laughs(&w), "too much of it stands in several places"),
+        ("laughs at nothing", laughs(b"N"), "too much of it stands in several places"),
+        ("circle", b"\x80\x02}q\0X\x01\0\0\0ah\0s.".to_vec(), "more than 64 dicts and lists inside each other"),
+        ("deep tuples", deep(1 << 20, b"", b"\x85"), "more than 64"),
+        ("deep lists", deep(1 << 20, b"](", b"e"), "more than 64"),
+        ("parameters", parameters, "is not what torch.save writes"),
+        ("names", long, "names that are too long"),
+        ("marks", [b"\x80\x02", &b"(".repeat(5_000_000)[..]].concat(), "more than 4194304 values"),
+        ("values", [b"\x80\x02", &b"}0".repeat(5_000_000)[..]].concat(), "more than 4194304 values"),
+        ("stack", [b"\x80\x02", &b"N".repeat(5_000_000)[..]].concat(), "more than 4194304 values"),
+        ("memo", [b"\x80\x04N", &b"\x94".repeat(5_000_000)[..]].concat(), "more than 4194304 values"),
+        ("pickle", vec![b'N'; 100_000_001], "a pickle of 100000001 bytes, expected at most 100000000"),
+    ];
+    for (what, pickle, says) in parts {
+        let start = Instant::now();
+        let found = state(&pickle, &[("0", &floats(6))]).unwrap_err().to_string();
+        assert!(found.contains(says), "{what}: {found}");
+        assert!(start.elapsed() < Duration::from_secs(100), "{what}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn malformed_pickles_are_refused() {
+    for pickle in [
+        &b""[..],
+        b"\x80",
+        b"\x80\x02",
+        b"\x80\x02.",
+        b"\x80\x01N.",
+        b"\x80\x06N.",
+        b"\x80\x020.",
+        b"\x80\x02e.",
+        b"\x80\x02(0.",
+        b"\x80\x02NN.",
+        b"\x80\x02(Nu.",
+        b"\x80\x02}(Nu.",
+        b"\x80\x02NNs.",
+        b"\x80\x02Na.",
+        b"\x80\x02h\0.",
+        b"\x80\x02j\0\0\0\0.",
+        b"\x80\x02NNR.",
+        b"\x80\x02ccollections\nOrderedDict\nNR.",
+        b"\x80\x02ccollections",
+        b"\x80\x02c\xff\n\xff\n.",
+        b"\x80\x02NN\x93.",
+        b"\x80\x02X\xff\xff\xff\xffab.",
+        b"\x80\x02X\x01\0\0\0\xff.",
+        b"\x80\x02\x8b\xff\xff\xff\xff.",
+        b"\x80\x02\x8b\xff\xff\xff\x7f.",
+        b"\x80\x02\x8a\x09.",
+        b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"\x80\x04\x95\xff",
+        b"\x80\x02\x82\x01.",
+        b"\x80\x02P1\n.",
+        b"\x80\x02I1\n.",
+        b"\x80\x02Nb.",
+        b"\x80\x02N\x85\x86.",
+        b"\x80\x05\x97.",
+    ] {
+        let error = state(pickle, &[]).unwrap_err();
+        assert_eq!(error.fault(), Fault::Input);
+        assert!(
+            error.to_string().contains("not a PyTorch file that can be read"),
+            "{}: {error}",
+            pickle.escape_ascii()
+        );
+    }
+}
