@@ -1,5 +1,6 @@
 """How fast every format goes in and out, as whole commands of the program, beside reading the same input (mapped, every
-byte, on as many threads) and a plain `cp` of it to the same place; and the most anonymous memory of each command (`RssAnon`).
+byte, on as many threads) and a plain `cp` of it to the same place, synced as outputs are; and the most anonymous memory of
+each command (`RssAnon`).
 
     cargo build --release
     python3 benches/formats.py target/release/twn-pack /dev/shm [--mebibytes 1024] [--rounds 5] [--threads 1 2] [--only REGEX]
@@ -8,8 +9,7 @@ byte, on as many threads) and a plain `cp` of it to the same place; and the most
 Makes so many MiB of random f32 weights, matrices of 4096 x 4096 (a sixteenth of that in codes of two bits), in a
 directory of its own in the given one, packs them with one scale per tensor, exports them to every format, and packs again what
 is read again: codes, and floats. With `--cold` the page cache lets go of the input before
-every run and `cp` is followed by a sync, so that all of them begin and end at the disk, and reading is by calls instead of
-mapped. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
+every run, so that all of them begin and end at the disk, and reading is by calls instead of mapped. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
 """
 
 import argparse
@@ -180,7 +180,7 @@ def main():
         cases.append((".twn, verify", twn, ["verify", twn]))
         for form, path in inputs.items():
             back.append((f"{form} -> .twn", path, [path, "-o", out / "m.twn"]))
-        copy = ["sh", "-c", 'cp "$0" "$1" && sync "$1"'] if asked.cold else ["cp"]
+        copy = ["sh", "-c", 'cp "$0" "$1" && sync "$1"']
         begin, read = (forget, read_calls) if asked.cold else (lambda path: None, read_mapped)
         middle, which = (statistics.median, "medians") if asked.cold else (min, "the least")
         print(f"{asked.mebibytes} MiB of f32 weights; {which} of {asked.rounds} rounds, in ms, with that of the processor in brackets")

@@ -161,27 +161,24 @@ impl Scales {
 
     /// One of them; NaN where there are not so many.
     pub fn get(&self, index: usize) -> f32 {
-        let size = self.dtype.bitsize() / 8;
-        let (file, range) = &self.bytes;
-        match (self.dtype, file[range.clone()].get(index * size..(index + 1) * size)) {
-            (Dtype::F32, Some(&[a, b, c, d])) => f32::from_le_bytes([a, b, c, d]),
-            (Dtype::F16, Some(&[a, b])) => f16::from_le_bytes([a, b]).to_f32(),
-            (Dtype::BF16, Some(&[a, b])) => bf16::from_le_bytes([a, b]).to_f32(),
-            _ => f32::NAN,
-        }
+        let mut scale = [0.0];
+        self.read(index, &mut scale);
+        scale[0]
     }
 
-    /// As many as `scales` has, from `first` on.
+    /// As many as `scales` has, from `first` on; NaN where there are not so many.
     pub fn read(&self, first: usize, scales: &mut [f32]) {
         let (file, range) = &self.bytes;
-        match (self.dtype, file[range.clone()].get(4 * first..4 * (first + scales.len()))) {
-            (Dtype::F32, Some(bytes)) => {
-                scales
-                    .iter_mut()
-                    .zip(bytes.as_chunks().0)
-                    .for_each(|(scale, bytes)| *scale = f32::from_le_bytes(*bytes));
-            }
-            _ => scales.iter_mut().zip(first..).for_each(|(scale, index)| *scale = self.get(index)),
+        let bytes = file[range.clone()].get(first * self.dtype.bitsize() / 8..).unwrap_or_default();
+        scales.fill(f32::NAN);
+        match self.dtype {
+            Dtype::F16 => decode(bytes, scales, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => decode(bytes, scales, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            _ => decode(bytes, scales, f32::from_le_bytes),
         }
     }
+}
+
+fn decode<const N: usize>(bytes: &[u8], scales: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
+    scales.iter_mut().zip(bytes.as_chunks().0).for_each(|(scale, bytes)| *scale = decode(*bytes));
 }
