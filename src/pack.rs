@@ -321,24 +321,24 @@ impl<W: Weight> Task for SelectPacked<'_, W> {
     }
 }
 
-/// Filters of one length, a block at the most, each with a threshold of its own: the sums of two, then the codes of
+/// Runs of one length, a block at the most, each with a threshold of its own: the sums of two, then the codes of
 /// each, while the next two are on their way. Stops before two of which one has no threshold; a last one is left.
 /// One task, so that what is found stays in registers: what was just written in two parts and is loaded as one
-/// waits, some hundred cycles for each filter in all.
-pub(crate) struct SelectFilters<'a, W, F> {
+/// waits, some hundred cycles for each run in all.
+pub(crate) struct SelectUnits<'a, W, F> {
     pub weights: &'a [W],
-    /// Weights per filter.
+    /// Weights per run.
     pub n: usize,
     pub encoding: Encoding,
-    /// Δ of the filter of that number by its sums, if it has one.
+    /// Δ of the run of that number by its sums, if it has one.
     pub delta: F,
-    /// As long as [`Encoding::bytes`] says, for each filter.
+    /// As long as [`Encoding::bytes`] says, for each run.
     pub packed: &'a mut [u8],
-    /// Room for each filter.
+    /// Room for each run.
     pub found: &'a mut [Selected],
 }
 
-/// What was found of one filter.
+/// What was found of one run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Selected {
     pub moments: Moments,
@@ -346,7 +346,7 @@ pub(crate) struct Selected {
     pub above: Above,
 }
 
-impl<W: Weight, F: FnMut(usize, &Moments) -> Option<f64>> SelectFilters<'_, W, F> {
+impl<W: Weight, F: FnMut(usize, &Moments) -> Option<f64>> SelectUnits<'_, W, F> {
     #[inline(always)]
     fn run(self, set: impl Inside) -> usize {
         let Self { weights, n, encoding, mut delta, packed, found } = self;
@@ -367,8 +367,8 @@ impl<W: Weight, F: FnMut(usize, &Moments) -> Option<f64>> SelectFilters<'_, W, F
     }
 }
 
-impl<W: Weight, F: FnMut(usize, &Moments) -> Option<f64>> Task for SelectFilters<'_, W, F> {
-    /// How many filters.
+impl<W: Weight, F: FnMut(usize, &Moments) -> Option<f64>> Task for SelectUnits<'_, W, F> {
+    /// How many runs are done.
     type Output = usize;
 
     #[inline(always)]
@@ -546,16 +546,16 @@ mod tests {
         }
     }
 
-    /// Many filters at once, against one after another in plain Rust; where one has no threshold, those before it.
+    /// Many runs at once, against one after another in plain Rust; where one has no threshold, those before it.
     #[test]
-    fn filters_at_once_are_filters_one_by_one() {
+    fn runs_at_once_are_runs_one_by_one() {
         fn check<W: Weight>(weights: &[W], n: usize, count: usize, encoding: Encoding, isa: Isa) {
             let (weights, bytes) = (&weights[..n * count], encoding.bytes(n));
-            let name = format!("{count} filters of {n}, {encoding:?}, {}", isa.name());
+            let name = format!("{count} runs of {n}, {encoding:?}, {}", isa.name());
             for without in [count, 3] {
                 let delta = |i: usize, moments: &Moments| (i != without).then_some(0.7 * moments.sum / n as f64);
                 let (mut packed, mut found) = (vec![0xff; bytes * count], vec![Selected::default(); count]);
-                let task = SelectFilters { weights, n, encoding, delta, packed: &mut packed, found: &mut found };
+                let task = SelectUnits { weights, n, encoding, delta, packed: &mut packed, found: &mut found };
                 let done = isa.run(task);
                 assert_eq!(done, count.min(without) / 2 * 2, "{name}");
                 for i in 0..done {

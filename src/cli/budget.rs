@@ -94,7 +94,7 @@ impl BudgetArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct SweepArgs {
-    /// A .safetensors file, a directory of them, or a model.safetensors.index.json
+    /// A checkpoint, in every form that packing takes
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Which errors are added up: each relative to its tensor, or absolute [default: relative]

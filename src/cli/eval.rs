@@ -17,7 +17,7 @@ use super::{Session, open_ternary, print, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// A .twn file, or a checkpoint (.safetensors), which runs in float
+    /// A .twn file, or a checkpoint, which runs in float
     file: PathBuf,
     #[command(flatten)]
     net: NetworkArgs,

@@ -12,7 +12,7 @@ use super::{Session, open_ternary, print, printable};
 
 #[derive(Debug, Args)]
 pub(super) struct FoldArgs {
-    /// A .twn file, or a checkpoint (.safetensors); one that `train` wrote is made ternary first
+    /// A .twn file, or a checkpoint; one that `train` wrote is made ternary first
     file: PathBuf,
     #[command(flatten)]
     net: NetworkArgs,

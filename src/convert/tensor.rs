@@ -13,7 +13,7 @@ use super::window::{Held, filters_held};
 use super::{PIECE, gcd};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
-use crate::pack::{Encoding, SelectFilters, SelectPacked, Selected};
+use crate::pack::{Encoding, SelectPacked, SelectUnits, Selected};
 use crate::select::Treatment;
 use crate::source::FilterView;
 use crate::source::weights::Element;
@@ -210,9 +210,9 @@ impl<'a> TernaryWork<'a> {
             plane.scales.reserve(range.len().div_ceil(self.unit_len()) * self.treatment.scale_dtype.size());
         }
         let (mut at, mut packed_at) = (range.start, 0);
-        if let (Some(all), true) = (whole, at_once && self.unit_len() == n && !self.needs_prefit() && n <= BLOCK) {
-            let done = self.filters(all, at, isa, &mut output)?;
-            (at, packed_at) = (at + done * n, done * encoding.bytes(n));
+        if let (Some(all), true) = (whole, at_once && self.has_equal_units()) {
+            let done = self.units(all, at, isa, &mut output)?;
+            (at, packed_at) = (at + done * self.unit_len(), done * encoding.bytes(self.unit_len()));
         }
         while at < range.end {
             let row = at..((at / n + 1) * n).min(range.end);
@@ -241,33 +241,47 @@ impl<'a> TernaryWork<'a> {
             && (unit >= self.view.filter_len() || unit.is_multiple_of(encoding.weights_per_byte()))
     }
 
-    /// Codes for filters of one unit each, `start..`, and says how many of them: [`SelectFilters`] may leave the last one,
+    /// Whether pieces are units of one length, none of them longer than a block or fitted beforehand.
+    fn has_equal_units(&self) -> bool {
+        let unit = self.unit_len();
+        unit <= BLOCK && self.view.filter_len().is_multiple_of(unit) && !self.needs_prefit()
+    }
+
+    /// Codes for such units, whose weights are `start..`, and says for how many: [`SelectUnits`] may leave the last one,
     /// and what has no threshold.
-    fn filters<W: Element>(
+    fn units<W: Element>(
         &self,
         weights: &[W],
         start: usize,
         isa: Isa,
         output: &mut Output,
     ) -> Result<usize, WeightsProblem> {
-        let Treatment { encoding, method, scale_dtype, .. } = self.treatment;
-        let (n, PlaneBytes { codes, scales }) = (self.view.filter_len(), &mut output.planes[0]);
-        let unit = |i: usize, moments| Unit::of_moments(isa, &weights[i * n..(i + 1) * n], moments);
-        let delta = |i, moments: &Moments| match moments.max.is_finite().then(|| method.threshold(&unit(i, *moments))) {
-            Some(Threshold::Delta(delta)) => Some(delta),
-            _ => None,
-        };
-        let mut found = vec![Selected::default(); weights.len() / n];
-        let task = SelectFilters { weights, n, encoding: *encoding, delta, packed: codes, found: &mut found };
-        let done = isa.run(task);
-        for (i, Selected { moments, delta, above }) in found[..done].iter().enumerate() {
-            let fit = Fit::new(&**method, &unit(i, *moments), Threshold::Delta(*delta), *above, *scale_dtype);
-            if !fit.scale_fits() {
-                return Err(self.misfit(start + i * n, fit.exact_scale));
+        // An even number of units at a time, and not much memory.
+        const UNITS: usize = 256;
+        let (Treatment { encoding, method, scale_dtype, .. }, n) = (self.treatment, self.unit_len());
+        let (mut found, mut done) = ([Selected::default(); UNITS], 0);
+        for weights in weights.chunks(UNITS * n) {
+            let unit = |i: usize, moments| Unit::of_moments(isa, &weights[i * n..(i + 1) * n], moments);
+            let delta = |i, moments: &Moments| {
+                let threshold = moments.max.is_finite().then(|| method.threshold(&unit(i, *moments)));
+                if let Some(Threshold::Delta(delta)) = threshold { Some(delta) } else { None }
+            };
+            let PlaneBytes { codes, scales } = &mut output.planes[0];
+            let packed = &mut codes[done * encoding.bytes(n)..];
+            let count = isa.run(SelectUnits { weights, n, encoding: *encoding, delta, packed, found: &mut found });
+            for (i, Selected { moments, delta, above }) in found[..count].iter().enumerate() {
+                let fit = Fit::new(&**method, &unit(i, *moments), Threshold::Delta(*delta), *above, *scale_dtype);
+                if !fit.scale_fits() {
+                    return Err(self.misfit(start + (done + i) * n, fit.exact_scale));
+                }
+                push_scale(scales, *scale_dtype, fit.scale);
+                output.tally.count(n, *above);
+                output.tally.add_unit(&[fit.scale], Some(*delta), fit.squared_error, fit.squared_norm);
             }
-            push_scale(scales, *scale_dtype, fit.scale);
-            output.tally.count(n, *above);
-            output.tally.add_unit(&[fit.scale], Some(*delta), fit.squared_error, fit.squared_norm);
+            done += count;
+            if count < weights.len() / n {
+                break;
+            }
         }
         Ok(done)
     }
