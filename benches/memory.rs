@@ -47,6 +47,7 @@ fn main() {
             &["-g", "tensor", "-m", "optimal"],
         ),
         case("bf16, 4 GiB, one filter of 2 G weights", "BF16", 2, [1, 1 << 31], 1, &["-m", "optimal", "-e", "t5"]),
+        case("f32, 256 MiB, filters of 1, 16 threads", "F32", 4, [1 << 26, 1], 1, &["-j", "16"]),
         case("f32, 8 GiB, all dense", "F32", 4, [32768, 4096], 16, &["-x", "*"]),
         case("f32, 1 GiB in 20,000 tensors", "F32", 4, [16, 840], 20_000, &["-m", "twn", "--quiet"]),
         case("bf16, 176 MiB in 90,000 tensors", "BF16", 2, [16, 64], 90_000, &["-m", "twn", "--quiet"]),
@@ -59,8 +60,8 @@ fn main() {
     for case in cases.into_iter().filter(|case| case.what.contains(&only)) {
         let (input, output) = (dir.join("memory.safetensors"), dir.join("memory.twn"));
         checkpoint(&input, &case);
-        let mut command = vec!["--force", "-j", "2"];
-        command.extend(case.args);
+        let threads: &[&str] = if case.args.contains(&"-j") { &[] } else { &["-j", "2"] };
+        let command = [&["--force"], threads, case.args].concat();
         let peak = peak(&input, &output, &command);
         // The largest filter, decoded to f32.
         let filter = if case.args.contains(&"tensor") { 0 } else { case.shape[1] * 4 };

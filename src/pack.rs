@@ -323,7 +323,7 @@ impl<W: Weight> Task for SelectPacked<'_, W> {
 
 /// Runs of one length, a block at the most, each with a threshold of its own: the sums of two, then the codes of
 /// each, while the next two are on their way. Stops before two of which one has no threshold; a last one is left.
-/// One task, so that what is found stays in registers: what was just written in two parts and is loaded as one
+/// One task, so that little is handed over by way of memory: what was just written in two parts and is loaded as one
 /// waits, some hundred cycles for each run in all.
 pub(crate) struct SelectUnits<'a, W, F> {
     pub weights: &'a [W],
@@ -570,16 +570,19 @@ mod tests {
             }
         }
         let weights: Vec<f64> = (0..7 * 700).map(|i| f64::from((i * 7919) % 2003) / 1001.0 - 1.0).collect();
-        let singles: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
-        let halves: Vec<f16> = weights.iter().map(|&w| f16::from_f64(w)).collect();
-        let brains: Vec<bf16> = weights.iter().map(|&w| bf16::from_f64(w)).collect();
-        for (isa, encoding) in Isa::all().into_iter().flat_map(|isa| [(isa, Encoding::T2), (isa, Encoding::T5)]) {
-            for n in [1, 2, 3, 4, 5, 31, 63, 64, 65, 128, 257, 320, 700] {
-                for count in [1, 2, 3, 6, 7] {
-                    check(&weights, n, count, encoding, isa);
-                    check(&singles, n, count, encoding, isa);
-                    check(&halves, n, count, encoding, isa);
-                    check(&brains, n, count, encoding, isa);
+        let far_apart: Vec<f64> = weights.iter().zip(0..).map(|(w, i)| w * f64::from(i % 38 - 23).exp2()).collect();
+        for weights in [weights, far_apart] {
+            let singles: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+            let halves: Vec<f16> = weights.iter().map(|&w| f16::from_f64(w)).collect();
+            let brains: Vec<bf16> = weights.iter().map(|&w| bf16::from_f64(w)).collect();
+            for (isa, encoding) in Isa::all().into_iter().flat_map(|isa| [(isa, Encoding::T2), (isa, Encoding::T5)]) {
+                for n in [1, 2, 3, 4, 5, 31, 63, 64, 65, 128, 257, 320, 700] {
+                    for count in [1, 2, 3, 6, 7] {
+                        check(&weights, n, count, encoding, isa);
+                        check(&singles, n, count, encoding, isa);
+                        check(&halves, n, count, encoding, isa);
+                        check(&brains, n, count, encoding, isa);
+                    }
                 }
             }
         }

@@ -1,12 +1,11 @@
 //! Unmaps what a run has gone past, beside the work instead of at the end of the process: that takes a third of the time
-//! of mapping it. Not here: what is read, and when.
+//! of mapping it. It is told of whole steps of a file only, and of what is read piece by piece: not where filters lie
+//! scattered, or where codes are moved. Not here: what is read, and when.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, Scope};
 
-use super::lock;
 use crate::MappedFile;
 
 /// Bytes that are unmapped at a time: whole pages of every kind, and few calls.
@@ -16,61 +15,63 @@ const STEP: usize = 32 << 20;
 type Part<'a> = (&'a MappedFile, Range<usize>);
 
 /// How far a run is in files that it reads from their beginning to their end, one after another.
-pub(super) struct Behind<'a> {
-    place: Mutex<Place<'a>>,
-    /// To the thread that unmaps; there is none where nothing is long enough, or the system has no more threads.
-    queue: Option<Sender<Part<'a>>>,
-}
-
-struct Place<'a> {
+pub(super) struct Behind<'a, 'u> {
     /// Those that are not done, the one at hand first.
     files: &'a [MappedFile],
     /// Bytes of that one that are done.
     done: usize,
+    unmap: &'u mut (dyn FnMut(Part<'a>) + Send),
 }
 
-impl<'a> Behind<'a> {
-    pub fn new<'s>(files: &'a [MappedFile], scope: &'s Scope<'s, 'a>) -> Self {
-        let (queue, parts) = channel::<Part<'a>>();
-        let unmap = || parts.into_iter().for_each(|(file, part)| file.unmap(part));
-        let long = files.iter().any(|file| file.len() >= STEP);
-        let runs = long && Builder::new().name("unmap".to_owned()).spawn_scoped(scope, unmap).is_ok();
-        Self { place: Mutex::new(Place { files, done: 0 }), queue: runs.then_some(queue) }
+impl<'a, 'u> Behind<'a, 'u> {
+    /// Nothing is done yet.
+    pub fn new(files: &'a [MappedFile], unmap: &'u mut (dyn FnMut(Part<'a>) + Send)) -> Self {
+        Self { files, done: 0, unmap }
     }
 
     /// These bytes were read, and everything before them; what is read again all the same is mapped again.
-    pub fn passed(&self, bytes: &[u8]) {
-        if let Some(queue) = &self.queue
-            && let Some(part) = lock(&self.place).pass(bytes)
-        {
-            // The thread takes messages until this is dropped.
-            let _ = queue.send(part);
-        }
-    }
-}
-
-impl<'a> Place<'a> {
-    /// What is done by now and was not before.
-    fn pass(&mut self, bytes: &[u8]) -> Option<Part<'a>> {
+    pub fn passed(&mut self, bytes: &[u8]) {
         let found = bytes.as_ptr_range();
         let at = self.files.iter().position(|file| {
             let all = file.as_ptr_range();
             all.start <= found.start && found.end <= all.end
-        })?;
+        });
+        let Some(at) = at else { return };
         if at > 0 {
             (self.files, self.done) = (&self.files[at..], 0);
         }
         let file = &self.files[0];
         let end = (found.end as usize - file.as_ptr() as usize) / STEP * STEP;
-        let part = self.done..end;
-        self.done = self.done.max(end);
-        (!part.is_empty()).then_some((file, part))
+        if end > self.done {
+            (self.unmap)((file, self.done..end));
+            self.done = end;
+        }
+    }
+}
+
+/// Unmaps on a thread of its own. That one starts with the first part, so that those which a run cannot do without are
+/// there; where the system has no more threads, everything stays mapped.
+pub(super) fn unmapper<'s, 'a: 's>(scope: &'s Scope<'s, 'a>) -> impl FnMut(Part<'a>) + Send + 's {
+    let mut queue: Option<Sender<Part<'a>>> = None;
+    move |part| {
+        let queue = queue.get_or_insert_with(|| {
+            let (queue, parts) = channel::<Part<'a>>();
+            let unmap = move || parts.into_iter().for_each(|(file, part)| file.unmap(part));
+            let _ = Builder::new().name("unmap".to_owned()).spawn_scoped(scope, unmap);
+            queue
+        });
+        let _ = queue.send(part);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::{Options, calibrated, run};
     use super::*;
+    use crate::select::Override;
+    use crate::{Checkpoint, Plan, Rules, Settings};
 
     /// Two long files of zeros, and a short one between them.
     fn files() -> Vec<MappedFile> {
@@ -85,35 +86,69 @@ mod tests {
 
     #[test]
     fn whole_steps_are_told_once_and_in_order() {
-        let (files, other) = (files(), [0; 100]);
-        let mut place = Place { files: &files, done: 0 };
-        let mut told = |bytes: &[u8]| place.pass(bytes).map(|(file, part)| (file.len(), part));
-        assert_eq!(told(&files[0][..STEP - 1]), None);
-        assert_eq!(told(&files[0][STEP - 1..STEP]), Some((3 * STEP + 5, 0..STEP)));
-        assert_eq!(told(&other), None, "of none of these files");
-        assert_eq!(told(&files[0][10..STEP]), None, "was told");
-        assert_eq!(told(&files[0][2 * STEP..3 * STEP + 5]), Some((3 * STEP + 5, STEP..3 * STEP)));
-        assert_eq!(told(&files[1]), None, "too short");
-        assert_eq!(told(&files[2][..2 * STEP]), Some((2 * STEP, 0..2 * STEP)));
-        assert_eq!(told(&files[0][..]), None, "done");
+        let (files, other, mut told) = (files(), [0; 100], Vec::new());
+        let mut tell = |(file, part): Part<'_>| told.push((file.len(), part));
+        let mut behind = Behind::new(&files, &mut tell);
+        behind.passed(&files[0][..STEP - 1]);
+        behind.passed(&files[0][STEP - 1..STEP]);
+        behind.passed(&other);
+        behind.passed(&files[0][10..STEP]);
+        behind.passed(&files[0][2 * STEP..3 * STEP + 5]);
+        behind.passed(&files[1]);
+        behind.passed(&files[2][..2 * STEP]);
+        behind.passed(&files[0][..]);
+        let length = 3 * STEP + 5;
+        assert_eq!(told, [(length, 0..STEP), (length, STEP..3 * STEP), (2 * STEP, 0..2 * STEP)]);
     }
 
-    /// What was unmapped is there again for whoever looks.
+    /// 80 MiB of zeros, dense, ternary and in 8 bits: all of it but the rest of a step.
     #[test]
-    fn nothing_is_lost() {
+    fn a_run_tells_of_what_it_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.safetensors");
+        let header = r#"{"a.weight":{"dtype":"F32","shape":[2048,4096],"data_offsets":[0,33554432]},
+            "b.weight":{"dtype":"F32","shape":[2048,4096],"data_offsets":[33554432,67108864]},
+            "c.weight":{"dtype":"F32","shape":[1024,4096],"data_offsets":[67108864,83886080]}}"#;
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(8 + header.len() as u64 + (80 << 20)).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let settings = Settings::parse("keep=int8").unwrap();
+        let overrides = vec![Override { pattern: "c.*".to_owned(), settings }];
+        let rules = Rules { exclude: vec!["a.*".to_owned()], overrides, ..Rules::default() };
+        let plan = Plan::new(&checkpoint, &rules).unwrap();
+        let (mut told, inputs) = (Vec::new(), (0..3).map(|i| checkpoint.input(i)));
+        let mut tell = |(file, part): Part<'_>| told.push((file.path().to_owned(), part));
+        let mut behind = Behind::new(checkpoint.mapped(), &mut tell);
+        run(inputs.zip(&plan.tensors), None, None, &calibrated::shared(), Some(&mut behind), &Options::default())
+            .unwrap();
+        let expected: [(&Path, _); 2] = [(&path, 0..STEP), (&path, STEP..2 * STEP)];
+        assert!(told.iter().map(|(path, part)| (&**path, part.clone())).eq(expected), "{told:?}");
+    }
+
+    /// Pages that were read are gone, and there again for whoever looks.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_was_unmapped_comes_back() {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..STEP / 4 + 7).flat_map(|i| (i as u32).to_le_bytes()).collect();
         std::io::Write::write_all(&mut file, &bytes).unwrap();
         let files = [MappedFile::of_temporary(file, "made").unwrap()];
-        std::thread::scope(|scope| {
-            let behind = Behind::new(&files, scope);
-            for _ in 0..3 {
-                for piece in files[0].chunks(1 << 20) {
-                    behind.passed(piece);
-                }
-            }
+        // KiB of the mapping that are there, from its entry in the list of them.
+        let resident = || {
+            let (list, start) = (std::fs::read_to_string("/proc/self/smaps").unwrap(), files[0].as_ptr() as usize);
+            let entry = list.split_once(&format!("{start:x}-")).unwrap().1.split_once("Rss:").unwrap().1;
+            entry.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+        };
+        for _ in 0..2 {
             assert!(files[0][..] == bytes[..]);
-        });
-        assert!(files[0][..] == bytes[..]);
+            assert!(resident() >= STEP >> 10);
+            std::thread::scope(|scope| {
+                let mut unmap = unmapper(scope);
+                let mut behind = Behind::new(&files, &mut unmap);
+                files[0].chunks(1 << 20).for_each(|piece| behind.passed(piece));
+            });
+            assert!(resident() < 1 << 10, "{} KiB", resident());
+        }
     }
 }

@@ -189,8 +189,9 @@ fn run_plan(
     }
     let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
     let (tensors, writer) = std::thread::scope(|scope| {
-        let behind = Behind::new(checkpoint.mapped(), scope);
-        run(inputs.zip(&plan.tensors), writer, journal, (&None, Some(&behind)), options)
+        let mut unmap = behind::unmapper(scope);
+        let mut behind = Behind::new(checkpoint.mapped(), &mut unmap);
+        run(inputs.zip(&plan.tensors), writer, journal, &None, Some(&mut behind), options)
     })?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
     Ok((index, writer))
@@ -201,7 +202,7 @@ fn run_plan(
 /// # Errors
 /// As [`measure`].
 pub(crate) fn measure_tensor(input: Input<'_>, planned: &[Planned], options: &Options<'_>) -> Result<Vec<TensorEntry>> {
-    Ok(run(planned.iter().map(|planned| (input, planned)), None, None, (&calibrated::shared(), None), options)?.0)
+    Ok(run(planned.iter().map(|planned| (input, planned)), None, None, &calibrated::shared(), None, options)?.0)
 }
 
 /// Whether the run has statistics of inputs.
@@ -214,7 +215,8 @@ fn run<'a>(
     tensors: impl Iterator<Item = (Input<'a>, &'a Planned)> + Clone,
     mut writer: Option<ContainerWriter>,
     mut journal: Option<&mut Journal>,
-    (shared, behind): (&calibrated::Shared, Option<&Behind<'_>>),
+    shared: &calibrated::Shared,
+    mut behind: Option<&mut Behind<'_, '_>>,
     options: &Options<'_>,
 ) -> Result<(Vec<TensorEntry>, Option<ContainerWriter>)> {
     let isa = options.isa.map_or_else(Isa::detect, Ok)?;
@@ -246,7 +248,7 @@ fn run<'a>(
             break;
         }
         recall(&mut batch, entries.len(), journal.as_deref_mut(), run)?;
-        let totals = run_batch(&mut batch, behind, run)?;
+        let totals = run_batch(&mut batch, behind.as_deref_mut(), run)?;
         for (mut work, total) in batch.into_iter().zip(totals) {
             let mut entry = match work.known.take() {
                 Some(known) => *known,
@@ -281,7 +283,7 @@ fn recall(works: &mut [Work<'_>], first: usize, journal: Option<&mut Journal>, r
 }
 
 /// All the work on some tensors but those that are known; what it adds up to.
-fn run_batch(works: &mut [Work<'_>], behind: Option<&Behind<'_>>, run: Run<'_>) -> Result<Vec<Done>> {
+fn run_batch(works: &mut [Work<'_>], mut behind: Option<&mut Behind<'_, '_>>, run: Run<'_>) -> Result<Vec<Done>> {
     let totals: Result<Vec<Done>> = works.iter_mut().map(|work| work.prefit(run)).collect();
     let (mut totals, works) = (totals?, &*works);
     let pieces = works.iter().enumerate();
@@ -289,7 +291,7 @@ fn run_batch(works: &mut [Work<'_>], behind: Option<&Behind<'_>>, run: Run<'_>) 
     let job = |piece: &Piece| works[piece.work].run(piece.range.clone(), run);
     let add = |piece: Piece, done| {
         totals[piece.work].add(&done);
-        if let Some(behind) = behind {
+        if let Some(behind) = &mut behind {
             behind.passed(works[piece.work].source(piece.range));
         }
     };

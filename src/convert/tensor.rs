@@ -241,10 +241,10 @@ impl<'a> TernaryWork<'a> {
             && (unit >= self.view.filter_len() || unit.is_multiple_of(encoding.weights_per_byte()))
     }
 
-    /// Whether pieces are units of one length, none of them longer than a block or fitted beforehand.
+    /// Whether pieces are units of one length with thresholds, none of them longer than a block or fitted beforehand.
     fn has_equal_units(&self) -> bool {
-        let unit = self.unit_len();
-        unit <= BLOCK && self.view.filter_len().is_multiple_of(unit) && !self.needs_prefit()
+        let (unit, n) = (self.unit_len(), self.view.filter_len());
+        unit <= BLOCK && n.is_multiple_of(unit) && !self.needs_prefit() && !self.treatment.method.binary()
     }
 
     /// Codes for such units, whose weights are `start..`, and says for how many: [`SelectUnits`] may leave the last one,
@@ -332,7 +332,7 @@ impl<'a> TernaryWork<'a> {
                 let codes = if at_once {
                     let bytes = encoding.bytes(at)..encoding.bytes(end);
                     let packed = &mut output.planes[0].codes[packed_at..][bytes];
-                    Codes::Packed { encoding: *encoding, ahead: weights.len() / 2, packed }
+                    Codes::Packed(*encoding, packed)
                 } else {
                     Codes::Bytes(&mut codes[0][at..end])
                 };
@@ -468,12 +468,7 @@ pub(super) fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
 /// Where the codes of some weights go: one byte each, or packed.
 enum Codes<'c> {
     Bytes(&'c mut [u8]),
-    /// `ahead` weights behind these lies what is wanted next.
-    Packed {
-        encoding: Encoding,
-        ahead: usize,
-        packed: &'c mut [u8],
-    },
+    Packed(Encoding, &'c mut [u8]),
 }
 
 /// Writes the codes of weights that share a threshold, and says what lies above (for signs, without
@@ -485,7 +480,9 @@ fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: Code
             blocks
                 .fold(Above::default(), |above, (weights, codes)| above.then(isa.run(Select { weights, delta, codes })))
         }
-        (Threshold::Delta(delta), Codes::Packed { encoding, ahead, packed }) => {
+        (Threshold::Delta(delta), Codes::Packed(encoding, packed)) => {
+            // The sums have prefetched the first half of what lies behind these.
+            let ahead = weights.len() / 2;
             let blocks = weights.chunks(BLOCK).zip(packed.chunks_mut(encoding.bytes(BLOCK)));
             blocks.fold(Above::default(), |above, (weights, packed)| {
                 above.then(isa.run(SelectPacked { weights, delta, ahead, encoding, packed }))
@@ -494,7 +491,7 @@ fn encode<W: Element>(isa: Isa, weights: &[W], threshold: Threshold, codes: Code
         (Threshold::Sign, Codes::Bytes(codes)) => {
             Above { count: weights.len() as u64, positive: isa.run(SignsOf { weights, codes }), sum: 0.0 }
         }
-        (Threshold::Sign, Codes::Packed { encoding, packed, .. }) => {
+        (Threshold::Sign, Codes::Packed(encoding, packed)) => {
             let mut codes = vec![0; weights.len()];
             let above = encode(isa, weights, threshold, Codes::Bytes(&mut codes));
             encoding.pack(isa, &codes, packed);

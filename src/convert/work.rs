@@ -262,7 +262,11 @@ impl<'a> Work<'a> {
     pub fn source(&self, range: Range<usize>) -> &'a [u8] {
         let size = match &self.kind {
             Kind::Dense(_) => 1,
-            Kind::Ternary { work, .. } if work.view.contiguous() => self.tensor.dtype.bitsize() / 8,
+            Kind::Ternary { work: TernaryWork { view, .. }, .. } | Kind::Int8 { work: Int8Work { view, .. }, .. }
+                if view.contiguous() =>
+            {
+                self.tensor.dtype.bitsize() / 8
+            }
             _ => return &[],
         };
         &self.tensor.data[range.start * size..range.end * size]

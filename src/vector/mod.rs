@@ -143,7 +143,7 @@ impl Isa {
     }
 }
 
-/// What a task made of tasks runs them by: each is compiled into it. To be called in a task for the same set only.
+/// What a task made of tasks runs them by: each is compiled into it. Fast in a task for the same set only.
 pub(crate) trait Inside: Copy {
     fn inside<T: Task>(self, task: T) -> T::Output;
 }

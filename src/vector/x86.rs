@@ -162,7 +162,7 @@ impl Avx512 {
     /// Of each of `N` parts of the same length.
     #[inline(always)]
     pub(super) fn moments<L: Load, const N: usize>(self, weights: &[L]) -> [Moments; N] {
-        // SAFETY: `self` exists, so `new` saw every feature that the function is compiled for.
+        // SAFETY: `self` exists, so `new` saw every feature.
         unsafe { avx512::moments(weights) }
     }
 

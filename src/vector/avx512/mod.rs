@@ -169,9 +169,10 @@ pub(super) fn select(weights: &[f32], delta: f32, codes: &mut [u8]) -> Above {
 /// [`above`], and codes of two bits on the way: in each word of 32 weights, the zero ones are what `places[0]`
 /// deposits, the positive ones what `places[1]` does. What fills up the last byte counts as zero. `ahead` weights behind
 /// these lies what is prefetched.
+/// Fast only where it is called from code compiled for AVX-512, of which it becomes a part.
 ///
 /// # Safety
-/// AVX-512 is there. To be called where it is compiled for, so that all of this is.
+/// AVX-512 is there.
 #[inline(always)]
 pub(super) unsafe fn select_packed<L: Load>(
     weights: &[L],

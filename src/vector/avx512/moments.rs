@@ -10,9 +10,10 @@ use super::{Load, Sum, filled_up, in_lane_order, prefetch, total};
 use crate::vector::block::Moments;
 
 /// Of each of `N` parts of the same length. Several at a time do not wait for each other's additions.
+/// Fast only where it is called from code compiled for AVX-512, of which it becomes a part.
 ///
 /// # Safety
-/// AVX-512 is there. To be called where it is compiled for, so that all of this is.
+/// AVX-512 is there.
 #[inline(always)]
 pub(in crate::vector) unsafe fn moments<L: Load, const N: usize>(weights: &[L]) -> [Moments; N] {
     // SAFETY: as promised.
