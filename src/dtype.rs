@@ -30,15 +30,17 @@ pub(crate) fn needs(dtype: Dtype, shape: &[u64]) -> String {
     }
 }
 
-/// Appends a value in that type of floats, rounded to nearest, ties to even.
-#[inline]
-pub(crate) fn push(dtype: Dtype, value: f32, bytes: &mut Vec<u8>) {
+/// Writes values in that type of floats, rounded to nearest, ties to even, into as many bytes as they take.
+pub(crate) fn encode(dtype: Dtype, values: &[f32], bytes: &mut [u8]) {
+    fn each<const N: usize>(values: &[f32], bytes: &mut [u8], encode: impl Fn(f32) -> [u8; N]) {
+        bytes.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, &value)| *bytes = encode(value));
+    }
     match dtype {
-        Dtype::F64 => bytes.extend(f64::from(value).to_le_bytes()),
-        Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
-        Dtype::BF16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
-        Dtype::F8_E4M3 => bytes.push(float8::encode(&float8::E4M3, value)),
-        Dtype::F8_E5M2 => bytes.push(float8::encode(&float8::E5M2, value)),
-        _ => bytes.extend(value.to_le_bytes()),
+        Dtype::F64 => each(values, bytes, |value| f64::from(value).to_le_bytes()),
+        Dtype::F16 => each(values, bytes, |value| half::f16::from_f32(value).to_le_bytes()),
+        Dtype::BF16 => each(values, bytes, |value| half::bf16::from_f32(value).to_le_bytes()),
+        Dtype::F8_E4M3 => each(values, bytes, |value| [float8::encode(&float8::E4M3, value)]),
+        Dtype::F8_E5M2 => each(values, bytes, |value| [float8::encode(&float8::E5M2, value)]),
+        _ => each(values, bytes, f32::to_le_bytes),
     }
 }

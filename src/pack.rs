@@ -32,21 +32,25 @@ pub enum Encoding {
 /// Powers of three, for five trits.
 const POW3: [u8; 5] = [1, 3, 9, 27, 81];
 
-/// The five codes of every `t5` byte (those over 242 repeat the last valid one).
-static TRITS: [[u8; 8]; 256] = {
-    let mut table = [[0; 8]; 256];
+/// The codes of every byte (those of `t5` over 242 repeat the last valid one).
+static T2_CODES: [[u8; 4]; 256] = codes_of_bytes(Encoding::T2);
+static T5_CODES: [[u8; 5]; 256] = codes_of_bytes(Encoding::T5);
+static B1_CODES: [[u8; 8]; 256] = codes_of_bytes(Encoding::B1);
+
+const fn codes_of_bytes<const N: usize>(encoding: Encoding) -> [[u8; N]; 256] {
+    let mut table = [[0; N]; 256];
     let mut byte = 0;
     while byte < 256 {
-        let valid = if byte > 242 { 242 } else { byte as u8 };
+        let valid = if byte > 242 && matches!(encoding, Encoding::T5) { 242 } else { byte as u8 };
         let mut i = 0;
-        while i < 5 {
-            table[byte][i] = Encoding::T5.code(valid, i);
+        while i < N {
+            table[byte][i] = encoding.code(valid, i);
             i += 1;
         }
         byte += 1;
     }
     table
-};
+}
 
 impl Encoding {
     /// Its name, as stored in the container.
@@ -101,19 +105,10 @@ impl Encoding {
     pub fn unpack(self, packed: &[u8], codes: &mut [u8]) -> Result<(), String> {
         assert_eq!(packed.len(), self.bytes(codes.len()), "packed length");
         self.check(Isa::PORTABLE, packed, codes.len())?;
-        let group = self.weights_per_byte();
-        let spread = |byte: u8, out: &mut [u8]| {
-            let trits = &TRITS[usize::from(byte)];
-            for (i, code) in out.iter_mut().enumerate() {
-                *code = if self == Self::T5 { trits[i] } else { self.code(byte, i) };
-            }
-        };
-        let mut whole = codes.chunks_exact_mut(group);
-        for (out, &byte) in whole.by_ref().zip(packed) {
-            spread(byte, out);
-        }
-        if let (rest @ [_, ..], Some(&byte)) = (whole.into_remainder(), packed.last()) {
-            spread(byte, rest);
+        match self {
+            Self::T2 => spread(&T2_CODES, packed, codes),
+            Self::T5 => spread(&T5_CODES, packed, codes),
+            Self::B1 => spread(&B1_CODES, packed, codes),
         }
         Ok(())
     }
@@ -155,7 +150,7 @@ impl Encoding {
     fn tail_is_clean(self, last: u8, rest: usize) -> bool {
         match self {
             Self::T2 => last >> (2 * rest) == 0x55 >> (2 * rest),
-            Self::T5 => TRITS[usize::from(last)][rest..5].iter().all(|&code| code == 1),
+            Self::T5 => T5_CODES[usize::from(last)][rest..].iter().all(|&code| code == 1),
             Self::B1 => last >> rest == 0,
         }
     }
@@ -405,6 +400,15 @@ static POWER_SUMS: [u8; 32] = {
     sums
 };
 
+/// Writes the codes of every byte, and of the last one as many as are left.
+fn spread<const N: usize>(table: &[[u8; N]; 256], packed: &[u8], codes: &mut [u8]) {
+    let (whole, rest) = codes.as_chunks_mut::<N>();
+    whole.iter_mut().zip(packed).for_each(|(codes, &byte)| *codes = table[usize::from(byte)]);
+    if let Some(&last) = packed.get(whole.len()) {
+        rest.copy_from_slice(&table[usize::from(last)][..rest.len()]);
+    }
+}
+
 /// How many codes of each kind there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -447,8 +451,8 @@ static T5_COUNTS: [[u8; 2]; 256] = {
     while byte < 256 {
         let mut i = 0;
         while i < 5 {
-            table[byte][0] += (TRITS[byte][i] == 1) as u8;
-            table[byte][1] += (TRITS[byte][i] == 2) as u8;
+            table[byte][0] += (T5_CODES[byte][i] == 1) as u8;
+            table[byte][1] += (T5_CODES[byte][i] == 2) as u8;
             i += 1;
         }
         byte += 1;

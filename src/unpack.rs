@@ -14,14 +14,17 @@ use rayon::prelude::*;
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
 use crate::convert::Progress;
-use crate::dtype::{Dtype, byte_length, push};
+use crate::dtype::{Dtype, byte_length, encode};
 use crate::error::ContainerProblem;
 use crate::select::{Settings, TRAINED_KEY, found_again, found_again_as_int8, stays_dense, trained_metadata};
 use crate::source::{safetensors_header, safetensors_order};
 use crate::{Error, Result, float8};
 
-/// Weights that are dequantized at once by each thread, about: 4 MiB.
+/// Weights that are dequantized at once by each thread, about, where filters lie scattered: 4 MiB.
 const TILE: usize = 1 << 20;
+
+/// The same where they lie in one run each: values and bytes stay in the cache.
+const RUN_TILE: usize = 1 << 16;
 
 /// How to unpack.
 #[derive(Clone, Copy, Default)]
@@ -153,10 +156,11 @@ fn write_values(
         for (filter, values) in tile.filters.clone().zip(values.chunks_exact_mut(weights.len())) {
             tensor.dequantize_range(filter, weights.clone(), values).map_err(bad_codes)?;
         }
-        let mut bytes = Vec::with_capacity(values.len() * size);
+        let mut bytes = vec![0; values.len() * size];
+        let mut runs = bytes.chunks_exact_mut(width * size);
         for row in 0..rows {
-            for filter in values.chunks_exact(weights.len()) {
-                filter[row * width..][..width].iter().for_each(|&value| push(dtype, value, &mut bytes));
+            for (filter, run) in values.chunks_exact(weights.len()).zip(&mut runs) {
+                encode(dtype, &filter[row * width..][..width], run);
             }
         }
         let at = (tile.outer.start * filters + tile.filters.start) * inner + tile.inner.start;
@@ -172,12 +176,13 @@ struct Tile {
     inner: Range<usize>,
 }
 
-/// Cuts a tensor into tiles of about [`TILE`] weights: whole rows of `outer` where they fit, else
+/// Cuts a tensor into tiles of about [`TILE`] or [`RUN_TILE`] weights: whole rows of `outer` where they fit, else
 /// whole filters of one row, else parts of a filter of one row.
 fn tiles(filters: usize, outer: usize, inner: usize) -> Vec<Tile> {
-    let inner_step = inner.min(TILE);
-    let filter_step = if inner_step < inner { 1 } else { (TILE / inner).clamp(1, filters) };
-    let outer_step = if filter_step < filters || inner_step < inner { 1 } else { (TILE / (filters * inner)).max(1) };
+    let tile = if outer == 1 { RUN_TILE } else { TILE };
+    let inner_step = inner.min(tile);
+    let filter_step = if inner_step < inner { 1 } else { (tile / inner).clamp(1, filters) };
+    let outer_step = if filter_step < filters || inner_step < inner { 1 } else { (tile / (filters * inner)).max(1) };
     let steps = |end: usize, step: usize| (0..end).step_by(step).map(move |at| at..(at + step).min(end));
     steps(outer, outer_step)
         .flat_map(|outer| steps(filters, filter_step).map(move |filters| (outer.clone(), filters)))

@@ -254,11 +254,13 @@ impl<'a> TernaryTensor<'a> {
             while j < range.end {
                 let end = ((j / run + 1) * run).min(range.end);
                 let alpha = self.scale(plane, filter, j);
-                let table = [-alpha, 0.0, alpha];
+                // As the compiler makes vectors of it.
+                let term = |code: u8| if code == 1 { 0.0 } else { if code == 2 { alpha } else { -alpha } };
                 let here = j - range.start..end - range.start;
-                for (value, &code) in values[here.clone()].iter_mut().zip(&codes[here]) {
-                    let term = table[usize::from(code)];
-                    *value = if plane == 0 { term } else { *value + term };
+                let values = values[here.clone()].iter_mut().zip(&codes[here]);
+                match plane {
+                    0 => values.for_each(|(value, &code)| *value = term(code)),
+                    _ => values.for_each(|(value, &code)| *value += term(code)),
                 }
                 j = end;
             }

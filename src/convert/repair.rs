@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::container::{ContainerWriter, Index, Replacement};
-use crate::dtype::{is_float, push};
+use crate::dtype::{encode, is_float};
 use crate::source::{FilterView, TensorView};
 use crate::{Container, Error, Isa, Result};
 
@@ -23,8 +23,8 @@ pub(super) fn repair(writer: &ContainerWriter, index: &mut Index, repair: &Repai
         if !is_float(dtype) || values.len() as u64 != elements {
             return Err(refused(&format!("expected {} floats, found {elements} of {dtype}", values.len())));
         }
-        let mut bytes = Vec::new();
-        values.iter().for_each(|&value| push(dtype, value, &mut bytes));
+        let mut bytes = vec![0; values.len() * dtype.bitsize() / 8];
+        encode(dtype, &values, &mut bytes);
         // What an f32 holds may be infinite in the tensor's own type.
         let stored = TensorView { name: &name, dtype, shape: &[values.len()], data: &bytes };
         let view = FilterView::new(stored, 0).ok_or_else(|| refused("it holds no floats"))?;
