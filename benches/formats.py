@@ -4,12 +4,13 @@ each command (`RssAnon`).
 
     cargo build --release
     python3 benches/formats.py target/release/twn-pack /dev/shm [--mebibytes 1024] [--rounds 5] [--threads 1 2] [--only REGEX]
-    python3 benches/formats.py target/release/twn-pack DIRECTORY --cold --mebibytes 4096
+    python3 benches/formats.py target/release/twn-pack DIRECTORY --cold --mebibytes 4096 [--outputs /dev/shm]
 
 Makes so many MiB of random f32 weights, matrices of 4096 x 4096 (a sixteenth of that in codes of two bits), in a
 directory of its own in the given one, packs them with one scale per tensor, exports them to every format, and packs again what
 is read again: codes, and floats. With `--cold` the page cache lets go of the input before
-every run, so that all of them begin and end at the disk, and reading is by calls instead of mapped. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
+every run, so that all of them begin and end at the disk, and reading is by calls instead of mapped; with `--outputs` what is
+written goes to another directory, of another device. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
 """
 
 import argparse
@@ -143,9 +144,12 @@ def main():
     arguments.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments.add_argument("--only", default="")
     arguments.add_argument("--cold", action="store_true")
+    arguments.add_argument("--outputs", type=Path)
     asked = arguments.parse_args()
     program = str(asked.program.resolve())
-    with tempfile.TemporaryDirectory(dir=asked.directory) as directory:
+    inputs_in = tempfile.TemporaryDirectory(dir=asked.directory)
+    outputs_in = tempfile.TemporaryDirectory(dir=asked.outputs or asked.directory)
+    with inputs_in as directory, outputs_in as outputs_directory:
         directory = Path(directory)
         run = lambda *words: subprocess.run([program, *map(str, words), "-q"], check=True, stdout=subprocess.DEVNULL)
         random = np.random.default_rng(1)
@@ -156,7 +160,7 @@ def main():
         twn = directory / "m.twn"
         run(inputs["safetensors"], "-o", twn, "--granularity", "tensor")
         (directory / "into.json").write_text(json.dumps({"dtype": "float32"}))
-        out = directory / "out"
+        out = Path(outputs_directory) / "out"
         cases = []
         outputs = [("safetensors", "safetensors"), ("tq1_0", "gguf"), ("tq2_0", "gguf"), ("q2_0", "gguf")]
         outputs += [("bitnet", "safetensors"), ("gptq", "safetensors"), ("onnx", "onnx"), ("onnx-nbits", "onnx")]

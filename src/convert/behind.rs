@@ -70,8 +70,8 @@ mod tests {
 
     use super::super::{Options, calibrated, run};
     use super::*;
-    use crate::select::Override;
-    use crate::{Checkpoint, Plan, Rules, Settings};
+    use crate::Checkpoint;
+    use crate::select::{Override, Plan, Rules, Settings};
 
     /// Two long files of zeros, and a short one between them.
     fn files() -> Vec<MappedFile> {
