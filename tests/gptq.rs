@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Made, pack};
+use common::{Made, golden, pack};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use twn_pack::export::{self, Options, WriteOptions};
@@ -67,16 +67,8 @@ fn expected(ternary: &TernaryTensor<'_>) -> (Vec<f32>, f64) {
 
 #[test]
 fn golden_bytes() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/trits256.json");
-    let json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let hex = json["lsb_first_t_plus_2"].as_str().unwrap();
-    let golden: Vec<u8> = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
-    let mut s = 1_u32;
-    let mut next = || {
-        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (f64::from((s >> 16) % 3) - 1.0) * 0.5
-    };
-    let weights: Vec<f64> = (0..256).map(|_| next()).collect();
+    let golden = golden::bytes("lsb_first_t_plus_2");
+    let weights: Vec<f64> = golden::trits().iter().map(|trit| trit * 0.5).collect();
     let directory = tempfile::tempdir().unwrap();
     // 16 outputs of one word each, which lie side by side.
     let made = Made::new("a.weight", Dtype::F32, &[16, 16], &weights);

@@ -13,6 +13,7 @@ mod job;
 pub(crate) mod journal;
 mod moved;
 mod native;
+mod pairs;
 mod repair;
 mod tally;
 mod tensor;

@@ -7,13 +7,14 @@ use std::sync::atomic::AtomicBool;
 
 use half::{bf16, f16};
 
+use super::pairs::{SelectUnits, Selected};
 use super::tally::Tally;
 use super::unit::LongRange;
 use super::window::{Held, filters_held};
 use super::{PIECE, gcd};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
-use crate::pack::{Encoding, SelectPacked, SelectUnits, Selected};
+use crate::pack::{Encoding, SelectPacked};
 use crate::select::Treatment;
 use crate::source::FilterView;
 use crate::source::weights::Element;

@@ -154,6 +154,13 @@ macro_rules! half_weight {
 half_weight!(f16, F16);
 half_weight!(bf16, Bf16);
 
+/// As `f32`, `f16` and `bf16`.
+#[cfg(test)]
+pub(crate) fn narrowed(weights: &[f64]) -> (Vec<f32>, Vec<f16>, Vec<bf16>) {
+    let halves = weights.iter().map(|&w| f16::from_f64(w)).collect();
+    (weights.iter().map(|&w| w as f32).collect(), halves, weights.iter().map(|&w| bf16::from_f64(w)).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,19 +5,19 @@ use serde_json::json;
 use twn_pack::export::{self, Options};
 use twn_pack::{Dtype, Fault, Tensor};
 
-use crate::common::{self, Made, pack};
+use crate::common::{self, Made, golden, pack};
 use crate::*;
 
 #[test]
 fn golden_bytes() {
     let directory = tempfile::tempdir().unwrap();
-    let made = ternary("a.weight", &[8, 32], &golden_trits(), 0.5);
+    let made = ternary("a.weight", &[8, 32], &golden::trits(), 0.5);
     let container = pack(directory.path(), &[(made, EXACT)]);
     let bytes = std::fs::read(write(&container, &Options::default(), &directory.path().join("out"))).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let weight = file.tensor("a.weight").unwrap();
     assert_eq!((weight.dtype(), weight.shape()), (Dtype::U8, &[2, 32][..]));
-    assert_eq!(weight.data(), golden("hf_bitnet_8x32"));
+    assert_eq!(weight.data(), golden::bytes("hf_bitnet_8x32"));
     let scale = file.tensor("a.weight_scale").unwrap();
     assert_eq!((scale.dtype(), scale.shape(), scale.data()), (Dtype::F32, &[1][..], &0.5f32.to_le_bytes()[..]));
     assert_eq!(file.len(), 2);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use twn_pack::export::Options;
 use twn_pack::{Checkpoint, Dtype, Fault, Rules, Tensor, import, verify};
 
-use crate::common::{self, Made, pack, safetensors};
+use crate::common::{self, Made, golden, pack, safetensors};
 use crate::*;
 
 /// A directory with a packed checkpoint and its config.
@@ -68,7 +68,7 @@ fn both_meanings_and_every_type_of_a_scale() {
         ("bitlinear", Dtype::BF16, 64.0, 1.0 / 64.0),
         ("bitlinear", Dtype::F16, 1.0, 1.0),
     ] {
-        let weight = packed("a.weight", 2, 32, golden("hf_bitnet_8x32"));
+        let weight = packed("a.weight", 2, 32, golden::bytes("hf_bitnet_8x32"));
         let norm = Made::gaussian("n.weight", Dtype::BF16, &[32], 1);
         let repository = Repository::new(&[weight, weight_scale("a.weight", dtype, stored), norm], &bitnet(class));
         let checkpoint = repository.open();
@@ -77,7 +77,7 @@ fn both_meanings_and_every_type_of_a_scale() {
         let index = checkpoint.tensors().position(|tensor| tensor.name == "a.weight").unwrap();
         let view = checkpoint.ternary(index).unwrap();
         assert_eq!((view.dtype, view.shape, view.unit_len()), (Dtype::F16, &[8, 32][..], 32));
-        let expected = golden_trits();
+        let expected = golden::trits();
         for (row, expected) in expected.chunks(32).enumerate() {
             let mut codes = [9; 32];
             view.codes(row, &mut codes).unwrap();
@@ -212,7 +212,7 @@ fn the_type_of_weights_is_the_models() {
 #[test]
 fn shards_with_an_index() {
     let directory = tempfile::tempdir().unwrap();
-    let weight = packed("a.weight", 2, 32, golden("hf_bitnet_8x32"));
+    let weight = packed("a.weight", 2, 32, golden::bytes("hf_bitnet_8x32"));
     common::checkpoint(directory.path(), "model-1.safetensors", &[weight]);
     common::checkpoint(directory.path(), "model-2.safetensors", &[weight_scale("a.weight", Dtype::F32, 0.5)]);
     let index = json!({ "weight_map": { "a.weight": "model-1.safetensors", "a.weight_scale": "model-2.safetensors" } });
@@ -310,7 +310,7 @@ fn there_and_back_again() {
 #[test]
 fn the_command_does_both() {
     let directory = tempfile::tempdir().unwrap();
-    pack(directory.path(), &[(ternary("a.weight", &[8, 32], &golden_trits(), 0.5), EXACT)]);
+    pack(directory.path(), &[(ternary("a.weight", &[8, 32], &golden::trits(), 0.5), EXACT)]);
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(at("config.json"), r#"{"dtype": "float32", "vocab_size": 9}"#).unwrap();
     std::fs::create_dir(at("out")).unwrap();
@@ -331,7 +331,7 @@ fn the_command_does_both() {
     assert!(stdout.contains("good"), "{stdout}");
     common::expect(0, &["unpack", &at("back.twn"), "-o", &at("floats.safetensors")]);
     let bytes = std::fs::read(at("floats.safetensors")).unwrap();
-    let expected: Vec<u8> = golden_trits().iter().flat_map(|t| (*t as f32 * 0.5).to_le_bytes()).collect();
+    let expected: Vec<u8> = golden::trits().iter().flat_map(|t| (*t as f32 * 0.5).to_le_bytes()).collect();
     assert_eq!(SafeTensors::deserialize(&bytes).unwrap().tensor("a.weight").unwrap().data(), expected);
 }
 

@@ -15,23 +15,6 @@ use serde_json::Value;
 use twn_pack::export::{Options, WriteOptions};
 use twn_pack::{Checkpoint, Container, Dtype, Plan, Rules, convert};
 
-fn golden(key: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/trits256.json");
-    let json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let hex = json[key].as_str().unwrap();
-    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
-}
-
-/// The 256 trits of the golden bytes.
-fn golden_trits() -> Vec<f64> {
-    let mut s = 1_u32;
-    let mut next = || {
-        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        f64::from((s >> 16) % 3) - 1.0
-    };
-    (0..256).map(|_| next()).collect()
-}
-
 fn trits(n: usize, seed: u64) -> Vec<f64> {
     let mut random = Random(seed);
     (0..n).map(|_| random.below(3) as f64 - 1.0).collect()

@@ -6,6 +6,7 @@
 #[cfg(feature = "eval")]
 pub mod networks;
 
+pub mod golden;
 pub mod zip;
 
 use std::path::{Path, PathBuf};

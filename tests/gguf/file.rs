@@ -10,7 +10,7 @@ use twn_pack::export::{self, Line, Options, WriteOptions};
 use twn_pack::select::Override;
 use twn_pack::{Checkpoint, Container, Dtype, Plan, Rules, Settings, convert, import};
 
-use crate::common::Random;
+use crate::common::{Random, golden};
 
 pub const TYPES: [(&str, u32, usize, usize); 3] =
     [("tq1_0", 34, 256, 54), ("tq2_0", 35, 256, 66), ("q2_0", 42, 64, 18)];
@@ -167,17 +167,8 @@ pub fn values(kind: u32, bytes: &[u8]) -> Vec<f32> {
 }
 
 pub fn golden() -> (Vec<f32>, BTreeMap<u32, Vec<u8>>) {
-    let json: BTreeMap<String, String> =
-        serde_json::from_slice(include_bytes!("../../fixtures/trits256.json")).unwrap();
-    let hex =
-        |text: &str| (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect();
-    let blocks = TYPES.iter().map(|(name, kind, ..)| (*kind, hex(&json[&format!("ggml_{name}")]))).collect();
-    let mut state = 1u32;
-    let trits = (0..256).map(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((state >> 16) % 3) as f32 - 1.0
-    });
-    (trits.collect(), blocks)
+    let blocks = TYPES.iter().map(|(name, kind, ..)| (*kind, golden::bytes(&format!("ggml_{name}")))).collect();
+    (golden::trits().iter().map(|&trit| trit as f32).collect(), blocks)
 }
 
 /// A tensor of a checkpoint: name, type, shape, bytes, and the settings that it is packed with.

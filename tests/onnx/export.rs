@@ -1,28 +1,15 @@
 //! Into ONNX: golden bytes, what comes out decoded as defined, every refusal. Not here: the way back.
 
-use std::collections::BTreeMap;
-
 use twn_pack::export::Options;
 use twn_pack::{Container, Dtype, Tensor, import};
 
-use crate::common::{self, Made, Random};
+use crate::common::{self, Made, Random, golden};
 use crate::model::*;
 use crate::wire::*;
 
-fn golden(layout: &str) -> Vec<u8> {
-    let text = std::fs::read_to_string(fixture("trits256.json")).unwrap();
-    let hex = serde_json::from_str::<BTreeMap<String, String>>(&text).unwrap()[layout].clone();
-    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
-}
-
-/// The golden vectors' 256 trits, times a half.
+/// The golden vectors' trits, times a half.
 fn golden_weights() -> Vec<f64> {
-    let mut s = 1u32;
-    let mut next = || {
-        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        f64::from((s >> 16) % 3) - 1.0
-    };
-    (0..256).map(|_| 0.5 * next()).collect()
+    golden::trits().iter().map(|trit| 0.5 * trit).collect()
 }
 
 #[test]
@@ -38,7 +25,7 @@ fn int2_is_the_golden_bytes() {
     ] {
         let packed = Packed::new(&[Made::new("w", Dtype::F32, &shape, &golden_weights())], settings);
         let out = read(&packed.export("onnx", &packed.with(&product("Conv", &shape, &[]))));
-        let codes = (INT2, shape.clone(), golden("lsb_first_twos_complement"));
+        let codes = (INT2, shape.clone(), golden::bytes("lsb_first_twos_complement"));
         assert_eq!(out.tensors["w.codes"], codes, "{shape:?} {settings}");
         assert_eq!(out.tensors["w.scales"], (FLOAT, vec![], floats(&[0.5])), "{shape:?} {settings}");
     }
@@ -52,7 +39,7 @@ fn matmulnbits_is_the_golden_bytes() {
         let packed = Packed::new(&[Made::new("w", Dtype::F32, &shape, &golden_weights())], settings);
         let options = packed.with(&product("Gemm", &shape, &[attribute_int("transB", 1)]));
         let out = read(&packed.export("onnx-nbits", &options));
-        assert_eq!(out.tensors["w.codes"].2, golden("lsb_first_t_plus_2"), "{shape:?} {settings}");
+        assert_eq!(out.tensors["w.codes"].2, golden::bytes("lsb_first_t_plus_2"), "{shape:?} {settings}");
         assert!(out.numbers("w.scales").iter().all(|&scale| scale == 0.5), "{shape:?} {settings}");
         assert_eq!(out.nbits(&out.nodes[0]), packed.values("w"));
     }
