@@ -80,7 +80,7 @@ pub use calibration::Calibration;
 pub use container::{Container, ContainerWriter, DenseTensor, Granularity, Int8Tensor, Tensor, TernaryTensor};
 pub use dtype::Dtype;
 pub use error::{Error, Fault, Result};
-pub use mapped::MappedFile;
+pub use mapped::{MappedFile, ReadAhead};
 pub use pack::Encoding;
 pub use report::Report;
 pub use select::{Plan, Rules, Settings, Treatment};

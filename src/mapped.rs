@@ -1,5 +1,7 @@
 //! Files, opened and memory-mapped. Not here: what is in them.
 
+mod ahead;
+
 use std::fs::{File, Metadata};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -9,6 +11,7 @@ use memmap2::Mmap;
 #[cfg(target_os = "linux")]
 use memmap2::UncheckedAdvice;
 
+pub use self::ahead::ReadAhead;
 use crate::{Error, Result};
 
 /// Opens a file for reading and refuses what is not a regular file (a pipe would wait for ever).
@@ -34,13 +37,17 @@ pub(crate) fn map(file: &File, path: &Path) -> Result<Mmap> {
 }
 
 /// Maps a file that is gone through from its beginning to its end.
-pub(crate) fn map_in_order(file: &File, path: &Path) -> Result<Mmap> {
+fn map_in_order(file: &File, path: &Path) -> Result<Mmap> {
     let map = map(file, path)?;
     // Where Linux would read 128 KiB from the disk at a time, it reads two pages of 2 MiB with this.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(map)
 }
+
+/// Bytes of the smallest pages that Linux has.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4096;
 
 /// A file, memory-mapped; clones share the mapping. It must not be written to while it is open: a file
 /// that is cut short under a mapping ends the process with SIGBUS.
@@ -73,6 +80,11 @@ impl MappedFile {
         Self::of(file, path.as_ref(), true)
     }
 
+    /// Maps a regular file that is open already, and was by that path.
+    pub(crate) fn of_open(file: File, path: &Path) -> Result<Self> {
+        Self::of(file, path, false)
+    }
+
     fn of(file: File, path: &Path, temporary: bool) -> Result<Self> {
         let metadata = file.metadata().map_err(Error::io(path, "read the size of"))?;
         let map = map_in_order(&file, path)?;
@@ -86,6 +98,61 @@ impl MappedFile {
         let _ = unsafe { self.0.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         #[cfg(not(target_os = "linux"))]
         let _ = range;
+    }
+
+    /// A copy of a small part of the file if the disk has to be asked for it: without what lies around, which comes
+    /// with what is looked at in the mapping (4 MiB), and so that the pages around come in one piece later. `None`
+    /// where it is in memory already, and where the system cannot say so or cannot read it.
+    ///
+    /// # Panics
+    /// When it is not a part of the file.
+    pub fn read_apart(&self, range: Range<usize>) -> Option<Vec<u8>> {
+        let mapped = &self[range.clone()];
+        if self.is_cached(mapped) { None } else { self.read_without_trace(range) }
+    }
+
+    /// Whether the page cache has all pages of a part of this file. Where the system does not tell, it has.
+    #[cfg(target_os = "linux")]
+    fn is_cached(&self, part: &[u8]) -> bool {
+        let before = part.as_ptr().addr() % PAGE;
+        let mut pages = vec![1; (before + part.len()).div_ceil(PAGE)];
+        // SAFETY: the pages of `part` are mapped, and there is a byte for each of them; PAGE is the smallest size they
+        // can have, and a call with an address that is not on the border of a page is refused.
+        let told = unsafe {
+            libc::mincore(part.as_ptr().wrapping_sub(before).cast_mut().cast(), before + part.len(), pages.as_mut_ptr())
+        };
+        told != 0 || pages.iter().all(|page| page & 1 == 1)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn read_without_trace(&self, range: Range<usize>) -> Option<Vec<u8>> {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        use std::os::fd::AsRawFd;
+        let file = File::open(self.path()).ok()?;
+        let (this, other) = (&self.0.metadata, file.metadata().ok()?);
+        if (this.dev(), this.ino()) != (other.dev(), other.ino()) {
+            return None;
+        }
+        let advise = |range: Range<usize>, advice| {
+            let (start, end) = (range.start / PAGE * PAGE, range.end.next_multiple_of(PAGE));
+            // SAFETY: a file that is open; advice changes nothing of what is read.
+            unsafe { libc::posix_fadvise(file.as_raw_fd(), start as i64, (end - start) as i64, advice) }
+        };
+        let mut bytes = vec![0; range.len()];
+        advise(0..0, libc::POSIX_FADV_RANDOM);
+        file.read_exact_at(&mut bytes, range.start as u64).ok()?;
+        advise(range, libc::POSIX_FADV_DONTNEED);
+        Some(bytes)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn is_cached(&self, _: &[u8]) -> bool {
+        true
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn read_without_trace(&self, _: Range<usize>) -> Option<Vec<u8>> {
+        None
     }
 
     /// Where it was opened.

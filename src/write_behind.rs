@@ -252,11 +252,13 @@ impl Table {
 
     fn send(&mut self, plain: &File, chunk: Chunk) -> io::Result<()> {
         if self.worker.is_none() {
-            self.worker = Some(Worker::start(plain.try_clone()?, self.direct.take())?);
+            // Where the system has no more threads or files, whoever fills a chunk writes it.
+            self.worker = plain.try_clone().and_then(|plain| Worker::start(plain, self.direct.take())).ok();
         }
-        if let Some(worker) = &self.worker {
+        match &self.worker {
             // It takes messages until it is dropped.
-            let _ = worker.queue.send(Message::Write(chunk.number, chunk.buffer));
+            Some(worker) => drop(worker.queue.send(Message::Write(chunk.number, chunk.buffer))),
+            None => write_all_at(plain, &chunk.buffer.0, (chunk.number * CHUNK) as u64)?,
         }
         Ok(())
     }

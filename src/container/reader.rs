@@ -1,16 +1,16 @@
 //! Opens a `.twn` file: prefix and index are checked at once, sections are handed out as they lie.
 //! Not here: the check of every byte ([`crate::verify`]).
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-
-use memmap2::Mmap;
 
 use super::index::{Body, Index, Section, TensorEntry};
 use super::int8::Int8Tensor;
 use super::prefix::Prefix;
 use super::tensor::{DenseTensor, TernaryTensor};
 use crate::error::ContainerProblem;
-use crate::{Error, Result, mapped};
+use crate::mapped::{self, MappedFile};
+use crate::{Error, Result};
 
 /// A `.twn` file, memory-mapped. Opening checks prefix, index and that the sections tile the file;
 /// the sections' own checksums are checked by [`crate::verify`] and [`Container::check_sections`].
@@ -24,7 +24,7 @@ pub struct Container {
 
 #[derive(Debug)]
 enum Storage {
-    Mapped(Mmap),
+    Mapped(MappedFile),
     Owned(Vec<u8>),
 }
 
@@ -51,8 +51,7 @@ impl Container {
     /// Maps a file that errors call `name`.
     pub(super) fn open_called(path: &Path, name: &Path) -> Result<Self> {
         let file = mapped::open_regular(path)?;
-        let map = mapped::map_in_order(&file, path)?;
-        Self::new(name, Storage::Mapped(map))
+        Self::new(name, Storage::Mapped(MappedFile::of_open(file, path)?))
     }
 
     /// From bytes in memory; `path` is what errors call it.
@@ -82,6 +81,14 @@ impl Container {
         &self.path
     }
 
+    /// Its mapping; none where it was made from bytes in memory.
+    pub fn mapped(&self) -> Option<&MappedFile> {
+        match &self.bytes {
+            Storage::Mapped(file) => Some(file),
+            Storage::Owned(_) => None,
+        }
+    }
+
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.as_ref()
@@ -100,6 +107,29 @@ impl Container {
     /// The tensors, in the order of the file.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, Tensor<'_>)> {
         self.index.tensors.iter().map(|entry| (entry.name.as_str(), self.tensor(entry)))
+    }
+
+    /// The same for whoever looks at the scales of all ternary tensors before any codes: those that the disk has to be
+    /// asked for are read by themselves ([`MappedFile::read_apart`]), as long as the copies take no more than 32 MiB.
+    pub fn tensors_with_scales(&self) -> impl ExactSizeIterator<Item = (&str, Tensor<'_>)> {
+        let mut left = 32 << 20;
+        let mut copied = move |section: Section| {
+            let range = section.offset as usize..(section.offset + section.length) as usize;
+            let file = self.mapped().filter(|_| range.len() <= left)?;
+            let scales = file.read_apart(range)?;
+            left -= scales.len();
+            Some(scales)
+        };
+        self.index.tensors.iter().map(move |entry| {
+            let tensor = match entry.body() {
+                Body::Ternary(ternary) => {
+                    let scales = copied(ternary.scales).map_or(self.section(ternary.scales).into(), Cow::Owned);
+                    Tensor::Ternary(TernaryTensor::new(entry, ternary, self.section(ternary.codes), scales))
+                }
+                Body::Dense(_) | Body::Int8(_) => self.tensor(entry),
+            };
+            (entry.name.as_str(), tensor)
+        })
     }
 
     /// The tensor of that name.

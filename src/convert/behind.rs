@@ -70,7 +70,7 @@ mod tests {
 
     use super::super::{Options, calibrated, run};
     use super::*;
-    use crate::Checkpoint;
+    use crate::{Checkpoint, ReadAhead};
     use crate::select::{Override, Plan, Rules, Settings};
 
     /// Two long files of zeros, and a short one between them.
@@ -119,9 +119,12 @@ mod tests {
         let plan = Plan::new(&checkpoint, &rules).unwrap();
         let (mut told, inputs) = (Vec::new(), (0..3).map(|i| checkpoint.input(i)));
         let mut tell = |(file, part): Part<'_>| told.push((file.path().to_owned(), part));
-        let mut behind = Behind::new(checkpoint.mapped(), &mut tell);
-        run(inputs.zip(&plan.tensors), None, None, &calibrated::shared(), Some(&mut behind), &Options::default())
-            .unwrap();
+        let behind = Behind::new(checkpoint.mapped(), &mut tell);
+        let options = Options::default();
+        ReadAhead::during(checkpoint.mapped(), |ahead| {
+            run(inputs.zip(&plan.tensors), None, None, &calibrated::shared(), Some((ahead, behind)), &options)
+        })
+        .unwrap();
         let expected: [(&Path, _); 2] = [(&path, 0..STEP), (&path, STEP..2 * STEP)];
         assert!(told.iter().map(|(path, part)| (&**path, part.clone())).eq(expected), "{told:?}");
     }

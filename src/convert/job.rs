@@ -13,7 +13,7 @@ use crate::container::{ContainerWriter, Section};
 use crate::error::WeightsProblem;
 use crate::source::TensorView;
 use crate::vector::Isa;
-use crate::{Error, Result};
+use crate::{Error, ReadAhead, Result};
 
 /// What a piece adds to its tensor.
 #[derive(Default)]
@@ -77,9 +77,18 @@ pub(super) struct Run<'a> {
     pub isa: Isa,
     pub writer: Option<&'a ContainerWriter>,
     pub monitor: &'a Monitor<'a>,
+    /// Where the files are gone through in order.
+    pub ahead: Option<&'a ReadAhead<'a>>,
 }
 
 impl Run<'_> {
+    /// These bytes of the checkpoint are about to be read.
+    pub fn reached(self, bytes: &[u8]) {
+        if let Some(ahead) = self.ahead {
+            ahead.reached(bytes);
+        }
+    }
+
     pub fn write(self, bytes: &[u8], offset: u64) -> Result<()> {
         self.writer.map_or(Ok(()), |writer| writer.write_at(bytes, offset))
     }

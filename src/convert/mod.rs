@@ -49,7 +49,7 @@ use crate::select::{Plan, Planned, Treatment};
 use crate::source::{Checkpoint, Input, TensorView};
 use crate::vector::Isa;
 use crate::vector::block::BLOCK;
-use crate::{Error, Result};
+use crate::{Error, ReadAhead, Result};
 
 /// Weights per piece of work, about: 1 MiB of `f32`.
 const PIECE: usize = 3 * BLOCK;
@@ -189,10 +189,12 @@ fn run_plan(
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
     }
     let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
-    let (tensors, writer) = std::thread::scope(|scope| {
-        let mut unmap = behind::unmapper(scope);
-        let mut behind = Behind::new(checkpoint.mapped(), &mut unmap);
-        run(inputs.zip(&plan.tensors), writer, journal, &None, Some(&mut behind), options)
+    let (tensors, writer) = ReadAhead::during(checkpoint.mapped(), |ahead| {
+        std::thread::scope(|scope| {
+            let mut unmap = behind::unmapper(scope);
+            let behind = Behind::new(checkpoint.mapped(), &mut unmap);
+            run(inputs.zip(&plan.tensors), writer, journal, &None, Some((ahead, behind)), options)
+        })
     })?;
     let index = Index { metadata: checkpoint.metadata().clone(), producer: Producer::this(), tensors };
     Ok((index, writer))
@@ -211,45 +213,65 @@ pub(crate) fn is_calibrated(options: &Options<'_>) -> bool {
     calibrated::is_asked(options)
 }
 
-/// The work on those tensors; `shared` is for what they have in common, where they are one, `behind` is told what was read.
+/// The work on those tensors; `shared` is for what they have in common, where they are one. Where they are all of a
+/// checkpoint, `around` is told what is read.
 fn run<'a>(
     tensors: impl Iterator<Item = (Input<'a>, &'a Planned)> + Clone,
     mut writer: Option<ContainerWriter>,
     mut journal: Option<&mut Journal>,
     shared: &calibrated::Shared,
-    mut behind: Option<&mut Behind<'_, '_>>,
+    around: Option<(&ReadAhead<'_>, Behind<'_, '_>)>,
     options: &Options<'_>,
 ) -> Result<(Vec<TensorEntry>, Option<ContainerWriter>)> {
     let isa = options.isa.map_or_else(Isa::detect, Ok)?;
-    let mut offsets = Offsets { writer: writer.as_mut(), end: 64 };
-    // Works are made twice: now, for what they refuse and where they go, and again when they are due. There may be a
-    // hundred thousand tensors; of each there is room for a look.
-    let (mut looks, mut total) = (Vec::with_capacity(tensors.size_hint().0), 0);
+    let (ahead, mut behind) = around.unzip();
+    // Works are made twice: now, for what they refuse, and again when they are due. There may be a hundred thousand
+    // tensors; of each there is room for a look. What has to be read for that is read shortly before it is read again.
+    let (mut looks, mut total, mut longest) = (Vec::with_capacity(tensors.size_hint().0), 0, u64::MAX);
     for (input, planned) in tensors.clone() {
-        let look = Look::new(input, planned, options, shared, isa)?;
-        total += Work::new(input, planned, &look, &mut offsets)?.bytes();
-        looks.push(look);
+        let reads = Look::reads(planned, options);
+        let look = if reads { Look::unread(planned) } else { Look::new(input, planned, options, shared, isa)? };
+        let work = Work::new(input, planned, &look, &mut Offsets { writer: None, end: 0 })?;
+        if reads || work.needs_prefit() || journal.is_some() {
+            longest = BATCH;
+        }
+        let bytes = work.bytes();
+        total += bytes;
+        looks.push((look, bytes));
     }
     let monitor = Monitor { total, done: AtomicU64::new(0), options };
-    let run = Run { isa, writer: writer.as_ref(), monitor: &monitor };
     let mut entries: Vec<TensorEntry> = Vec::with_capacity(looks.len());
-    let longest = if journal.is_some() { BATCH } else { u64::MAX };
-    let (mut tensors, mut offsets, mut method) = (tensors.zip(&looks), Offsets { writer: None, end: 64 }, None);
+    let (mut tensors, mut end, mut method) = (tensors.zip(looks), 64, None);
     loop {
-        let (mut batch, mut bytes) = (Vec::new(), 0u64);
-        while bytes < longest
-            && batch.len() < BATCH_TENSORS
-            && let Some(((input, planned), look)) = tensors.next()
+        let (mut due, mut effort) = (Vec::new(), 0u64);
+        while effort < longest
+            && due.len() < BATCH_TENSORS
+            && let Some(((input, planned), (mut look, bytes))) = tensors.next()
         {
-            let work = Work::new(input, planned, look, &mut offsets)?;
-            bytes = bytes.saturating_add(work.effort());
-            batch.push(work);
+            if Look::reads(planned, options) {
+                monitor.check()?;
+                ahead.inspect(|ahead| ahead.reached(input.tensor.data));
+                look = Look::new(input, planned, options, shared, isa)?;
+            }
+            effort = effort.saturating_add(look.effort(bytes));
+            due.push((input, planned, look, bytes));
         }
-        if batch.is_empty() {
+        if due.is_empty() {
             break;
         }
+        let (mut batch, mut offsets) = (Vec::with_capacity(due.len()), Offsets { writer: writer.as_mut(), end });
+        for (input, planned, look, bytes) in &due {
+            let work = Work::new(*input, planned, look, &mut offsets)?;
+            // What stays dense after all is not read twice.
+            if *bytes > work.bytes() {
+                monitor.advance(bytes - work.bytes(), work.tensor.name);
+            }
+            batch.push(work);
+        }
+        end = offsets.end;
+        let run = Run { isa, writer: writer.as_ref(), monitor: &monitor, ahead };
         recall(&mut batch, entries.len(), journal.as_deref_mut(), run)?;
-        let totals = run_batch(&mut batch, behind.as_deref_mut(), run)?;
+        let totals = run_batch(&mut batch, behind.as_mut(), run)?;
         for (mut work, total) in batch.into_iter().zip(totals) {
             let mut entry = match work.known.take() {
                 Some(known) => *known,
@@ -289,7 +311,10 @@ fn run_batch(works: &mut [Work<'_>], mut behind: Option<&mut Behind<'_, '_>>, ru
     let (mut totals, works) = (totals?, &*works);
     let pieces = works.iter().enumerate();
     let pieces = pieces.flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }));
-    let job = |piece: &Piece| works[piece.work].run(piece.range.clone(), run);
+    let job = |piece: &Piece| {
+        run.reached(works[piece.work].source(piece.range.clone()));
+        works[piece.work].run(piece.range.clone(), run)
+    };
     let add = |piece: Piece, done| {
         totals[piece.work].add(&done);
         if let Some(behind) = &mut behind {

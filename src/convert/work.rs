@@ -77,6 +77,32 @@ pub(super) fn view_of<'a>(tensor: TensorView<'a>, decision: &Decision) -> Result
 }
 
 impl<'a> Look<'a> {
+    /// Whether that means to read the whole tensor, or all its scales.
+    pub fn reads(planned: &Planned, options: &Options<'_>) -> bool {
+        match &planned.decision {
+            Decision::Dense => false,
+            Decision::Moved(_) => true,
+            Decision::Int8(_) => options.keep_non_finite_dense,
+            Decision::Ternary(treatment) => options.keep_non_finite_dense || treatment.method.lossless(),
+        }
+    }
+
+    /// What is expected before anything was read: that the plan holds.
+    pub fn unread(planned: &'a Planned) -> Self {
+        let moved = matches!(planned.decision, Decision::Moved(_));
+        Self { reason: &planned.reason, granularity: moved.then_some(Granularity::Filter), calibrated: None }
+    }
+
+    /// Bytes to be read, for the choice of batches: a calibrated tensor takes long enough to be one by itself, and codes
+    /// are as much to write as to read.
+    pub fn effort(&self, bytes: u64) -> u64 {
+        match (&self.calibrated, self.granularity) {
+            (Some(_), _) => BATCH.max(bytes),
+            (None, Some(_)) => 4 * bytes,
+            (None, None) => bytes,
+        }
+    }
+
     pub fn new(
         Input { tensor, ternary }: Input<'a>,
         planned: &'a Planned,
@@ -161,14 +187,6 @@ impl<'a> Work<'a> {
         if self.needs_prefit() { 2 * bytes } else { bytes }
     }
 
-    /// The same for the choice of batches: a calibrated tensor takes long enough to be one by itself.
-    pub fn effort(&self) -> u64 {
-        match &self.kind {
-            Kind::Ternary { calibrated: Some(_), .. } => BATCH.max(self.bytes()),
-            _ => self.bytes(),
-        }
-    }
-
     /// Whether that could be what becomes of it: the same name and places.
     pub fn is_described_by(&self, entry: &TensorEntry) -> bool {
         let places: Vec<Section> = match &self.kind {
@@ -182,7 +200,8 @@ impl<'a> Work<'a> {
         entry.name == self.tensor.name && places.len() == found.len() && places.iter().zip(found).all(same)
     }
 
-    fn needs_prefit(&self) -> bool {
+    /// Whether it is read twice.
+    pub fn needs_prefit(&self) -> bool {
         match &self.kind {
             Kind::Ternary { work, calibrated: None, .. } => work.needs_prefit(),
             Kind::Ternary { work, .. } => work.treatment.granularity == Granularity::Tensor,
@@ -196,6 +215,9 @@ impl<'a> Work<'a> {
     pub fn prefit(&mut self, run: Run<'_>) -> Result<Done> {
         if self.known.is_some() {
             return Ok(Done::default());
+        }
+        if self.pieces().is_empty() || self.needs_prefit() {
+            run.reached(self.tensor.data);
         }
         let Self { tensor, kind, .. } = self;
         let done = match kind {

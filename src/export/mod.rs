@@ -85,7 +85,8 @@ impl Options {
     /// # Errors
     /// A pattern that is none, or that no tensor's name matches.
     pub fn tensors<'a>(&self, container: &'a Container) -> Result<Vec<(&'a TensorEntry, Tensor<'a>)>> {
-        let mut tensors: Vec<_> = container.index().tensors.iter().zip(container.tensors().map(|(_, t)| t)).collect();
+        let tensors = container.tensors_with_scales().map(|(_, tensor)| tensor);
+        let mut tensors: Vec<_> = container.index().tensors.iter().zip(tensors).collect();
         for text in &self.leave_out {
             let pattern =
                 globset::Glob::new(text).map_err(|e| Error::Request(format!("pattern `{text}`: {}", e.kind())))?;

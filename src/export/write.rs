@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{Export, Part, Source};
 use crate::container::TensorEntry;
-use crate::{AtomicFile, Container, Error, Isa, Result, write_atomically};
+use crate::{AtomicFile, Container, Error, Isa, MappedFile, ReadAhead, Result, write_atomically};
 
 /// Bytes that each thread makes at once, about; one row where that is more. They go from the cache into the file.
 const TILE: usize = 1 << 18;
@@ -55,9 +55,12 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         container.check_sections(entry)
     };
     let (total, done) = (export.len(), AtomicU64::new(0));
-    let run = |buffer: &mut Vec<u8>, job| {
+    let run = |ahead: &ReadAhead<'_>, buffer: &mut Vec<u8>, job| {
         let (part, offset, rows) = match job {
-            Job::Check(entry) => return check(entry),
+            Job::Check(entry) => {
+                entry.sections().for_each(|(_, section)| ahead.reached(container.section(section)));
+                return check(entry);
+            }
             Job::Write(part, offset, rows) => (part, offset, rows),
         };
         check_cancelled(options)?;
@@ -68,7 +71,10 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         }
         Ok(())
     };
-    match jobs(container, export, total).into_par_iter().try_for_each_init(Vec::new, run) {
+    // Every thread takes the next one: both files are gone through in order.
+    let jobs = jobs(container, export, total).into_iter().par_bridge();
+    let files = container.mapped().map_or(&[][..], std::slice::from_ref::<MappedFile>);
+    match ReadAhead::during(files, |ahead| jobs.try_for_each_init(Vec::new, |buffer, job| run(ahead, buffer, job))) {
         // Codes that make no sense may come from damage, which is what is told then: the first, whatever came first here.
         Err(error @ (Error::Request(_) | Error::Container { .. })) => {
             let damage = container.index().tensors.par_iter().find_map_first(|entry| check(entry).err());
@@ -95,16 +101,25 @@ enum Job<'a> {
 /// Everything there is to do for `total` bytes. A tensor is checked about when it is written, so that the disk is mostly
 /// read once: both go through their files in order, and most formats have tensors in the order of the container.
 fn jobs<'a>(container: &'a Container, export: &'a Export<'a>, total: u64) -> Vec<Job<'a>> {
-    // Each with how far into its own file it is, from 0 to 1.
-    let (mut jobs, mut offset) = (Vec::new(), 0);
+    // Each with how far into its own file it is, from 0 to 1; what goes as it lies in the container is in that one.
+    let (mut jobs, mut offset, bytes) = (Vec::new(), 0, container.bytes());
+    let in_container = |at: usize| at as f64 / bytes.len() as f64;
     for entry in &container.index().tensors {
         let start = entry.sections().next().map_or(0, |(_, section)| section.offset);
-        jobs.push((start as f64 / container.bytes().len() as f64, Job::Check(entry)));
+        jobs.push((in_container(start as usize), Job::Check(entry)));
     }
     for part in &export.parts {
+        let lies_at = match &part.source {
+            Source::Bytes(part) if bytes.as_ptr_range().contains(&part.as_ptr()) => {
+                Some(part.as_ptr().addr() - bytes.as_ptr().addr())
+            }
+            _ => None,
+        };
         for rows in part.tiles() {
-            let at = offset + (rows.start * part.row_bytes) as u64;
-            jobs.push((at as f64 / total as f64, Job::Write(part, at, rows)));
+            let start = rows.start * part.row_bytes;
+            let at = offset + start as u64;
+            let far = lies_at.map_or(at as f64 / total as f64, |lies_at| in_container(lies_at + start));
+            jobs.push((far, Job::Write(part, at, rows)));
         }
         offset += part.len();
     }
