@@ -49,6 +49,24 @@ fn map_in_order(file: &File, path: &Path) -> Result<Mmap> {
 #[cfg(target_os = "linux")]
 const PAGE: usize = 4096;
 
+/// Whether the page cache has all pages of a part of a mapping. Where the system does not tell, it has: elsewhere than on
+/// Linux, and of files that this user may not write to.
+#[cfg(target_os = "linux")]
+fn is_cached(part: &[u8]) -> bool {
+    let before = part.as_ptr().addr() % PAGE;
+    let mut pages = vec![1; (before + part.len()).div_ceil(PAGE)];
+    let start = part.as_ptr().wrapping_sub(before).cast_mut().cast();
+    // SAFETY: the pages of `part` are mapped, and there is a byte for each of them, as PAGE is the smallest size that they
+    // can have; an address that does not begin a page is refused.
+    let told = unsafe { libc::mincore(start, before + part.len(), pages.as_mut_ptr()) };
+    told != 0 || pages.iter().all(|page| page & 1 == 1)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_cached(_: &[u8]) -> bool {
+    true
+}
+
 /// A file, memory-mapped; clones share the mapping. It must not be written to while it is open: a file
 /// that is cut short under a mapping ends the process with SIGBUS.
 #[derive(Debug, Clone)]
@@ -108,26 +126,13 @@ impl MappedFile {
     /// When it is not a part of the file.
     pub fn read_apart(&self, range: Range<usize>) -> Option<Vec<u8>> {
         let mapped = &self[range.clone()];
-        if self.is_cached(mapped) { None } else { self.read_without_trace(range) }
-    }
-
-    /// Whether the page cache has all pages of a part of this file. Where the system does not tell, it has.
-    #[cfg(target_os = "linux")]
-    fn is_cached(&self, part: &[u8]) -> bool {
-        let before = part.as_ptr().addr() % PAGE;
-        let mut pages = vec![1; (before + part.len()).div_ceil(PAGE)];
-        // SAFETY: the pages of `part` are mapped, and there is a byte for each of them; PAGE is the smallest size they
-        // can have, and a call with an address that is not on the border of a page is refused.
-        let told = unsafe {
-            libc::mincore(part.as_ptr().wrapping_sub(before).cast_mut().cast(), before + part.len(), pages.as_mut_ptr())
-        };
-        told != 0 || pages.iter().all(|page| page & 1 == 1)
+        if is_cached(mapped) { None } else { self.read_without_trace(range) }
     }
 
     #[cfg(target_os = "linux")]
     fn read_without_trace(&self, range: Range<usize>) -> Option<Vec<u8>> {
-        use std::os::unix::fs::{FileExt, MetadataExt};
         use std::os::fd::AsRawFd;
+        use std::os::unix::fs::{FileExt, MetadataExt};
         let file = File::open(self.path()).ok()?;
         let (this, other) = (&self.0.metadata, file.metadata().ok()?);
         if (this.dev(), this.ino()) != (other.dev(), other.ino()) {
@@ -143,11 +148,6 @@ impl MappedFile {
         file.read_exact_at(&mut bytes, range.start as u64).ok()?;
         advise(range, libc::POSIX_FADV_DONTNEED);
         Some(bytes)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn is_cached(&self, _: &[u8]) -> bool {
-        true
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -190,5 +190,56 @@ impl Deref for MappedFile {
 
     fn deref(&self) -> &[u8] {
         &self.0.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that the page cache has let go of, where the system does that.
+    fn forgotten(bytes: &[u8]) -> (tempfile::NamedTempFile, MappedFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file.as_file().sync_all().unwrap();
+        #[cfg(target_os = "linux")]
+        // SAFETY: a file that is open; nothing of it is lost, as it was synced.
+        unsafe {
+            libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(file.as_file()), 0, 0, libc::POSIX_FADV_DONTNEED);
+        }
+        let mapped = MappedFile::open(file.path()).unwrap();
+        (file, mapped)
+    }
+
+    /// A part of what the disk has is read and nothing else; what is in memory, or is another file by now, is not.
+    #[test]
+    fn a_part_is_read_apart_where_the_disk_has_it() {
+        let bytes: Vec<u8> = (0..1 << 20).map(|i| (i * 31 % 251) as u8).collect();
+        for range in [0..1, 4095..4097, 10_000..300_000, (1 << 20) - 5..1 << 20] {
+            let (file, mapped) = forgotten(&bytes);
+            // A file system in memory forgets nothing.
+            if !is_cached(&mapped[range.clone()]) {
+                assert!(mapped.read_apart(range.clone()).unwrap() == bytes[range.clone()], "{range:?}");
+                assert!(mapped.chunks(PAGE).all(|page| !is_cached(page)), "{range:?}: pages are left");
+                let other = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(other.path(), vec![0; bytes.len()]).unwrap();
+                other.persist(file.path()).unwrap();
+                assert_eq!(mapped.read_apart(range.clone()), None, "{range:?}: of another file");
+            }
+            assert!(mapped[range.clone()] == bytes[range.clone()]);
+            assert_eq!(mapped.read_apart(range.clone()), None, "{range:?}: in memory");
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_in_memory_is_known() {
+        let (_file, mapped) = forgotten(&[7; 10 * PAGE]);
+        if !is_cached(&mapped[..1]) {
+            assert_eq!(mapped[5 * PAGE], 7);
+            assert!(is_cached(&mapped[5 * PAGE..6 * PAGE]) && is_cached(&mapped[6 * PAGE - 1..6 * PAGE]));
+        }
+        assert!(mapped.iter().all(|&byte| byte == 7));
+        assert!(is_cached(&mapped) && is_cached(&mapped[10..8 * PAGE + 1]));
     }
 }

@@ -74,7 +74,7 @@ const NAMES_FOR_SELECT: [&str; 7] = [
 ];
 
 /// Where the names come from that `lib.rs` gives to the whole crate.
-const ROOT: [(&str, &str); 20] = [
+const ROOT: [(&str, &str); 21] = [
     ("Error", "error"),
     ("Fault", "error"),
     ("Result", "error"),
@@ -93,6 +93,7 @@ const ROOT: [(&str, &str); 20] = [
     ("Report", "report"),
     ("AtomicFile", "atomic_file"),
     ("MappedFile", "mapped"),
+    ("ReadAhead", "mapped"),
     ("PARTIAL_SUFFIX", "atomic_file"),
     ("write_atomically", "atomic_file"),
 ];

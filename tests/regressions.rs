@@ -107,6 +107,27 @@ fn cancelling_does_not_wait_for_a_long_unit() {
 }
 
 #[test]
+fn what_stays_dense_after_all_is_counted_to_the_end() {
+    // Its second pass was in the total, as the tensors are looked at when they are due.
+    let directory = tempfile::tempdir().unwrap();
+    let bad = Made::new("a", Dtype::F32, &[2, 3], &[1.0, f64::NAN, 0.0, 1.0, 2.0, 3.0]);
+    let made = [bad, Made::gaussian("b", Dtype::F32, &[4, 4], 1), Made::gaussian("c", Dtype::F16, &[4, 4], 2)];
+    let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "in.safetensors", &made)).unwrap();
+    for settings in ["granularity=tensor", "method=auto", ""] {
+        let rules = Rules { settings: Settings::parse(settings).unwrap(), ..Rules::default() };
+        let plan = Plan::new(&checkpoint, &rules).unwrap();
+        let last = AtomicU64::new(0);
+        let watch = |progress: convert::Progress<'_>| {
+            assert!(progress.done <= progress.total, "{settings}");
+            last.store(progress.total - progress.done, Ordering::Relaxed);
+        };
+        let options = convert::Options { keep_non_finite_dense: true, progress: Some(&watch), ..Default::default() };
+        let report = convert::measure(&checkpoint, &plan, &options).unwrap();
+        assert_eq!((last.into_inner(), &report.tensors[0].became[..]), (0, "dense"), "{settings}");
+    }
+}
+
+#[test]
 fn another_checkpoint_is_noticed_filter_by_filter() {
     // The sums of a whole tensor hid 63 of 64 filters behind one that is 10⁷ times as large.
     let directory = tempfile::tempdir().unwrap();

@@ -70,8 +70,8 @@ mod tests {
 
     use super::super::{Options, calibrated, run};
     use super::*;
-    use crate::{Checkpoint, ReadAhead};
     use crate::select::{Override, Plan, Rules, Settings};
+    use crate::{Checkpoint, ReadAhead};
 
     /// Two long files of zeros, and a short one between them.
     fn files() -> Vec<MappedFile> {
@@ -121,7 +121,7 @@ mod tests {
         let mut tell = |(file, part): Part<'_>| told.push((file.path().to_owned(), part));
         let behind = Behind::new(checkpoint.mapped(), &mut tell);
         let options = Options::default();
-        ReadAhead::during(checkpoint.mapped(), |ahead| {
+        ReadAhead::during(&[], |ahead| {
             run(inputs.zip(&plan.tensors), None, None, &calibrated::shared(), Some((ahead, behind)), &options)
         })
         .unwrap();

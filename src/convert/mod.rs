@@ -189,7 +189,8 @@ fn run_plan(
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
     }
     let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
-    let (tensors, writer) = ReadAhead::during(checkpoint.mapped(), |ahead| {
+    let files: Vec<&[u8]> = checkpoint.mapped().iter().map(|file| &file[..]).collect();
+    let (tensors, writer) = ReadAhead::during(&files, |ahead| {
         std::thread::scope(|scope| {
             let mut unmap = behind::unmapper(scope);
             let behind = Behind::new(checkpoint.mapped(), &mut unmap);

@@ -1,6 +1,7 @@
 //! An [`Export`] onto the disk: tile by tile on all threads, in bounded memory, published whole or not at all. Not
 //! here: any format.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{Export, Part, Source};
 use crate::container::TensorEntry;
-use crate::{AtomicFile, Container, Error, Isa, MappedFile, ReadAhead, Result, write_atomically};
+use crate::{AtomicFile, Container, Error, Isa, ReadAhead, Result, write_atomically};
 
 /// Bytes that each thread makes at once, about; one row where that is more. They go from the cache into the file.
 const TILE: usize = 1 << 18;
@@ -71,10 +72,11 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         }
         Ok(())
     };
-    // Every thread takes the next one: both files are gone through in order.
-    let jobs = jobs(container, export, total).into_iter().par_bridge();
-    let files = container.mapped().map_or(&[][..], std::slice::from_ref::<MappedFile>);
-    match ReadAhead::during(files, |ahead| jobs.try_for_each_init(Vec::new, |buffer, job| run(ahead, buffer, job))) {
+    let jobs = jobs(container, export);
+    let read: Vec<&[u8]> = jobs.iter().flat_map(|job| job.sections(container)).collect();
+    // Every thread takes the next one.
+    let jobs = jobs.into_iter().par_bridge();
+    match ReadAhead::during(&read, |ahead| jobs.try_for_each_init(Vec::new, |buffer, job| run(ahead, buffer, job))) {
         // Codes that make no sense may come from damage, which is what is told then: the first, whatever came first here.
         Err(error @ (Error::Request(_) | Error::Container { .. })) => {
             let damage = container.index().tensors.par_iter().find_map_first(|entry| check(entry).err());
@@ -98,32 +100,52 @@ enum Job<'a> {
     Write(&'a Part<'a>, u64, Range<usize>),
 }
 
-/// Everything there is to do for `total` bytes. A tensor is checked about when it is written, so that the disk is mostly
-/// read once: both go through their files in order, and most formats have tensors in the order of the container.
-fn jobs<'a>(container: &'a Container, export: &'a Export<'a>, total: u64) -> Vec<Job<'a>> {
-    // Each with how far into its own file it is, from 0 to 1; what goes as it lies in the container is in that one.
-    let (mut jobs, mut offset, bytes) = (Vec::new(), 0, container.bytes());
-    let in_container = |at: usize| at as f64 / bytes.len() as f64;
-    for entry in &container.index().tensors {
-        let start = entry.sections().next().map_or(0, |(_, section)| section.offset);
-        jobs.push((in_container(start as usize), Job::Check(entry)));
+impl Job<'_> {
+    /// What is read of the container before anything else is.
+    fn sections<'c>(&self, container: &'c Container) -> impl Iterator<Item = &'c [u8]> {
+        let entry = if let Job::Check(entry) = self { Some(*entry) } else { None };
+        entry.into_iter().flat_map(TensorEntry::sections).map(|(_, section)| container.section(section))
     }
-    for part in &export.parts {
-        let lies_at = match &part.source {
-            Source::Bytes(part) if bytes.as_ptr_range().contains(&part.as_ptr()) => {
-                Some(part.as_ptr().addr() - bytes.as_ptr().addr())
-            }
-            _ => None,
-        };
-        for rows in part.tiles() {
-            let start = rows.start * part.row_bytes;
-            let at = offset + start as u64;
-            let far = lies_at.map_or(at as f64 / total as f64, |lies_at| in_container(lies_at + start));
-            jobs.push((far, Job::Write(part, at, rows)));
+}
+
+/// Everything there is to do, in the order of the new file. But a tensor is checked just before the first of it is
+/// written, and with that goes all that stays as it is, wherever to, so that the disk is read once.
+fn jobs<'a>(container: &'a Container, export: &'a Export<'a>) -> Vec<Job<'a>> {
+    let entries = &container.index().tensors;
+    let by_name: HashMap<&str, usize> = entries.iter().zip(0..).map(|(entry, i)| (entry.name.as_str(), i)).collect();
+    let mut by_place = BTreeMap::new();
+    for (entry, i) in entries.iter().zip(0..) {
+        by_place.extend(entry.sections().map(|(_, section)| (section.offset, i)));
+    }
+    let all = container.bytes().as_ptr_range();
+    let tensor_of = |part: &Part<'_>| match &part.source {
+        Source::Bytes(bytes) if all.contains(&bytes.as_ptr()) => {
+            let at = (bytes.as_ptr().addr() - all.start.addr()) as u64;
+            by_place.range(..=at).next_back().map(|(_, &i)| i)
         }
+        Source::Rows { tensor, .. } => by_name.get(tensor.as_str()).copied(),
+        _ => None,
+    };
+    // Each with the number of the part that it goes with.
+    let (mut jobs, mut firsts, mut offset) = (Vec::new(), vec![None; entries.len()], 0);
+    for (number, part) in export.parts.iter().enumerate() {
+        let mut goes_with = number;
+        if let Some(i) = tensor_of(part) {
+            let first = *firsts[i].get_or_insert_with(|| {
+                jobs.push((number, Job::Check(&entries[i])));
+                number
+            });
+            if let Source::Bytes(_) = part.source {
+                goes_with = first;
+            }
+        }
+        let tile = |rows: Range<usize>| Job::Write(part, offset + (rows.start * part.row_bytes) as u64, rows);
+        jobs.extend(part.tiles().map(|rows| (goes_with, tile(rows))));
         offset += part.len();
     }
-    jobs.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let rest = entries.iter().zip(firsts).filter(|(_, first)| first.is_none());
+    jobs.extend(rest.map(|(entry, _)| (export.parts.len(), Job::Check(entry))));
+    jobs.sort_by_key(|(number, _)| *number);
     jobs.into_iter().map(|(_, job)| job).collect()
 }
 
@@ -177,5 +199,58 @@ impl Part<'_> {
             }
         }
         Ok(length as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export;
+
+    /// Every byte of the file once, every tensor checked once and before anything of it is written; and of a tensor that
+    /// stays as it is, which packed safetensors spreads over the file, nothing is written after the next one is checked.
+    #[test]
+    fn a_tensor_is_checked_just_before_it_is_written() {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/every-dtype.t2.twn");
+        let container = Container::open(fixture).unwrap();
+        for (format, left_out) in [("safetensors", "f32.*"), ("tq2_0", "none"), ("bitnet", "f16.*")] {
+            let leave_out = Vec::from_iter((left_out != "none").then(|| left_out.to_owned()));
+            let options =
+                export::Options { refused_as_dense: format != "safetensors", leave_out, ..Default::default() };
+            let export = export::format(format).unwrap().export(&container, &options).unwrap();
+            let (mut checked, mut written, mut bytes) = (Vec::new(), 0, vec![0u8; export.len() as usize]);
+            for job in jobs(&container, &export) {
+                match job {
+                    Job::Check(entry) => checked.push(entry),
+                    Job::Write(part, at, rows) => {
+                        let length = rows.len() * part.row_bytes;
+                        bytes[at as usize..][..length].iter_mut().for_each(|byte| *byte += 1);
+                        if let Source::Rows { tensor, .. } = &part.source {
+                            assert!(checked.iter().any(|entry| entry.name == *tensor), "{format}: {tensor}");
+                        }
+                        let Source::Bytes(source) = &part.source else { continue };
+                        let of = |entry: &&TensorEntry| {
+                            entry.sections().any(|(_, section)| {
+                                container.section(section).as_ptr_range().contains(&source.as_ptr())
+                            })
+                        };
+                        if container.bytes().as_ptr_range().contains(&source.as_ptr()) {
+                            written += 1;
+                            assert!(checked.last().is_some_and(of), "{format}: part at {at}");
+                        }
+                    }
+                }
+            }
+            assert!(bytes.iter().all(|&times| times == 1), "{format}");
+            let names = |entries: &[&TensorEntry]| {
+                let mut names: Vec<_> = entries.iter().map(|entry| entry.name.clone()).collect();
+                names.sort();
+                names
+            };
+            assert_eq!(names(&checked), names(&container.index().tensors.iter().collect::<Vec<_>>()), "{format}");
+            assert!(written >= 4, "{format}: {written}");
+            let last = &checked[checked.len() - 1].name;
+            assert!(left_out == "none" || last.starts_with(&left_out[..3]), "{format}: {last}");
+        }
     }
 }

@@ -1,12 +1,11 @@
-//! Reads files that are gone through in order ahead of the work, where the disk has to be asked for them, so that
-//! it does not wait while their bytes are worked on. Not here: what is read, and when.
+//! Reads mapped files ahead of the work, where the disk has to be asked for them, so that it does not wait while their
+//! bytes are worked on. Not here: what is read, and when.
 
 use std::hint::black_box;
-use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 
-use super::MappedFile;
+use super::is_cached;
 
 /// Bytes that are looked after at a time: a page of the largest kind.
 const STEP: usize = 2 << 20;
@@ -17,61 +16,64 @@ const AHEAD: u64 = 64 << 20;
 /// Linux maps so many bytes at a time.
 const AROUND: usize = 64 << 10;
 
-/// How far the work is in files that are read from their beginning to their end, one after another. What it needs next
-/// is read by a thread of its own, some 64 MiB ahead; what is in memory already is left alone.
+/// How far the work is in parts of mapped files that it reads one after another. What it needs next is read by a thread of
+/// its own, some 64 MiB ahead; what is in memory already is left alone.
 #[derive(Debug)]
 pub struct ReadAhead<'a> {
-    files: &'a [MappedFile],
+    parts: &'a [&'a [u8]],
     state: Mutex<State>,
     moved: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    /// The file that the work is in, and how many bytes there are before it in all.
-    file: usize,
+    /// The part that the work is in, and how many bytes there are before it in all.
+    part: usize,
     before: u64,
-    /// Up to where in all files that may be read ahead.
+    /// How many bytes of all parts may be read.
     until: u64,
+    ended: bool,
 }
 
 impl<'a> ReadAhead<'a> {
-    /// Runs `work`, and what it needs of `files` next is read meanwhile. Where the system has no more threads, it is not.
-    pub fn during<T>(files: &'a [MappedFile], work: impl FnOnce(&Self) -> T) -> T {
-        let state = State { file: 0, before: 0, until: AHEAD };
-        let ahead = Self { files, state: Mutex::new(state), moved: Condvar::new() };
+    /// Runs `work`, and what it needs of `parts` next is read meanwhile. Where the system has no more threads, it is not.
+    pub fn during<T>(parts: &'a [&'a [u8]], work: impl FnOnce(&Self) -> T) -> T {
+        let state = State { part: 0, before: 0, until: AHEAD, ended: false };
+        let ahead = Self { parts, state: Mutex::new(state), moved: Condvar::new() };
         std::thread::scope(|scope| {
             let _ = Builder::new().name("read-ahead".to_owned()).spawn_scoped(scope, || ahead.read());
             // Whatever becomes of the work, the thread ends.
-            let _stop = Stop(&ahead);
+            let _end = End(&ahead);
             work(&ahead)
         })
     }
 
-    /// The work is about to read these bytes, if they are some of the files'.
+    /// The work is about to read these bytes, if they are some of this part or a later one.
     pub fn reached(&self, bytes: &[u8]) {
-        let mut state = self.state();
-        let found = self.files[state.file.min(self.files.len())..].iter().enumerate().find_map(|(skipped, file)| {
-            offset_in(file, bytes).map(|range| (skipped, range.end))
-        });
-        let Some((skipped, end)) = found else { return };
-        state.before += self.files[state.file..][..skipped].iter().map(|file| file.len() as u64).sum::<u64>();
-        state.file += skipped;
-        let until = state.before + end as u64 + AHEAD;
-        // Not for every piece.
-        if until >= state.until.saturating_add(STEP as u64) {
-            state.until = until;
-            self.moved.notify_one();
+        let state = &mut *self.state();
+        let mut before = state.before;
+        for (i, part) in self.parts.iter().enumerate().skip(state.part) {
+            let (all, found) = (part.as_ptr_range(), bytes.as_ptr_range());
+            if all.start <= found.start && found.end <= all.end {
+                (state.part, state.before) = (i, before);
+                let until = before + (found.end.addr() - all.start.addr()) as u64 + AHEAD;
+                // Not for every piece.
+                if until >= state.until + STEP as u64 {
+                    state.until = until;
+                    self.moved.notify_one();
+                }
+                return;
+            }
+            before += part.len() as u64;
         }
     }
 
-    /// Reads until it is told to stop.
     fn read(&self) {
         let mut before = 0;
-        for file in self.files {
-            for step in file.chunks(STEP) {
-                // Of what is there in part, little is missing.
-                if !file.is_cached(&step[..1]) {
+        for part in self.parts {
+            for step in part.chunks(STEP) {
+                // Where the first byte is there, little is missing.
+                if !is_cached(&step[..1]) {
                     if !self.wait(before) {
                         return;
                     }
@@ -84,10 +86,10 @@ impl<'a> ReadAhead<'a> {
         }
     }
 
-    /// Waits until the byte of that number may be read; false where there is nothing more to do.
+    /// Waits until the byte of that number may be read; false where the work is done.
     fn wait(&self, at: u64) -> bool {
-        let wait = self.moved.wait_while(self.state(), |state| state.until <= at && state.file < usize::MAX);
-        wait.unwrap_or_else(PoisonError::into_inner).file < usize::MAX
+        let state = self.moved.wait_while(self.state(), |state| state.until <= at && !state.ended);
+        !state.unwrap_or_else(PoisonError::into_inner).ended
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,19 +97,70 @@ impl<'a> ReadAhead<'a> {
     }
 }
 
-/// Where in a file these bytes lie.
-fn offset_in(file: &MappedFile, bytes: &[u8]) -> Option<Range<usize>> {
-    let (all, found) = (file.as_ptr_range(), bytes.as_ptr_range());
-    let start = all.start.addr();
-    (all.start <= found.start && found.end <= all.end).then(|| found.start.addr() - start..found.end.addr() - start)
+/// Ends the thread.
+struct End<'e, 'a>(&'e ReadAhead<'a>);
+
+impl Drop for End<'_, '_> {
+    fn drop(&mut self) {
+        self.0.state().ended = true;
+        self.0.moved.notify_one();
+    }
 }
 
-/// Ends the thread.
-struct Stop<'s, 'a>(&'s ReadAhead<'a>);
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::time::{Duration, Instant};
 
-impl Drop for Stop<'_, '_> {
-    fn drop(&mut self) {
-        self.0.state().file = usize::MAX;
-        self.0.moved.notify_one();
+    use super::*;
+    use crate::MappedFile;
+
+    /// Zeros that are nowhere yet.
+    fn nothing(length: u64) -> MappedFile {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(length).unwrap();
+        MappedFile::of_temporary(file, "made").unwrap()
+    }
+
+    /// Waits for what has to happen sooner or later.
+    fn comes(what: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !what() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it never came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Three parts, not in the order in which they lie: each is read once the work is near enough, and no sooner.
+    #[test]
+    fn parts_are_read_in_their_order_and_so_far_ahead() {
+        let (first, second) = (nothing(2 * AHEAD), nothing(AHEAD));
+        let (front, back) = first.split_at(AHEAD as usize);
+        let parts = [back, &second[..], front];
+        let last = |part: &[u8]| is_cached(&part[part.len() - 1..]);
+        ReadAhead::during(&parts, |ahead| {
+            comes(|| last(back));
+            assert!(!is_cached(&second[STEP..=STEP]) && !is_cached(&front[..1]));
+            // Of no part; of one that is near the beginning.
+            ahead.reached(&[0; 10]);
+            ahead.reached(&back[..AHEAD as usize / 2]);
+            comes(|| is_cached(&second[AHEAD as usize / 2 - 1..AHEAD as usize / 2]));
+            assert!(!last(&second) && !is_cached(&front[..1]));
+            ahead.reached(&second);
+            comes(|| last(front));
+            // Behind is behind.
+            ahead.reached(back);
+        });
+    }
+
+    #[test]
+    fn it_ends_with_the_work() {
+        let file = nothing(4 * AHEAD);
+        let parts = [&file[..]];
+        assert_eq!(ReadAhead::during(&parts, |_| 7), 7);
+        let work = || ReadAhead::during(&parts, |_| panic!("as asked"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err());
+        assert!(!is_cached(&file[file.len() - 1..]));
+        assert_eq!(ReadAhead::during(&[], |ahead| ahead.reached(&file)), ());
     }
 }
