@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
+use super::bad_weights::{misfit, non_finite};
 use super::job::{Done, Places, Run};
-use super::tensor::{Output, PlaneBytes, misfit, non_finite, push_scale};
+use super::tensor::{Output, PlaneBytes, push_scale};
 use super::window::{Held, filters_held};
 use super::{PIECE, in_order, steps};
 use crate::Result;

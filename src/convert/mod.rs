@@ -3,6 +3,7 @@
 //! file; each piece has its place in the output, and sums are added in the order of the pieces, so
 //! the bytes do not depend on the number of threads. Not here: any method's rule, any bit order.
 
+mod bad_weights;
 mod behind;
 #[cfg(feature = "calibration")]
 mod bias;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::bad_weights::misfit;
 use super::job::{Done, Places, Run};
 use super::tally::{Tally, counts_of};
-use super::tensor::{Output, PlaneBytes, misfit, push_scale};
+use super::tensor::{Output, PlaneBytes, push_scale};
 use super::{PIECE, gcd, steps, weights_error};
 use crate::Result;
 use crate::container::{Granularity, MethodEntry, Section, TensorEntry, TernaryEntry};

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use half::{bf16, f16};
 
+use super::bad_weights::{misfit, non_finite};
 use super::pairs::{SelectUnits, Selected};
 use super::tally::Tally;
 use super::unit::LongRange;
@@ -424,39 +425,6 @@ impl<'a> TernaryWork<'a> {
         let scales = self.treatment.granularity.scales(filters, n as u64);
         (filters * self.treatment.encoding.bytes(n) as u64, scales * self.treatment.scale_dtype.size() as u64)
     }
-}
-
-/// What to do about a scale that its type cannot hold.
-pub(super) fn misfit(filter: usize, scale: f64, dtype: ScaleDtype) -> WeightsProblem {
-    let (dtype, advice) = match dtype {
-        ScaleDtype::F16 if ScaleDtype::F32.round(scale).is_finite() => ("f16", "use --scale-dtype f32"),
-        ScaleDtype::F16 => ("f16", "nor can f32: keep the tensor dense with --exclude, or rescale it"),
-        ScaleDtype::F32 => ("f32", "keep the tensor dense with --exclude, or rescale it"),
-    };
-    WeightsProblem::Scale { filter, scale, dtype, advice }
-}
-
-/// The first weight of `range` that is NaN or infinite; `first` is the number of the view's first filter.
-pub(super) fn non_finite(view: &FilterView<'_>, first: usize, range: Range<usize>, isa: Isa) -> WeightsProblem {
-    let found = super::steps(range, BLOCK).find_map(|block| match view.is_f64() {
-        true => non_finite_in::<f64>(view, first, block, isa),
-        false => non_finite_in::<f32>(view, first, block, isa),
-    });
-    // There was one when the sums were made; if it is gone, so is the place of it.
-    found.unwrap_or(WeightsProblem::NonFinite { filter: 0, index: 0, value: f64::NAN })
-}
-
-fn non_finite_in<W: Element>(
-    view: &FilterView<'_>,
-    first: usize,
-    block: Range<usize>,
-    isa: Isa,
-) -> Option<WeightsProblem> {
-    let (mut scratch, n) = (Vec::new(), view.filter_len());
-    let weights = view.read::<W>(block.clone(), isa, &mut scratch);
-    let at = weights.iter().position(|w| !w.to_f64().is_finite())?;
-    let (at, value) = (block.start + at, weights[at].to_f64());
-    Some(WeightsProblem::NonFinite { filter: first + at / n, index: at % n, value })
 }
 
 pub(super) fn push_scale(bytes: &mut Vec<u8>, dtype: ScaleDtype, scale: f32) {
