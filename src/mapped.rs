@@ -133,7 +133,7 @@ impl MappedFile {
     fn read_without_trace(&self, range: Range<usize>) -> Option<Vec<u8>> {
         use std::os::fd::AsRawFd;
         use std::os::unix::fs::{FileExt, MetadataExt};
-        let file = File::open(self.path()).ok()?;
+        let file = open_regular(self.path()).ok()?;
         let (this, other) = (&self.0.metadata, file.metadata().ok()?);
         if (this.dev(), this.ino()) != (other.dev(), other.ino()) {
             return None;

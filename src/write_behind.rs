@@ -109,6 +109,17 @@ impl Chunk {
         });
     }
 
+    /// Fills what there is of a gap in it.
+    fn leave(&mut self, gap: &Range<u64>) {
+        let (begin, end) = ((self.number * CHUNK) as u64, ((self.number + 1) * CHUNK) as u64);
+        let (start, end) = (gap.start.clamp(begin, end) - begin, gap.end.clamp(begin, end) - begin);
+        if start < end {
+            let gap = start as usize..end as usize;
+            self.buffer.0[gap.clone()].fill(0);
+            self.fill(gap);
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.filled.first() == Some(&(0..CHUNK))
     }
@@ -125,7 +136,9 @@ impl WriteBehind {
     /// Says that nobody writes these bytes, which are zeros; the places come in order.
     pub fn leave(&self, range: Range<u64>) {
         if !range.is_empty() {
-            lock(&self.table).gaps.push(range);
+            let table = &mut *lock(&self.table);
+            table.open.iter_mut().for_each(|chunk| chunk.leave(&range));
+            table.gaps.push(range);
         }
     }
 
@@ -227,11 +240,7 @@ impl Table {
         let mut chunk = Chunk { number, buffer: spare.map_or_else(Buffer::new, Ok)?, filled: Vec::new() };
         let (begin, end) = ((number * CHUNK) as u64, ((number + 1) * CHUNK) as u64);
         let first = self.gaps.partition_point(|gap| gap.end <= begin);
-        for gap in self.gaps[first..].iter().take_while(|gap| gap.start < end) {
-            let gap = (gap.start.max(begin) - begin) as usize..(gap.end.min(end) - begin) as usize;
-            chunk.buffer.0[gap.clone()].fill(0);
-            chunk.fill(gap);
-        }
+        self.gaps[first..].iter().take_while(|gap| gap.start < end).for_each(|gap| chunk.leave(gap));
         Ok(chunk)
     }
 
@@ -407,6 +416,22 @@ mod tests {
         write(2 * CHUNK + 500, &[12; 100]);
         write(length - 1, &[13]);
         behind.flush().unwrap();
+        assert!(std::fs::read(file.path()).unwrap() == expected);
+    }
+
+    /// Places are reserved while others are written: a gap may come to a chunk that is open.
+    #[test]
+    fn a_gap_in_an_open_chunk_is_filled() {
+        let (file, behind) = scratch();
+        behind.write_at(&[1; 100], 10).unwrap();
+        behind.leave(0..10);
+        behind.leave(110..200);
+        behind.leave(CHUNK as u64 - 10..CHUNK as u64 + 10);
+        behind.write_at(&vec![2; CHUNK - 210], 200).unwrap();
+        assert_eq!(lock(&behind.table).state, [State::Sent]);
+        behind.write_at(&[3; 10], CHUNK as u64 + 10).unwrap();
+        behind.flush().unwrap();
+        let expected = [&[0; 10][..], &[1; 100], &[0; 90], &vec![2; CHUNK - 210], &[0; 20], &[3; 10]].concat();
         assert!(std::fs::read(file.path()).unwrap() == expected);
     }
 

@@ -110,23 +110,26 @@ impl Container {
     }
 
     /// The same for whoever looks at the scales of all ternary tensors before any codes: those that the disk has to be
-    /// asked for are read by themselves ([`MappedFile::read_apart`]), as long as the copies take no more than 32 MiB.
+    /// asked for, far from the others, are read by themselves ([`MappedFile::read_apart`]), as long as the copies take no
+    /// more than 32 MiB. Their checksums are checked, and those that are damaged stay where they are.
     pub fn tensors_with_scales(&self) -> impl ExactSizeIterator<Item = (&str, Tensor<'_>)> {
+        // Where codes take less, what is read around scales is those of the next tensors.
+        const FAR: u64 = 1 << 20;
         let mut left = 32 << 20;
-        let mut copied = move |section: Section| {
-            let range = section.offset as usize..(section.offset + section.length) as usize;
+        let mut copied = move |scales: Section| {
+            let range = scales.offset as usize..(scales.offset + scales.length) as usize;
             let file = self.mapped().filter(|_| range.len() <= left)?;
-            let scales = file.read_apart(range)?;
-            left -= scales.len();
-            Some(scales)
+            let bytes = file.read_apart(range).filter(|bytes| crc32fast::hash(bytes) == scales.crc32)?;
+            left -= bytes.len();
+            Some(bytes)
         };
         self.index.tensors.iter().map(move |entry| {
             let tensor = match entry.body() {
-                Body::Ternary(ternary) => {
+                Body::Ternary(ternary) if ternary.codes.length >= FAR => {
                     let scales = copied(ternary.scales).map_or(self.section(ternary.scales).into(), Cow::Owned);
                     Tensor::Ternary(TernaryTensor::new(entry, ternary, self.section(ternary.codes), scales))
                 }
-                Body::Dense(_) | Body::Int8(_) => self.tensor(entry),
+                _ => self.tensor(entry),
             };
             (entry.name.as_str(), tensor)
         })

@@ -2,7 +2,7 @@
 //! container, or own their bytes when made in memory. Not here: the bit order ([`crate::pack`]).
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use bitvec::prelude::{BitVec, Lsb0};
@@ -62,7 +62,25 @@ pub struct TernaryTensor<'a> {
     /// Counts and errors.
     pub stats: Stats,
     codes: Cow<'a, [u8]>,
-    scales: Cow<'a, [u8]>,
+    scales: Scales<'a>,
+}
+
+/// Bytes of which clones are no copies.
+#[derive(Debug, Clone)]
+enum Scales<'a> {
+    Borrowed(&'a [u8]),
+    Shared(Arc<[u8]>),
+}
+
+impl Deref for Scales<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
 }
 
 impl<'a> TernaryTensor<'a> {
@@ -86,7 +104,10 @@ impl<'a> TernaryTensor<'a> {
             method: ternary.method.clone(),
             stats: ternary.stats.clone(),
             codes: codes.into(),
-            scales: scales.into(),
+            scales: match scales.into() {
+                Cow::Borrowed(bytes) => Scales::Borrowed(bytes),
+                Cow::Owned(bytes) => Scales::Shared(bytes.into()),
+            },
         }
     }
 

@@ -32,7 +32,7 @@ impl Exporter for BitNet {
         }
         let config_before = options.into.as_deref().map(read_config).transpose()?;
         let (mut checkpoint, mut packed) = (Checkpoint::default(), BTreeSet::new());
-        for (entry, tensor) in options.tensors(container)? {
+        for (entry, tensor) in options.tensors_with_scales(container)? {
             let name = entry.name.as_str();
             checkpoint.begin(name);
             match tensor {

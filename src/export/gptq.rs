@@ -47,7 +47,7 @@ impl Exporter for Gptq {
             return Err(Error::Request(message.to_owned()));
         }
         let config_before = options.into.as_deref().map(read_config).transpose()?;
-        let tensors = options.tensors(container)?;
+        let tensors = options.tensors_with_scales(container)?;
         let group = group_size(&tensors);
         let (mut checkpoint, mut packed) = (Checkpoint::default(), Vec::new());
         for (entry, tensor) in tensors {

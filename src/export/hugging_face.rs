@@ -215,19 +215,20 @@ impl<'a> Floats<'a> {
     }
 
     fn encode(&self, values: &[f32], bytes: &mut [u8]) -> Result<(), String> {
-        let size = self.dtype.bitsize() / 8;
-        for (&value, bytes) in values.iter().zip(bytes.chunks_exact_mut(size)) {
-            if !round_to(self.dtype, value).is_finite() {
-                return Err(format!("weight {value:e} is more than {} can hold", self.dtype));
-            }
-            match self.dtype {
-                Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-                Dtype::BF16 => bytes.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-                _ => bytes.copy_from_slice(&value.to_le_bytes()),
-            }
+        match self.dtype {
+            Dtype::F16 => store(values, bytes, |value| f16::from_f32(value).to_le_bytes()),
+            Dtype::BF16 => store(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
+            _ => store(values, bytes, f32::to_le_bytes),
         }
-        Ok(())
+        match values.iter().find(|&&value| !round_to(self.dtype, value).is_finite()) {
+            Some(value) => Err(format!("weight {value:e} is more than {} can hold", self.dtype)),
+            None => Ok(()),
+        }
     }
+}
+
+fn store<const N: usize>(values: &[f32], bytes: &mut [u8], stored: impl Fn(f32) -> [u8; N]) {
+    bytes.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, &value)| *bytes = stored(value));
 }
 
 fn round_to(dtype: Dtype, value: f32) -> f32 {

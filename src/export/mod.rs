@@ -85,8 +85,23 @@ impl Options {
     /// # Errors
     /// A pattern that is none, or that no tensor's name matches.
     pub fn tensors<'a>(&self, container: &'a Container) -> Result<Vec<(&'a TensorEntry, Tensor<'a>)>> {
-        let tensors = container.tensors_with_scales().map(|(_, tensor)| tensor);
-        let mut tensors: Vec<_> = container.index().tensors.iter().zip(tensors).collect();
+        self.not_left_out(container, container.tensors())
+    }
+
+    /// The same for formats whose export looks at all scales: [`Container::tensors_with_scales`].
+    ///
+    /// # Errors
+    /// As [`Options::tensors`].
+    pub fn tensors_with_scales<'a>(&self, container: &'a Container) -> Result<Vec<(&'a TensorEntry, Tensor<'a>)>> {
+        self.not_left_out(container, container.tensors_with_scales())
+    }
+
+    fn not_left_out<'a>(
+        &self,
+        container: &'a Container,
+        tensors: impl Iterator<Item = (&'a str, Tensor<'a>)>,
+    ) -> Result<Vec<(&'a TensorEntry, Tensor<'a>)>> {
+        let mut tensors: Vec<_> = container.index().tensors.iter().zip(tensors.map(|(_, tensor)| tensor)).collect();
         for text in &self.leave_out {
             let pattern =
                 globset::Glob::new(text).map_err(|e| Error::Request(format!("pattern `{text}`: {}", e.kind())))?;

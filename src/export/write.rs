@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -51,18 +51,18 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         return Err(Error::OutputExists { path: taken.clone() });
     }
     let file = AtomicFile::create(output, options.overwrite)?;
-    let check = |entry| {
+    let check = |entry: &TensorEntry| {
         check_cancelled(options)?;
         container.check_sections(entry)
     };
     let (total, done) = (export.len(), AtomicU64::new(0));
-    let run = |ahead: &ReadAhead<'_>, buffer: &mut Vec<u8>, job| {
+    let run = |ahead: &ReadAhead<'_>, buffer: &mut Vec<u8>, job: &Job<'_>| {
         let (part, offset, rows) = match job {
             Job::Check(entry) => {
                 entry.sections().for_each(|(_, section)| ahead.reached(container.section(section)));
                 return check(entry);
             }
-            Job::Write(part, offset, rows) => (part, offset, rows),
+            Job::Write(part, offset, rows) => (part, *offset, rows.clone()),
         };
         check_cancelled(options)?;
         let length = part.write(rows, buffer, |bytes| file.write_at(bytes, offset), container.path())?;
@@ -73,10 +73,22 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
         Ok(())
     };
     let jobs = jobs(container, export);
-    let read: Vec<&[u8]> = jobs.iter().flat_map(|job| job.sections(container)).collect();
-    // Every thread takes the next one.
-    let jobs = jobs.into_iter().par_bridge();
-    match ReadAhead::during(&read, |ahead| jobs.try_for_each_init(Vec::new, |buffer, job| run(ahead, buffer, job))) {
+    let result = ReadAhead::during(&read_by(&jobs, container), |ahead| {
+        // Every thread takes the next one.
+        let next = AtomicUsize::new(0);
+        let results = rayon::broadcast(|_| {
+            let mut buffer = Vec::new();
+            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = run(ahead, &mut buffer, job) {
+                    next.store(jobs.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+            Ok(())
+        });
+        results.into_iter().collect::<Result<()>>()
+    });
+    match result {
         // Codes that make no sense may come from damage, which is what is told then: the first, whatever came first here.
         Err(error @ (Error::Request(_) | Error::Container { .. })) => {
             let damage = container.index().tensors.par_iter().find_map_first(|entry| check(entry).err());
@@ -100,12 +112,19 @@ enum Job<'a> {
     Write(&'a Part<'a>, u64, Range<usize>),
 }
 
-impl Job<'_> {
-    /// What is read of the container before anything else is.
-    fn sections<'c>(&self, container: &'c Container) -> impl Iterator<Item = &'c [u8]> {
-        let entry = if let Job::Check(entry) = self { Some(*entry) } else { None };
-        entry.into_iter().flat_map(TensorEntry::sections).map(|(_, section)| container.section(section))
+/// What is read of a container, in order; neighbours are one.
+fn read_by<'c>(jobs: &[Job<'_>], container: &'c Container) -> Vec<&'c [u8]> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let entries = jobs.iter().filter_map(|job| if let Job::Check(entry) = job { Some(*entry) } else { None });
+    for (_, section) in entries.flat_map(TensorEntry::sections) {
+        let (start, end) = (section.offset, section.offset + section.length);
+        match ranges.last_mut() {
+            // Sections begin at multiples of 64 bytes.
+            Some(last) if last.end <= start && start - last.end < 64 => last.end = end,
+            _ => ranges.push(start..end),
+        }
     }
+    ranges.into_iter().map(|range| &container.bytes()[range.start as usize..range.end as usize]).collect()
 }
 
 /// Everything there is to do, in the order of the new file. But a tensor is checked just before the first of it is

@@ -21,15 +21,14 @@ const AROUND: usize = 64 << 10;
 #[derive(Debug)]
 pub struct ReadAhead<'a> {
     parts: &'a [&'a [u8]],
+    /// Of each part its address and how many bytes there are before it in all, by the addresses.
+    places: Vec<(usize, usize, u64)>,
     state: Mutex<State>,
     moved: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    /// The part that the work is in, and how many bytes there are before it in all.
-    part: usize,
-    before: u64,
     /// How many bytes of all parts may be read.
     until: u64,
     ended: bool,
@@ -38,8 +37,16 @@ struct State {
 impl<'a> ReadAhead<'a> {
     /// Runs `work`, and what it needs of `parts` next is read meanwhile. Where the system has no more threads, it is not.
     pub fn during<T>(parts: &'a [&'a [u8]], work: impl FnOnce(&Self) -> T) -> T {
-        let state = State { part: 0, before: 0, until: AHEAD, ended: false };
-        let ahead = Self { parts, state: Mutex::new(state), moved: Condvar::new() };
+        let mut before = 0;
+        let place = |part: &&[u8]| {
+            let place = (part.as_ptr().addr(), part.len(), before);
+            before += part.len() as u64;
+            place
+        };
+        let mut places: Vec<_> = parts.iter().map(place).collect();
+        places.sort_unstable();
+        let state = Mutex::new(State { until: AHEAD, ended: false });
+        let ahead = Self { parts, places, state, moved: Condvar::new() };
         std::thread::scope(|scope| {
             let _ = Builder::new().name("read-ahead".to_owned()).spawn_scoped(scope, || ahead.read());
             // Whatever becomes of the work, the thread ends.
@@ -48,23 +55,21 @@ impl<'a> ReadAhead<'a> {
         })
     }
 
-    /// The work is about to read these bytes, if they are some of this part or a later one.
+    /// The work is about to read these bytes, if they are some of a part.
     pub fn reached(&self, bytes: &[u8]) {
-        let state = &mut *self.state();
-        let mut before = state.before;
-        for (i, part) in self.parts.iter().enumerate().skip(state.part) {
-            let (all, found) = (part.as_ptr_range(), bytes.as_ptr_range());
-            if all.start <= found.start && found.end <= all.end {
-                (state.part, state.before) = (i, before);
-                let until = before + (found.end.addr() - all.start.addr()) as u64 + AHEAD;
-                // Not for every piece.
-                if until >= state.until + STEP as u64 {
-                    state.until = until;
-                    self.moved.notify_one();
-                }
-                return;
-            }
-            before += part.len() as u64;
+        let start = bytes.as_ptr().addr();
+        let Some(&(address, length, before)) =
+            self.places[..self.places.partition_point(|place| place.0 <= start)].last()
+        else {
+            return;
+        };
+        let end = start - address + bytes.len();
+        let mut state = self.state();
+        let until = before + end as u64 + AHEAD;
+        // Not for every piece.
+        if end <= length && until >= state.until + STEP as u64 {
+            state.until = until;
+            self.moved.notify_one();
         }
     }
 
@@ -72,7 +77,7 @@ impl<'a> ReadAhead<'a> {
         let mut before = 0;
         for part in self.parts {
             for step in part.chunks(STEP) {
-                // Where the first byte is there, little is missing.
+                // The first byte stands for all: to ask for every page would take longer.
                 if !is_cached(&step[..1]) {
                     if !self.wait(before) {
                         return;

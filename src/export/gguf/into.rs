@@ -27,7 +27,7 @@ pub(super) fn export<'a>(block: Block, container: &'a Container, into: &Path, op
     }
     let numbers: BTreeMap<&str, usize> = header.tensors.iter().enumerate().map(|(i, t)| (t.name, i)).collect();
     let (mut export, mut replaced) = (Export::default(), BTreeMap::new());
-    for (entry, tensor) in options.tensors(container)? {
+    for (entry, tensor) in options.tensors_with_scales(container)? {
         let name = entry.name.as_str();
         let made = find(name, &tensor, &header, &numbers)
             .and_then(|(number, rows)| replacement(name, &tensor, block, &header, number, rows, options));

@@ -73,7 +73,7 @@ impl Gguf {
     fn alone<'a>(&self, container: &'a Container, options: &Options) -> Result<Export<'a>> {
         let mut export = Export::default();
         let (mut written, mut described) = (Vec::new(), BTreeMap::new());
-        for (entry, tensor) in options.tensors(container)? {
+        for (entry, tensor) in options.tensors_with_scales(container)? {
             let name = entry.name.as_str();
             let of_one = |options| Ok(vec![(0, tensor::make(name, &tensor, 0, self.0, Rows::InOrder, None, options)?)]);
             let several = match &tensor {

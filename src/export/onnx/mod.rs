@@ -65,7 +65,7 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     let mut planner = Planner { path, model: &model, names: &names, options, nbits, rewrite: Rewrite::default() };
     let mut taken: BTreeSet<usize> = BTreeSet::new();
     let mut tensors = Vec::new();
-    for (entry, tensor) in options.tensors(container)? {
+    for (entry, tensor) in options.tensors_with_scales(container)? {
         let name = entry.name.as_str();
         let before = planner.rewrite.bytes;
         let planned = planner.plan(name, &tensor, &mut taken);
