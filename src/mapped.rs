@@ -141,7 +141,7 @@ impl MappedFile {
         let advise = |range: Range<usize>, advice| {
             let (start, end) = (range.start / PAGE * PAGE, range.end.next_multiple_of(PAGE));
             // SAFETY: a file that is open; advice changes nothing of what is read.
-            unsafe { libc::posix_fadvise(file.as_raw_fd(), start as i64, (end - start) as i64, advice) }
+            unsafe { libc::posix_fadvise(file.as_raw_fd(), start as libc::off_t, (end - start) as libc::off_t, advice) }
         };
         let mut bytes = vec![0; range.len()];
         advise(0..0, libc::POSIX_FADV_RANDOM);
