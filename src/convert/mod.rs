@@ -233,10 +233,14 @@ fn run<'a>(
     // tensors; of each there is room for a look. What has to be read for that is read shortly before it is read again.
     let (mut looks, mut total, mut longest) = (Vec::with_capacity(tensors.size_hint().0), 0, u64::MAX);
     for (input, planned) in tensors.clone() {
-        let reads = Look::reads(planned, options);
-        let look = if reads { Look::unread(planned) } else { Look::new(input, planned, options, shared, isa)? };
-        let work = Work::new(input, planned, &look, &mut Offsets { writer: None, end: 0 })?;
-        if reads || work.needs_prefit() || journal.is_some() {
+        let look = match Look::reads(planned, options) {
+            true => None,
+            false => Some(Look::new(input, planned, options, shared, isa)?),
+        };
+        let unread = Look::unread(planned);
+        let expected = look.as_ref().unwrap_or(&unread);
+        let work = Work::new(input, planned, expected, &mut Offsets { writer: None, end: 0 })?;
+        if look.is_none() || work.needs_prefit() || journal.is_some() {
             longest = BATCH;
         }
         let bytes = work.bytes();
@@ -250,13 +254,18 @@ fn run<'a>(
         let (mut due, mut effort) = (Vec::new(), 0u64);
         while effort < longest
             && due.len() < BATCH_TENSORS
-            && let Some(((input, planned), (mut look, bytes))) = tensors.next()
+            && let Some(((input, planned), (look, bytes))) = tensors.next()
         {
-            if Look::reads(planned, options) {
-                monitor.check()?;
-                ahead.inspect(|ahead| ahead.reached(input.tensor.data));
-                look = Look::new(input, planned, options, shared, isa)?;
-            }
+            let look = match look {
+                Some(look) => look,
+                None => {
+                    monitor.check()?;
+                    if let Some(ahead) = ahead {
+                        ahead.reached(input.tensor.data);
+                    }
+                    Look::new(input, planned, options, shared, isa)?
+                }
+            };
             effort = effort.saturating_add(look.effort(bytes));
             due.push((input, planned, look, bytes));
         }

@@ -125,7 +125,7 @@ impl<'a> Work<'a> {
         if self.known.is_some() {
             return Ok(Done::default());
         }
-        if self.pieces().is_empty() || self.needs_prefit() {
+        if !self.has_pieces() || self.needs_prefit() {
             run.reached(self.tensor.data);
         }
         let Self { tensor, kind, .. } = self;
@@ -166,16 +166,24 @@ impl<'a> Work<'a> {
         Ok(total)
     }
 
-    /// The tensor's pieces, in order; none where it is known already.
+    /// Whether it is worked on piece by piece; else it is known already, or [`Work::prefit`] does it all.
+    fn has_pieces(&self) -> bool {
+        match &self.kind {
+            _ if self.known.is_some() => false,
+            Kind::Dense(_) | Kind::Moved { .. } => true,
+            Kind::Ternary { calibrated: Some(_), .. } | Kind::Int8 { calibrated: Some(_), .. } => false,
+            Kind::Int8 { work, .. } => !work.is_scattered(),
+            Kind::Ternary { work, .. } => !work.is_scattered(),
+        }
+    }
+
+    /// The tensor's pieces, in order.
     pub fn pieces(&self) -> Vec<Range<usize>> {
         match &self.kind {
-            _ if self.known.is_some() => Vec::new(),
+            _ if !self.has_pieces() => Vec::new(),
             Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
-            Kind::Ternary { calibrated: Some(_), .. } | Kind::Int8 { calibrated: Some(_), .. } => Vec::new(),
             Kind::Moved { work, .. } => work.pieces(),
-            Kind::Int8 { work, .. } if work.is_scattered() => Vec::new(),
             Kind::Int8 { work, .. } => work.pieces(),
-            Kind::Ternary { work, .. } if work.is_scattered() => Vec::new(),
             Kind::Ternary { work, .. } => work.pieces(),
         }
     }
