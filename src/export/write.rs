@@ -1,7 +1,7 @@
 //! An [`Export`] onto the disk: tile by tile on all threads, in bounded memory, published whole or not at all. Not
 //! here: any format.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -132,15 +132,13 @@ fn read_by<'c>(jobs: &[Job<'_>], container: &'c Container) -> Vec<&'c [u8]> {
 fn jobs<'a>(container: &'a Container, export: &'a Export<'a>) -> Vec<Job<'a>> {
     let entries = &container.index().tensors;
     let by_name: HashMap<&str, usize> = entries.iter().zip(0..).map(|(entry, i)| (entry.name.as_str(), i)).collect();
-    let mut by_place = BTreeMap::new();
-    for (entry, i) in entries.iter().zip(0..) {
-        by_place.extend(entry.sections().map(|(_, section)| (section.offset, i)));
-    }
     let all = container.bytes().as_ptr_range();
     let tensor_of = |part: &Part<'_>| match &part.source {
         Source::Bytes(bytes) if all.contains(&bytes.as_ptr()) => {
             let at = (bytes.as_ptr().addr() - all.start.addr()) as u64;
-            by_place.range(..=at).next_back().map(|(_, &i)| i)
+            // They stand in the index as they lie.
+            let begins = |entry: &TensorEntry| entry.sections().next().is_some_and(|(_, first)| first.offset <= at);
+            entries.partition_point(begins).checked_sub(1)
         }
         Source::Rows { tensor, .. } => by_name.get(tensor.as_str()).copied(),
         _ => None,
