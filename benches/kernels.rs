@@ -56,7 +56,7 @@ fn sums(c: &mut Criterion) {
 fn whole(c: &mut Criterion) {
     let weights = weights();
     let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let tensor = TensorView { name: "w", dtype: Dtype::F32, shape: &[FILTERS, N], data: &bytes };
+    let tensor = TensorView::new("w", Dtype::F32, &[FILTERS, N], &bytes);
     let mut group = c.benchmark_group("ternarize in memory");
     group.throughput(Throughput::Elements((FILTERS * N) as u64));
     for text in
@@ -81,7 +81,7 @@ fn halves(c: &mut Criterion) {
     group.throughput(Throughput::Elements((FILTERS * N) as u64));
     let treatment = Settings::parse("method=twn").and_then(|s| s.treatment()).expect("settings that exist");
     for (dtype, data) in [(Dtype::F16, &f16s), (Dtype::BF16, &bf16s)] {
-        let tensor = TensorView { name: "w", dtype, shape: &[FILTERS, N], data };
+        let tensor = TensorView::new("w", dtype, &[FILTERS, N], data);
         for isa in Isa::all() {
             group.bench_function(BenchmarkId::new(dtype.to_string(), isa.name()), |b| {
                 b.iter(|| black_box(convert::ternarize(tensor, &treatment, isa)).expect("finite weights"));

@@ -44,6 +44,6 @@ pub fn ternarize<T: Element, D: Dimension>(
     let standard = array.as_standard_layout();
     let elements = standard.as_slice().unwrap_or_default();
     let bytes: &[u8] = bytemuck::cast_slice(elements);
-    let tensor = TensorView { name, dtype: T::DTYPE, shape: array.shape(), data: bytes };
+    let tensor = TensorView::new(name, T::DTYPE, array.shape(), bytes);
     convert::ternarize(tensor, treatment, Isa::detect()?)
 }

@@ -393,7 +393,12 @@ fn compare(container: &Container, entry: &TensorEntry, source: Input<'_>) -> Opt
         // The checkpoint has something else; its checksum says that it is what was written.
         Tensor::Dense(_) if is_repaired(entry) => None,
         Tensor::Dense(dense) => {
-            let at = dense.data.iter().zip(source.data).position(|(a, b)| a != b)?;
+            let mut scratch = Vec::new();
+            let mut parts = dense.data.chunks(STEP).zip((0..).step_by(STEP));
+            let at = parts.find_map(|(ours, start)| {
+                let theirs = source.read(start..start + ours.len(), &mut scratch);
+                ours.iter().zip(theirs).position(|(a, b)| a != b).map(|at| start + at)
+            })?;
             Some(format!("tensor `{name}`: byte {at} differs from the checkpoint"))
         }
         Tensor::Int8(int8) => {

@@ -77,7 +77,7 @@ fn sizes_are_kept_to_the_byte() {
     }
     let error = ladder.choose(Target::Bytes(smallest - 1)).unwrap_err().to_string();
     assert!(error.contains(&format!("the smallest file that these rules allow has {smallest} bytes")), "{error}");
-    let source: usize = checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
+    let source: usize = checkpoint.tensors().map(|tensor| tensor.stored.len()).sum();
     let choice = ladder.choose(Target::Ratio(3.0)).unwrap();
     assert!(pack(&checkpoint, &ladder.plan(&choice), &output).totals.file_bytes * 3 <= source as u64);
     let choice = ladder.choose(Target::Bits(3.5)).unwrap();

@@ -73,7 +73,7 @@ fn what_is_packed_is_read_back_and_no_worse_than_plain_rounding() {
             let values = tensor.to_array().unwrap();
             let back = back.by_name(name).unwrap();
             assert_eq!(values.shape(), back.shape);
-            let read = back.data.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
+            let read = back.stored.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
             assert!(values.iter().map(|v| v.to_bits()).eq(read), "{name}");
         }
     }
@@ -122,7 +122,7 @@ fn the_largest_numbers_come_back() {
     convert::pack(&checkpoint, &Plan::new(&checkpoint, &rules("")).unwrap(), &packed, &Options::default()).unwrap();
     unpack::unpack(&Container::open(&packed).unwrap(), &back, &unpack::Options::default()).unwrap();
     let back = Checkpoint::open(&back).unwrap();
-    for (&w, b) in values.iter().zip(back.by_name("w").unwrap().data.as_chunks().0) {
+    for (&w, b) in values.iter().zip(back.by_name("w").unwrap().stored.as_chunks().0) {
         assert!(
             (f64::from(f32::from_le_bytes(*b)) / f64::from(f32::MAX) - w / f64::from(f32::MAX)).abs() < 0.01,
             "{w:e}"

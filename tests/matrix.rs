@@ -168,7 +168,7 @@ fn compare(world: &World, path: &Path, rounded: bool, case: &str) {
     for (name, tensor) in world.container.tensors() {
         if let Tensor::Dense(dense) = tensor {
             let back = checkpoint.by_name(name).unwrap_or_else(|| panic!("{case}: {name}"));
-            assert_eq!((back.dtype, back.data), (dense.dtype, dense.data), "{case}: {name}");
+            assert_eq!((back.dtype, back.stored), (dense.dtype, dense.data), "{case}: {name}");
         }
     }
     if int8 {
@@ -196,7 +196,7 @@ fn check(table: &[(&str, &[usize], &str)], planes_as_tensors: bool) {
         let floats = world.path("floats.safetensors");
         unpack::unpack(&world.container, &floats, &unpack::Options::default()).unwrap();
         let floats = Checkpoint::open(&floats).unwrap();
-        let unpacked = common::decode(Dtype::F32, floats.by_name(NAME).unwrap().data);
+        let unpacked = common::decode(Dtype::F32, floats.by_name(NAME).unwrap().stored);
         assert!(unpacked.iter().zip(world.values()).all(|(&a, b)| a == f64::from(b)), "{shape:?} {settings}");
         let cells: Vec<&str> = cells.split_whitespace().collect();
         assert_eq!(cells.len(), export::FORMATS.len());
@@ -226,7 +226,7 @@ fn check(table: &[(&str, &[usize], &str)], planes_as_tensors: bool) {
                         let checkpoint = import::open(path).unwrap();
                         let back = checkpoint.by_name(NAME).unwrap_or_else(|| panic!("{case}"));
                         assert_eq!((back.dtype, back.shape), (Dtype::F32, *shape), "{case}");
-                        assert_eq!(common::decode(Dtype::F32, back.data), unpacked, "{case}");
+                        assert_eq!(common::decode(Dtype::F32, back.stored), unpacked, "{case}");
                     }
                 }
                 (cell, found) => panic!("{case}: {cell} in the table, {found:?}"),

@@ -32,7 +32,7 @@ fn golden() -> Vec<f64> {
     let checkpoint = Checkpoint::open(fixture("mnist64/logits.safetensors")).unwrap();
     let tensor = checkpoint.by_name("logits").unwrap();
     assert_eq!(tensor.shape, [64, 10]);
-    common::decode(tensor.dtype, tensor.data)
+    common::decode(tensor.dtype, tensor.stored)
 }
 
 #[test]

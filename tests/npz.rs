@@ -17,7 +17,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn tensors(checkpoint: &Checkpoint) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
-    let tensor = |t: twn_pack::TensorView<'_>| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.data.to_vec()));
+    let tensor = |t: twn_pack::TensorView<'_>| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), common::c_order(&t)));
     checkpoint.tensors().map(tensor).collect()
 }
 
@@ -97,11 +97,11 @@ fn deflated(name: &str, bytes: &[u8]) -> Entry {
 fn packed_arrays_are_held_to_their_headers() {
     let array = npy("<f4", "False", "(2, 3)", &[1; 24]);
     let good = deflated("w.npy", &array);
-    assert_eq!(open_bytes(&zip(std::slice::from_ref(&good))).unwrap().by_name("w").unwrap().data, [1; 24]);
+    assert_eq!(open_bytes(&zip(std::slice::from_ref(&good))).unwrap().by_name("w").unwrap().stored, [1; 24]);
     // Of one byte, less than is read of a header at first.
     let tiny =
         open_bytes(&zip(&[deflated("w.npy", &npy("|u1", "False", "()", &[7])), Entry::new("README", b"")])).unwrap();
-    assert_eq!((tiny.by_name("w").unwrap().shape, tiny.by_name("w").unwrap().data), (&[][..], &[7][..]));
+    assert_eq!((tiny.by_name("w").unwrap().shape, tiny.by_name("w").unwrap().stored), (&[][..], &[7][..]));
     assert!(tiny.warnings().concat().contains("`README` is no .npy file"));
 
     let long = [&array[..], &[1; 1000]].concat();
@@ -142,7 +142,7 @@ fn long_headers_are_read_whole() {
     let array =
         [b"\x93NUMPY\x02\x00", &(header.len() as u32).to_le_bytes()[..], header.as_bytes(), &[1, 2, 3, 4]].concat();
     for entry in [deflated("w.npy", &array), Entry::new("w.npy", &array)] {
-        assert_eq!(open_bytes(&zip(&[entry])).unwrap().by_name("w").unwrap().data, [1, 2, 3, 4]);
+        assert_eq!(open_bytes(&zip(&[entry])).unwrap().by_name("w").unwrap().stored, [1, 2, 3, 4]);
     }
     let endless = [b"\x93NUMPY\x02\x00\xff\xff\xff\xff", &array[12..]].concat();
     assert!(refusal(&zip(&[deflated("w.npy", &endless)])).contains("expected a header of at most 65536"));
@@ -157,7 +157,7 @@ fn damaged_files_never_panic() {
         std::fs::write(&path, bytes).unwrap();
         match import::open(&path) {
             Ok(checkpoint) => {
-                assert!(checkpoint.tensors().map(|tensor| tensor.data.len()).sum::<usize>() < 1 << 20);
+                assert!(checkpoint.tensors().map(|tensor| tensor.stored.len()).sum::<usize>() < 1 << 20);
                 true
             }
             Err(error) => {
@@ -189,7 +189,7 @@ fn damaged_values_are_noticed() {
         let found = open_bytes(&zip(&[damaged]));
         if let Ok(checkpoint) = found {
             // A bit behind the last block of deflate.
-            assert_eq!(checkpoint.by_name("w").unwrap().data, &array[array.len() - 256..], "{at}");
+            assert_eq!(checkpoint.by_name("w").unwrap().stored, &array[array.len() - 256..], "{at}");
         }
     }
 }

@@ -49,7 +49,10 @@ fn from_outside_they_do_the_same() {
         if let Ok(ours) = &ours {
             read += 1;
             let theirs = theirs.as_ref().unwrap();
-            assert!(ours.tensors().map(|t| (t.name, t.data)).eq(theirs.tensors().map(|t| (t.name, t.data))), "{name}");
+            assert!(
+                ours.tensors().map(|t| (t.name, t.stored)).eq(theirs.tensors().map(|t| (t.name, t.stored))),
+                "{name}"
+            );
         }
         assert_eq!(ours.err().map(|e| e.to_string()), theirs.err().map(|e| e.to_string()), "{name}");
     }

@@ -8,7 +8,7 @@ use twn_pack::{Checkpoint, Encoding, ScaleDtype, verify};
 use twn_pack::{Container, Dtype, Isa, Plan, Rules, Settings, Tensor, TensorView, TernaryTensor, convert};
 
 fn ternarize(tensor: &Made, settings: &str) -> TernaryTensor<'static> {
-    let view = TensorView { name: &tensor.name, dtype: tensor.dtype, shape: &tensor.shape, data: &tensor.data };
+    let view = TensorView::new(&tensor.name, tensor.dtype, &tensor.shape, &tensor.data);
     convert::ternarize(view, &treatment(settings), Isa::detect().unwrap()).unwrap()
 }
 

@@ -205,7 +205,7 @@ fn an_error_of_a_filter_comes_before_those_of_the_next() {
     let mut weights = vec![half::bf16::from_f32(1e6); 200];
     weights[107] = half::bf16::NAN;
     let data: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let tensor = TensorView { name: "w", dtype: Dtype::BF16, shape: &[2, 100], data: &data };
+    let tensor = TensorView::new("w", Dtype::BF16, &[2, 100], &data);
     for isa in Isa::all() {
         let error = convert::ternarize(tensor, &common::treatment("scale-dtype=f16"), isa).unwrap_err();
         let found = matches!(error, Error::Weights { problem: WeightsProblem::Scale { filter: 0, .. }, .. });
@@ -218,7 +218,7 @@ fn a_factor_of_minus_zero_keeps_every_weight() {
     // The bits of −0 are above those of every magnitude: 16-bit weights all became zero.
     let weights: Vec<half::f16> = (1..=200).map(|i| half::f16::from_f32(i as f32 / 100.0)).collect();
     let data: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let tensor = TensorView { name: "w", dtype: Dtype::F16, shape: &[2, 100], data: &data };
+    let tensor = TensorView::new("w", Dtype::F16, &[2, 100], &data);
     for isa in Isa::all() {
         let packed = convert::ternarize(tensor, &common::treatment("factor=-0"), isa).unwrap();
         let mut codes = [0; 100];

@@ -23,7 +23,7 @@ fn golden() -> [(&'static str, Description, Array4<f32>, Vec<f64>); 2] {
     networks.map(|(name, description)| {
         let [images, logits] = ["images", "logits"].map(|what| {
             let tensor = file.by_name(&format!("{name}.{what}")).unwrap();
-            (tensor.shape.to_vec(), common::decode(tensor.dtype, tensor.data))
+            (tensor.shape.to_vec(), common::decode(tensor.dtype, tensor.stored))
         });
         let [channels, height, width] = description.input();
         assert_eq!((images.0, logits.0), (vec![8, channels, height, width], vec![8, description.classes()]));

@@ -9,7 +9,7 @@ use twn_pack::{Checkpoint, Container, Dtype, Isa, Plan, Report, Rules, Settings,
 use twn_pack::{convert, verify};
 
 fn ternarize(tensor: &Made, settings: &str) -> TernaryTensor<'static> {
-    let view = TensorView { name: &tensor.name, dtype: tensor.dtype, shape: &tensor.shape, data: &tensor.data };
+    let view = TensorView::new(&tensor.name, tensor.dtype, &tensor.shape, &tensor.data);
     convert::ternarize(view, &treatment(settings), Isa::detect().unwrap()).unwrap()
 }
 

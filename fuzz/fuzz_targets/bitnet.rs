@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
         Err(other) => panic!("{other}"),
     };
     for i in 0..checkpoint.len() {
-        let (Some(ternary), packed) = (checkpoint.ternary(i), checkpoint.tensor(i).data) else { continue };
+        let (Some(ternary), packed) = (checkpoint.ternary(i), checkpoint.tensor(i).stored) else { continue };
         assert_eq!(ternary.filters() * ternary.filter_len(), packed.len() * 4, "{}", ternary.name);
         let (rows, mut codes) = (ternary.filters() / 4, vec![9; ternary.filter_len()]);
         for filter in 0..ternary.filters() {

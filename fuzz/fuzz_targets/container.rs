@@ -379,7 +379,7 @@ fn exercise(bytes: &[u8]) {
             assert_eq!(checkpoint.metadata(), &container.index().metadata);
             verify::verify_against(&container, &checkpoint, None).expect("nobody cancels");
             for (name, tensor) in container.tensors() {
-                let back = checkpoint.by_name(name).expect("every tensor").data;
+                let back = checkpoint.by_name(name).expect("every tensor").stored;
                 match tensor {
                     Tensor::Dense(dense) => assert_eq!(dense.data, back),
                     Tensor::Int8(tensor) => same(name, tensor.to_array(), back),

@@ -70,7 +70,7 @@ fn exports(container: &Container, directory: &Path) {
                         assert_eq!(scale, new.scale(filter, 0).unwrap());
                     }
                 }
-                (Tensor::Dense(old), None) => assert_eq!((old.data, &old.shape[..]), (tensor.data, tensor.shape)),
+                (Tensor::Dense(old), None) => assert_eq!((old.data, &old.shape[..]), (tensor.stored, tensor.shape)),
                 (_, None) => {}
                 (_, Some(_)) => panic!("{}", tensor.name),
             }

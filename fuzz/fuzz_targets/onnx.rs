@@ -74,7 +74,7 @@ fuzz_target!(|data: &[u8]| {
     std::fs::write(&path, data).unwrap();
     if let Some(checkpoint) = read(&path) {
         for tensor in checkpoint.tensors() {
-            assert_eq!(tensor.data.len() * 8, tensor.elements() * tensor.dtype.bitsize(), "{}", tensor.name);
+            assert_eq!(tensor.stored.len() * 8, tensor.elements() * tensor.dtype.bitsize(), "{}", tensor.name);
         }
         twn_pack_fuzz::read_ternary(&checkpoint);
         let packed = directory.path().join("m.twn");

@@ -18,7 +18,9 @@ fuzz_target!(|data: &[u8]| {
     match import::open(&path) {
         Ok(checkpoint) => {
             for tensor in checkpoint.tensors() {
-                assert_eq!(tensor.data.len() * 8, tensor.elements() * tensor.dtype.bitsize(), "{}", tensor.name);
+                assert_eq!(tensor.stored.len() * 8, tensor.elements() * tensor.dtype.bitsize(), "{}", tensor.name);
+                let length = tensor.stored.len();
+                assert_eq!(tensor.read(0..length, &mut Vec::new()).len(), length, "{}", tensor.name);
             }
             assert!(checkpoint.len() < bytes.len());
         }

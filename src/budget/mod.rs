@@ -113,7 +113,7 @@ impl<'a> Ladder<'a> {
                 _ => (vec![planned.clone()], false),
             })
             .collect();
-        let size = |tensor: TensorView<'_>, rungs: &[Planned]| (tensor.data.len() * rungs.len()) as u64;
+        let size = |tensor: TensorView<'_>, rungs: &[Planned]| (tensor.stored.len() * rungs.len()) as u64;
         let total = checkpoint.tensors().zip(&all).map(|(tensor, (rungs, _))| size(tensor, rungs)).sum();
         let mut done = 0;
         let quiet = Options { progress: None, ..*options };

@@ -200,7 +200,7 @@ impl Calibration {
                 Problem::Shape { found: rows.shape.to_vec(), expected: "one number, the count of rows".to_owned() };
             return Err(self.refused(rows.name, problem));
         }
-        Ok(rows.data.first_chunk().and_then(|bytes| u64::try_from(i64::from_le_bytes(*bytes)).ok()))
+        Ok(rows.stored.first_chunk().and_then(|bytes| u64::try_from(i64::from_le_bytes(*bytes)).ok()))
     }
 
     /// What is wrong with one of its tensors.
@@ -217,8 +217,8 @@ fn unseen_groups(tensor: TensorView<'_>) -> Option<(usize, usize, usize)> {
         [groups, _] if tensor.name.ends_with(DIAGONAL) => (*groups, 1),
         _ => return None,
     };
-    let (size, length) = (tensor.dtype.bitsize() / 8, tensor.data.len().checked_div(groups)?);
-    let zero = |group: &usize| is_zero(&tensor.data[group * length..(group + 1) * length], size, step);
+    let (size, length) = (tensor.dtype.bitsize() / 8, tensor.stored.len().checked_div(groups)?);
+    let zero = |group: &usize| is_zero(&tensor.stored[group * length..(group + 1) * length], size, step);
     let unseen: Vec<usize> = (0..groups).filter(zero).collect();
     let first = *unseen.first().filter(|_| length > 0 && unseen.len() < groups)?;
     Some((first, unseen.len(), groups))
@@ -244,11 +244,11 @@ impl Moments<'_> {
     fn are_zero(&self) -> Result<bool> {
         let size = self.tensor.dtype.bitsize() / 8;
         let step = if self.full { self.n + 1 } else { 1 };
-        let mut groups = self.tensor.data.chunks_exact(self.tensor.data.len() / self.groups);
+        let mut groups = self.tensor.stored.chunks_exact(self.tensor.stored.len() / self.groups);
         if !groups.all(|group| is_zero(group, size, step)) {
             return Ok(false);
         }
-        match self.tensor.data.chunks_exact(size).position(|bytes| !is_zero(bytes, size, 1)) {
+        match self.tensor.stored.chunks_exact(size).position(|bytes| !is_zero(bytes, size, 1)) {
             None => Ok(true),
             Some(index) => {
                 let value = FilterView::new(self.tensor, 0).map_or(f64::NAN, |view| {

@@ -363,7 +363,7 @@ mod tests {
         let calibration = Calibration::open(&path).unwrap();
         let options = Options { calibration: Some(&calibration), ..Options::default() };
         let data = [0u8; 16];
-        let tensor = TensorView { name: "w", dtype: Dtype::F32, shape: &[2, 2], data: &data };
+        let tensor = TensorView::new("w", Dtype::F32, &[2, 2], &data);
         let view = FilterView::new(tensor, 0).unwrap();
         let shared = shared();
         let [first, second] = [&shared, &shared].map(|shared| of(&options, tensor, view, shared).unwrap().unwrap());

@@ -105,10 +105,11 @@ impl Run<'_> {
         })
     }
 
-    /// Bytes `range` of a tensor that stays dense.
+    /// Bytes `range` of a tensor that stays dense, whole elements.
     pub fn dense(self, tensor: TensorView<'_>, range: Range<usize>, section: Section) -> Result<Done> {
         self.monitor.check()?;
-        let bytes = &tensor.data[range.clone()];
+        let mut scratch = Vec::new();
+        let bytes = tensor.read(range.clone(), &mut scratch);
         let mut done = Done::of_planes(1);
         done.planes[0].codes.update(bytes);
         self.write(bytes, section.offset + range.start as u64)?;

@@ -129,7 +129,8 @@ fn filters_of(tensor: TensorView<'_>, axis: usize) -> Result<FilterView<'_>> {
 
 /// Whatever the filter axis is: looked at in the order of the file.
 fn is_finite(tensor: TensorView<'_>, isa: Isa, cancel: Option<&AtomicBool>) -> bool {
-    FilterView::new(tensor, 0).is_some_and(|view| {
+    let all = [tensor.elements()];
+    FilterView::new(TensorView::new(tensor.name, tensor.dtype, &all, tensor.stored), 0).is_some_and(|view| {
         let long = LongRange { isa, view, start: 0, len: tensor.elements(), window: None, cancel };
         Unit::from_long(isa, &long).moments().max.is_finite()
     })

@@ -261,7 +261,7 @@ fn run<'a>(
                 None => {
                     monitor.check()?;
                     if let Some(ahead) = ahead {
-                        ahead.reached(input.tensor.data);
+                        ahead.reached(input.tensor.stored);
                     }
                     Look::new(input, planned, options, shared, isa)?
                 }
@@ -325,8 +325,10 @@ fn run_batch(works: &mut [Work<'_>], mut behind: Option<&mut Behind<'_, '_>>, ru
     let pieces = works.iter().enumerate();
     let pieces = pieces.flat_map(|(i, work)| work.pieces().into_iter().map(move |range| Piece { work: i, range }));
     let job = |piece: &Piece| {
-        run.reached(works[piece.work].source(piece.range.clone()));
-        works[piece.work].run(piece.range.clone(), run)
+        let work = &works[piece.work];
+        let source = work.source(piece.range.clone());
+        run.reached(if source.is_empty() { work.tensor.stored } else { source });
+        work.run(piece.range.clone(), run)
     };
     let add = |piece: Piece, done| {
         totals[piece.work].add(&done);

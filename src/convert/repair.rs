@@ -26,7 +26,8 @@ pub(super) fn repair(writer: &ContainerWriter, index: &mut Index, repair: &Repai
         let mut bytes = vec![0; values.len() * dtype.bitsize() / 8];
         encode(dtype, &values, &mut bytes);
         // What an f32 holds may be infinite in the tensor's own type.
-        let stored = TensorView { name: &name, dtype, shape: &[values.len()], data: &bytes };
+        let shape = [values.len()];
+        let stored = TensorView::new(&name, dtype, &shape, &bytes);
         let view = FilterView::new(stored, 0).ok_or_else(|| refused("it holds no floats"))?;
         let mut scratch = Vec::new();
         let read: &[f32] = view.read(0..values.len(), Isa::PORTABLE, &mut scratch);

@@ -101,11 +101,11 @@ mod tests {
     }
 
     fn checkpoint(directory: &std::path::Path, tensor: TensorView<'_>) -> Checkpoint {
-        let (dtype, shape, end) = (tensor.dtype, tensor.shape, tensor.data.len());
+        let (dtype, shape, end) = (tensor.dtype, tensor.shape, tensor.stored.len());
         let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[0,{end}]}}}}"#);
         let path = directory.join("in.safetensors");
         let length = (header.len() as u64).to_le_bytes();
-        std::fs::write(&path, [&length, header.as_bytes(), tensor.data].concat()).unwrap();
+        std::fs::write(&path, [&length, header.as_bytes(), tensor.stored].concat()).unwrap();
         Checkpoint::open(path).unwrap()
     }
 
@@ -128,14 +128,14 @@ mod tests {
             let bytes = random(outer * filters * inner, size);
             let settings = Settings { axis: Some(1), ..Settings::parse(settings).unwrap() };
             let case = format!("{shape:?} {dtype} {settings:?}");
-            let tensor = TensorView { name: "w", dtype, shape: &shape, data: &bytes };
+            let tensor = TensorView::new("w", dtype, &shape, &bytes);
             let treatment = settings.treatment().unwrap();
             let held = filters_held(&FilterView::new(tensor, 1).unwrap(), treatment.granularity == Granularity::Tensor);
             assert!(held.is_some_and(|held| held < filters), "{case}: {held:?} filters at once");
 
             let flipped = transposed(&bytes, shape, size);
             let shape = [filters, outer, inner];
-            let flipped = TensorView { name: "w", dtype, shape: &shape, data: &flipped };
+            let flipped = TensorView::new("w", dtype, &shape, &flipped);
             let isa = Isa::detect().unwrap();
             let expected = ternarize(flipped, &Treatment { axis: 0, ..treatment.clone() }, isa).unwrap();
             same(&ternarize(tensor, &treatment, isa).unwrap(), &expected, &case);
@@ -161,7 +161,7 @@ mod tests {
         let shape = [250_001, 9, 1];
         let mut bytes = random(250_001 * 9, 4);
         bytes[4 * (70_000 * 9 + 7)..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
-        let tensor = TensorView { name: "w", dtype: Dtype::F32, shape: &shape, data: &bytes };
+        let tensor = TensorView::new("w", Dtype::F32, &shape, &bytes);
         let directory = tempfile::tempdir().unwrap();
         let checkpoint = checkpoint(directory.path(), tensor);
         for settings in ["axis=1", "axis=1,granularity=group:64", "axis=1,granularity=tensor"] {

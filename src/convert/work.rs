@@ -82,7 +82,7 @@ impl<'a> Work<'a> {
                 let work = MovedWork::new(ternary, *moved, granularity);
                 Kind::Moved { places: places(work.planes() as u64, work.plane_bytes())?, work }
             }
-            _ => Kind::Dense(offsets.reserve(tensor.data.len() as u64)?),
+            _ => Kind::Dense(offsets.reserve(tensor.stored.len() as u64)?),
         };
         Ok(Self { tensor, reason, kind, known: None })
     }
@@ -91,7 +91,7 @@ impl<'a> Work<'a> {
     pub fn bytes(&self) -> u64 {
         let bytes = match &self.kind {
             Kind::Moved { work, .. } => work.source_bytes(),
-            _ => self.tensor.data.len() as u64,
+            _ => self.tensor.stored.len() as u64,
         };
         if self.needs_prefit() { 2 * bytes } else { bytes }
     }
@@ -126,7 +126,7 @@ impl<'a> Work<'a> {
             return Ok(Done::default());
         }
         if !self.has_pieces() || self.needs_prefit() {
-            run.reached(self.tensor.data);
+            run.reached(self.tensor.stored);
         }
         let Self { tensor, kind, .. } = self;
         let done = match kind {
@@ -181,7 +181,7 @@ impl<'a> Work<'a> {
     pub fn pieces(&self) -> Vec<Range<usize>> {
         match &self.kind {
             _ if !self.has_pieces() => Vec::new(),
-            Kind::Dense(_) => steps(0..self.tensor.data.len(), 4 * PIECE).collect(),
+            Kind::Dense(_) => steps(0..self.tensor.stored.len(), 4 * PIECE).collect(),
             Kind::Moved { work, .. } => work.pieces(),
             Kind::Int8 { work, .. } => work.pieces(),
             Kind::Ternary { work, .. } => work.pieces(),
@@ -200,7 +200,7 @@ impl<'a> Work<'a> {
     /// The bytes of a piece, where it has them for itself.
     pub fn source(&self, range: Range<usize>) -> &'a [u8] {
         let size = match &self.kind {
-            Kind::Dense(_) => 1,
+            Kind::Dense(_) if self.tensor.order.is_none() => 1,
             Kind::Ternary { work: TernaryWork { view, .. }, .. } | Kind::Int8 { work: Int8Work { view, .. }, .. }
                 if view.contiguous() =>
             {
@@ -208,7 +208,7 @@ impl<'a> Work<'a> {
             }
             _ => return &[],
         };
-        &self.tensor.data[range.start * size..range.end * size]
+        &self.tensor.stored[range.start * size..range.end * size]
     }
 
     /// What is known before the first piece: units that were fitted beforehand.

@@ -41,7 +41,7 @@ pub(super) fn open_safetensors(directory: &Path, split: Split) -> Result<DataSet
                 problem: DataProblem::Missing { what: format!("tensor `{name}`"), names },
             }
         })?;
-        Ok::<_, Error>((tensor.dtype, tensor.shape.to_vec(), tensor.data))
+        Ok::<_, Error>((tensor.dtype, tensor.shape.to_vec(), tensor.stored))
     };
     let (dtype, shape, _) = tensor("images")?;
     let (element, count, image) = images(&path, dtype, &shape)?;
@@ -166,7 +166,7 @@ enum Bytes {
 impl Images for Arrays {
     fn get(&self, number: usize) -> Result<Image<'_>> {
         let bytes = match &self.bytes {
-            Bytes::Tensor(checkpoint, tensor) => checkpoint.tensor(*tensor).data,
+            Bytes::Tensor(checkpoint, tensor) => checkpoint.tensor(*tensor).stored,
             Bytes::Mapped(map, start) => &map[*start..],
         };
         let size = self.image.iter().product::<usize>() * self.element.bytes();

@@ -128,7 +128,7 @@ fn pairs(checkpoint: &Checkpoint) -> BTreeMap<String, f32> {
 }
 
 fn is_packed(tensor: &TensorView<'_>) -> bool {
-    tensor.dtype == Dtype::U8 && tensor.shape.len() == 2 && is_weight(tensor.name)
+    tensor.dtype == Dtype::U8 && tensor.shape.len() == 2 && tensor.order.is_none() && is_weight(tensor.name)
 }
 
 fn is_weight(name: &str) -> bool {
@@ -137,7 +137,7 @@ fn is_weight(name: &str) -> bool {
 
 /// The value of a tensor of one float.
 fn single(tensor: &TensorView<'_>) -> Option<f32> {
-    match (tensor.dtype, tensor.data) {
+    match (tensor.dtype, tensor.stored) {
         (Dtype::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
         (Dtype::F16, &[a, b]) => Some(f16::from_le_bytes([a, b]).to_f32()),
         (Dtype::BF16, &[a, b]) => Some(bf16::from_le_bytes([a, b]).to_f32()),

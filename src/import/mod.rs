@@ -4,12 +4,12 @@
 //! formats ([`crate::export`]).
 
 mod bitnet;
+mod copies;
 mod gguf;
 mod npz;
 mod onnx;
 mod pickle;
 mod pytorch;
-mod strided;
 mod zip;
 
 use std::collections::BTreeSet;

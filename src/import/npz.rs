@@ -1,6 +1,6 @@
 //! Arrays that numpy wrote: `.npz`, a zip file with a `.npy` file per array, and a `.npy` file alone. Arrays stay
-//! mapped where they lie; those that are packed, or in Fortran order, are copied once into a temporary file. Not here:
-//! the header of `.npy` ([`NpyHeader`]).
+//! mapped where they lie; those that are packed are unpacked once into a temporary file. Not here: the header of `.npy`
+//! ([`NpyHeader`]).
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,12 +9,12 @@ use std::path::Path;
 
 use flate2::read::DeflateDecoder;
 
+use super::copies::{Copies, Failure};
 use super::foreign;
-use super::strided::{Copies, Failure, Strided};
 use super::zip::{Entry, shown};
 use crate::error::DataProblem;
 use crate::source::{CheckpointBuilder, NpyHeader};
-use crate::{Checkpoint, Dtype, MappedFile, Result, limits};
+use crate::{Checkpoint, MappedFile, Result, limits};
 
 const FORMAT: &str = "numpy";
 
@@ -39,11 +39,7 @@ pub(super) fn open(path: &Path, file: MappedFile, entries: &[Entry]) -> Result<C
         }
         let header = NpyHeader::of_file(&file[entry.range.clone()])
             .map_err(|problem| foreign(path, FORMAT, format!("array `{}`: {}", shown(name), words(problem))))?;
-        let data = entry.range.start + header.len..entry.range.end;
-        match arrays.reordered(name, &header, &file[data.clone()])? {
-            None => builder.tensor(name, header.dtype, &header.shape, number, data)?,
-            Some(range) => arrays.push(name, header, range),
-        }
+        add(&mut builder, name, &header, number, entry.range.start + header.len..entry.range.end)?;
     }
     arrays.finish(&mut builder)?;
     builder.finish()
@@ -54,49 +50,38 @@ pub(super) fn open_npy(path: &Path, file: MappedFile) -> Result<Checkpoint> {
     let header = NpyHeader::of_file(&file).map_err(|problem| foreign(path, FORMAT, words(problem)))?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let mut builder = CheckpointBuilder::new(path);
-    let number = builder.file(file.clone());
-    let mut arrays = Arrays::new(path);
-    match arrays.reordered(&name, &header, &file[header.len..])? {
-        None => builder.tensor(&name, header.dtype, &header.shape, number, header.len..file.len())?,
-        Some(range) => arrays.push(&name, header, range),
-    }
-    arrays.finish(&mut builder)?;
+    let values = header.len..file.len();
+    let number = builder.file(file);
+    add(&mut builder, &name, &header, number, values)?;
     builder.finish()
 }
 
-/// The arrays that are copied.
+/// Adds an array whose values are the bytes `range` of that file.
+fn add(
+    builder: &mut CheckpointBuilder,
+    name: &str,
+    header: &NpyHeader,
+    file: usize,
+    range: Range<usize>,
+) -> Result<()> {
+    let NpyHeader { dtype, shape, .. } = header;
+    if !header.fortran_order {
+        return builder.tensor(name, *dtype, shape, file, range);
+    }
+    let order: Vec<usize> = (0..shape.len()).rev().collect();
+    builder.permuted(name, *dtype, (shape, &order), file, range)
+}
+
+/// The arrays that are unpacked.
 struct Arrays<'a> {
     copies: Copies<'a>,
-    done: Vec<(String, Dtype, Vec<usize>, Range<usize>)>,
+    done: Vec<(String, NpyHeader, Range<usize>)>,
     path: &'a Path,
 }
 
 impl<'a> Arrays<'a> {
     fn new(path: &'a Path) -> Self {
         Self { copies: Copies::new(path, FORMAT, limits::NPZ_COPIED_BYTES), done: Vec::new(), path }
-    }
-
-    fn push(&mut self, name: &str, header: NpyHeader, range: Range<usize>) {
-        self.done.push((name.to_owned(), header.dtype, header.shape, range));
-    }
-
-    /// Copies an array in Fortran order into C order; `None` where it is in that already.
-    fn reordered(&mut self, name: &str, header: &NpyHeader, data: &[u8]) -> Result<Option<Range<usize>>> {
-        if !header.fortran_order || header.data_len == 0 {
-            return Ok(None);
-        }
-        let mut stride = 1;
-        let next = |&dimension: &usize| {
-            stride *= dimension;
-            stride / dimension
-        };
-        let strides = header.shape.iter().map(next).collect();
-        let size = header.dtype.bitsize() / 8;
-        let strided = Strided { size, offset: 0, shape: header.shape.clone(), strides };
-        if strided.is_contiguous() {
-            return Ok(None);
-        }
-        self.copies.add_strided(name, &strided, data).map(Some)
     }
 
     /// Unpacks an array, as many bytes as its header says and not one more.
@@ -124,27 +109,15 @@ impl<'a> Arrays<'a> {
         // An array of a few bytes can be shorter than what was read so far.
         let rest = beginning[header.len.min(beginning.len())..].to_vec();
         let unpack = |file: &mut File| inflated.write(rest, &header, entry.crc, file);
-        if !header.fortran_order {
-            let range = self.copies.add(name, header.data_len, unpack)?;
-            self.push(name, header, range);
-            return Ok(());
-        }
-        let mut unpacked = Copies::new(self.path, FORMAT, limits::NPZ_COPIED_BYTES);
-        unpacked.add(name, header.data_len, unpack)?;
-        let Some(file) = unpacked.map()? else { return Ok(()) };
-        let range = match self.reordered(name, &header, &file)? {
-            Some(range) => range,
-            None => self.copies.add(name, header.data_len, |copy| copy.write_all(&file))?,
-        };
-        self.push(name, header, range);
+        let range = self.copies.add(name, header.data_len, unpack)?;
+        self.done.push((name.to_owned(), header, range));
         Ok(())
     }
 
     fn finish(self, builder: &mut CheckpointBuilder) -> Result<()> {
         let Some(file) = self.copies.map()? else { return Ok(()) };
         let number = builder.file(file);
-        let mut done = self.done.into_iter();
-        done.try_for_each(|(name, dtype, shape, range)| builder.tensor(&name, dtype, &shape, number, range))
+        self.done.into_iter().try_for_each(|(name, header, range)| add(builder, &name, &header, number, range))
     }
 }
 

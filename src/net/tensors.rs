@@ -79,7 +79,7 @@ impl<'a> Tensors<'a> {
     /// The weights of a layer, of that shape with the outputs first.
     pub fn weights(&self, name: &str, shape: &[usize]) -> Result<Weights<'a>> {
         match self.find(name, shape)? {
-            Tensor::Ternary(tensor) if !self.float => {
+            (Tensor::Ternary(tensor), _) if !self.float => {
                 if tensor.axis != 0 {
                     return Err(self.error(name)(NetworkProblem::FilterAxis { found: tensor.axis }));
                 }
@@ -91,8 +91,8 @@ impl<'a> Tensors<'a> {
                 }
                 Ok(Weights::Packed(Packed::new(tensor)))
             }
-            tensor => {
-                let values = self.decode(name, &tensor)?;
+            found => {
+                let values = self.decode(name, &found)?;
                 // The shape is the one asked for, so the rows are.
                 let columns = shape[1..].iter().product();
                 let matrix = Array2::from_shape_vec((shape[0], columns), values);
@@ -103,8 +103,8 @@ impl<'a> Tensors<'a> {
 
     /// All values of a tensor of that shape, in C order.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor = self.find(name, shape)?;
-        self.decode(name, &tensor)
+        let found = self.find(name, shape)?;
+        self.decode(name, &found)
     }
 
     /// One `f32` per channel.
@@ -116,7 +116,7 @@ impl<'a> Tensors<'a> {
     #[cfg(feature = "train")]
     pub fn count(&self, name: &str) -> Result<Option<i64>> {
         match self.find(name, &[]) {
-            Ok(Tensor::Dense(DenseTensor { dtype: Dtype::I64, data, .. })) => {
+            Ok((Tensor::Dense(DenseTensor { dtype: Dtype::I64, data, .. }), _)) => {
                 Ok(data.first_chunk().map(|bytes| i64::from_le_bytes(*bytes)))
             }
             Ok(_)
@@ -127,8 +127,9 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// The tensor of that name and shape, its checksums checked.
-    fn find(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
+    /// The tensor of that name and shape, its checksums checked, and [`TensorView::order`].
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(Tensor<'a>, Option<&'a [usize]>)> {
+        let mut order = None;
         let tensor = match self.source {
             Source::Container(container) => {
                 let entry = container.index().tensors.iter().find(|entry| entry.name == name);
@@ -139,7 +140,8 @@ impl<'a> Tensors<'a> {
                     return Err(self.error(name)(NetworkProblem::Ternary { dtype, shape: shape.to_vec() }));
                 }
                 checkpoint.by_name(name).map(|view| {
-                    Tensor::Dense(DenseTensor { dtype: view.dtype, shape: view.shape.to_vec(), data: view.data })
+                    order = view.order;
+                    Tensor::Dense(DenseTensor { dtype: view.dtype, shape: view.shape.to_vec(), data: view.stored })
                 })
             }
         };
@@ -151,18 +153,18 @@ impl<'a> Tensors<'a> {
             Some(Tensor::Ternary(tensor)) => &tensor.shape,
         };
         match tensor {
-            Some(tensor) if found == shape => Ok(tensor),
+            Some(tensor) if found == shape => Ok((tensor, order)),
             _ => Err(self.error(name)(NetworkProblem::Shape { expected, found: found.clone() })),
         }
     }
 
     /// All its values in C order; F64 is rounded to `f32`.
-    fn decode(&self, name: &str, tensor: &Tensor<'_>) -> Result<Vec<f32>> {
+    fn decode(&self, name: &str, (tensor, order): &(Tensor<'_>, Option<&[usize]>)) -> Result<Vec<f32>> {
         match tensor {
             Tensor::Int8(tensor) => self.dequantize(name, tensor),
             Tensor::Ternary(tensor) => self.dequantize(name, tensor),
             Tensor::Dense(dense) => {
-                let view = TensorView { name, dtype: dense.dtype, shape: &dense.shape, data: dense.data };
+                let view = TensorView { order: *order, ..TensorView::new(name, dense.dtype, &dense.shape, dense.data) };
                 let view = FilterView::new(view, 0)
                     .ok_or_else(|| self.error(name)(NetworkProblem::Dtype { found: dense.dtype }))?;
                 let mut scratch = Vec::new();

@@ -32,6 +32,8 @@ pub struct Taken {
     pub file: usize,
     /// Its bytes in that file.
     pub range: Range<usize>,
+    /// How its axes are nested there, where that is not C order.
+    pub order: Option<Vec<usize>>,
 }
 
 impl CheckpointBuilder {
@@ -85,7 +87,34 @@ impl CheckpointBuilder {
             return Err(self.problem(Problem::Size { tensor, shape: shape64, dtype, expected, found }));
         }
         let (name, shape) = (name.into(), shape.into());
-        self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, ternary: None });
+        self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, order: None, ternary: None });
+        Ok(())
+    }
+
+    /// Adds a tensor as [`CheckpointBuilder::tensor`], of elements of whole bytes that are not in C order: its axes are
+    /// nested as `order` says, the outermost first (`[1, 0]`: a transposed matrix), without holes.
+    ///
+    /// # Errors
+    /// As [`CheckpointBuilder::tensor`].
+    ///
+    /// # Panics
+    /// When there is no such file, or `order` does not have every axis once.
+    pub fn permuted(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        (shape, order): (&[usize], &[usize]),
+        file: usize,
+        range: Range<usize>,
+    ) -> Result<()> {
+        let mut axes = order.to_vec();
+        axes.sort_unstable();
+        assert!(axes.into_iter().eq(0..shape.len()) && dtype.bitsize().is_multiple_of(8), "{order:?} of {shape:?}");
+        self.tensor(name, dtype, shape, file, range)?;
+        let c_order = shape.contains(&0) || order.iter().filter(|&&axis| shape[axis] != 1).is_sorted();
+        if let Some(entry) = self.checkpoint.tensors.last_mut().filter(|_| !c_order) {
+            entry.order = Some(order.into());
+        }
         Ok(())
     }
 
@@ -140,7 +169,7 @@ impl CheckpointBuilder {
         let (file, range) = (first.file, first.range.clone());
         let ternary = Some(Arc::new(Ternary { dtype, shape: shape.to_vec(), planes }));
         let (name, dtype, shape) = (name.into(), Dtype::U8, Box::new([range.len()]));
-        self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, ternary });
+        self.checkpoint.tensors.push(Entry { name, dtype, shape, file, range, order: None, ternary });
         Ok(())
     }
 
@@ -149,12 +178,13 @@ impl CheckpointBuilder {
         let mut chosen: Vec<bool> = self.checkpoint.tensors().map(&mut wanted).collect();
         chosen.reverse();
         let taken = self.checkpoint.tensors.extract_if(.., |_| chosen.pop().unwrap_or_default());
-        let taken = taken.map(|Entry { name, dtype, shape, file, range, .. }| Taken {
+        let taken = taken.map(|Entry { name, dtype, shape, file, range, order, .. }| Taken {
             name: name.into(),
             dtype,
             shape: shape.into(),
             file,
             range,
+            order: order.map(Vec::from),
         });
         taken.collect()
     }

@@ -6,6 +6,7 @@ mod builder;
 pub(crate) mod header;
 mod npy;
 mod shards;
+mod strided;
 mod ternary;
 pub(crate) mod weights;
 #[cfg(feature = "eval")]
@@ -21,6 +22,7 @@ use self::header::Header;
 pub use self::header::{PACKED_KEY, safetensors_header, safetensors_order};
 pub use self::npy::NpyHeader;
 pub use self::shards::{ShardIndex, missing_shard};
+pub use self::strided::Strided;
 pub use self::ternary::{TernaryLayout, TernaryPlane, TernaryView};
 pub use self::weights::FilterView;
 pub use crate::dtype::Dtype;
@@ -45,6 +47,8 @@ struct Entry {
     shape: Box<[usize]>,
     file: usize,
     range: Range<usize>,
+    /// How the axes are nested there, where that is not C order.
+    order: Option<Box<[usize]>>,
     /// What its bytes are, where they are codes and scales.
     ternary: Option<Arc<Ternary>>,
 }
@@ -66,8 +70,11 @@ pub struct TensorView<'a> {
     pub dtype: Dtype,
     /// Its shape, outermost dimension first; empty for a scalar.
     pub shape: &'a [usize],
-    /// Its bytes: little-endian, C order. Not aligned to anything.
-    pub data: &'a [u8],
+    /// Its bytes as they are stored: little-endian, not aligned to anything. In C order where `order` is `None`;
+    /// [`TensorView::read`] puts them in that order where it is not.
+    pub stored: &'a [u8],
+    /// The axes of `shape` as they are nested in `stored`, the outermost first (`[1, 0]` for a transposed matrix).
+    pub order: Option<&'a [usize]>,
 }
 
 /// A tensor as a run takes it.
@@ -81,14 +88,44 @@ pub(crate) struct Input<'a> {
 impl Input<'_> {
     /// Its bytes in the checkpoint, those of all planes.
     pub fn bytes(&self) -> usize {
-        self.ternary.map_or(self.tensor.data.len(), |ternary| ternary.bytes())
+        self.ternary.map_or(self.tensor.stored.len(), |ternary| ternary.bytes())
     }
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// Of elements in C order, little-endian; `stored` has as many bytes as `dtype` and `shape` need.
+    pub fn new(name: &'a str, dtype: Dtype, shape: &'a [usize], stored: &'a [u8]) -> Self {
+        Self { name, dtype, shape, stored, order: None }
+    }
+
     /// How many elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The bytes `range` of its elements in C order, whole elements: what is stored, where that is in this order, else
+    /// `scratch`, into which they were put.
+    ///
+    /// # Panics
+    /// When there are no such bytes.
+    pub fn read<'s>(&self, range: Range<usize>, scratch: &'s mut Vec<u8>) -> &'s [u8]
+    where
+        'a: 's,
+    {
+        let Some(strided) = self.strided() else { return &self.stored[range] };
+        scratch.resize(range.len(), 0);
+        strided.read(self.stored, range.start / strided.size..range.end / strided.size, scratch);
+        scratch
+    }
+
+    /// How its elements lie, where that is not C order.
+    pub(crate) fn strided(&self) -> Option<Strided> {
+        let (mut strides, mut stride) = (vec![0; self.shape.len()], 1);
+        for &axis in self.order?.iter().rev() {
+            strides[axis] = stride;
+            stride *= self.shape[axis];
+        }
+        Some(Strided { size: self.dtype.bitsize() / 8, offset: 0, shape: self.shape.to_vec(), strides })
     }
 }
 
@@ -171,7 +208,8 @@ impl Checkpoint {
             name: &entry.name,
             dtype: entry.dtype,
             shape: &entry.shape,
-            data: &self.files[entry.file][entry.range.clone()],
+            stored: &self.files[entry.file][entry.range.clone()],
+            order: entry.order.as_deref(),
         }
     }
 
@@ -227,6 +265,7 @@ impl Checkpoint {
                 shape: tensor.shape.into(),
                 file: number,
                 range: tensor.range,
+                order: None,
                 ternary: None,
             });
         }

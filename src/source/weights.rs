@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::TensorView;
+use super::{Strided, TensorView};
 use crate::dtype::{Dtype, is_float};
 use crate::float8;
 use crate::vector::weight::Weight;
@@ -20,10 +20,12 @@ use crate::vector::{Isa, Task};
 pub struct FilterView<'a> {
     dtype: Dtype,
     data: &'a [u8],
-    /// The shape as [before the axis, the axis, behind the axis].
+    /// The shape, its axes as they are nested in the file, as [before the axis, the axis, behind the axis].
     outer: usize,
     filters: usize,
     inner: usize,
+    /// The tensor and the axis, where the file has the weights of a filter in another order.
+    permuted: Option<(TensorView<'a>, usize)>,
 }
 
 impl<'a> FilterView<'a> {
@@ -32,17 +34,21 @@ impl<'a> FilterView<'a> {
         if !is_float(tensor.dtype) || axis >= tensor.shape.len() {
             return None;
         }
-        let (outer, filters) = (tensor.shape[..axis].iter().product(), tensor.shape[axis]);
-        let inner: usize = tensor.shape[axis + 1..].iter().product();
+        let order = tensor.order.map_or_else(|| (0..tensor.shape.len()).collect(), Vec::from);
+        let (before, behind) = order.split_at(order.iter().position(|&other| other == axis)?);
+        let product = |axes: &[usize]| axes.iter().map(|&axis| tensor.shape[axis]).product();
+        let (outer, filters, inner): (usize, _, _) = (product(before), tensor.shape[axis], product(&behind[1..]));
         // A single filter lies in one run, whatever stands before its axis.
         let (outer, inner) = if filters == 1 { (1, outer * inner) } else { (outer, inner) };
-        Some(Self { dtype: tensor.dtype, data: tensor.data, outer, filters, inner })
+        let in_order = order.iter().filter(|&&other| other != axis && tensor.shape[other] != 1).is_sorted();
+        let permuted = (!in_order).then_some((tensor, axis));
+        Some(Self { dtype: tensor.dtype, data: tensor.stored, outer, filters, inner, permuted })
     }
 
     /// Of decoded weights, filter axis first: `filters` rows of `filter_len`.
     pub(crate) fn of_rows<W: Element>(weights: &'a [W], filters: usize) -> Self {
         let inner = weights.len() / filters;
-        Self { dtype: W::DTYPE, data: bytemuck::cast_slice(weights), outer: 1, filters, inner }
+        Self { dtype: W::DTYPE, data: bytemuck::cast_slice(weights), outer: 1, filters, inner, permuted: None }
     }
 
     /// How many filters.
@@ -65,9 +71,9 @@ impl<'a> FilterView<'a> {
         self.contiguous() && W::borrow(self.dtype, self.data).is_some()
     }
 
-    /// Whether each filter's weights lie in one run.
+    /// Whether each filter's weights lie in one run, in their order.
     pub(crate) fn contiguous(&self) -> bool {
-        self.outer == 1
+        self.outer == 1 && self.permuted.is_none()
     }
 
     /// Bytes of a filter that are neighbours in the file.
@@ -89,6 +95,11 @@ impl<'a> FilterView<'a> {
             }
             scratch.resize(range.len(), W::default());
             isa.run(Decode { dtype: self.dtype, bytes, out: scratch });
+            return scratch;
+        }
+        if let Some(strided) = self.strided() {
+            scratch.resize(range.len(), W::default());
+            self.permute(&strided, range, isa, scratch);
             return scratch;
         }
         let n = self.filter_len();
@@ -128,9 +139,36 @@ impl<'a> FilterView<'a> {
 
     /// Whole filters of a tensor where they do not lie in one run, on all threads of the pool.
     pub(crate) fn read_filters<W: Element>(&self, filters: Range<usize>, isa: Isa, weights: &mut [W]) {
+        if let Some(strided) = self.strided() {
+            let n = self.filter_len();
+            let step = (PERMUTED / n).max(1) * n;
+            return weights.par_chunks_mut(step).enumerate().for_each(|(i, part)| {
+                let start = filters.start * n + i * step;
+                self.permute(&strided, start..start + part.len(), isa, part);
+            });
+        }
         tiles(weights, self.outer, self.inner, filters.len())
             .into_par_iter()
             .for_each(|tile| self.gather(filters.clone(), isa, tile));
+    }
+
+    /// Where all the weights lie, the filter axis first, if those of a filter are not in their order.
+    fn strided(&self) -> Option<Strided> {
+        let (tensor, axis) = self.permuted?;
+        let mut strided = tensor.strided()?;
+        strided.shape[..=axis].rotate_right(1);
+        strided.strides[..=axis].rotate_right(1);
+        Some(strided)
+    }
+
+    /// Puts weights `range` in order, and decodes them.
+    fn permute<W: Element>(&self, strided: &Strided, range: Range<usize>, isa: Isa, out: &mut [W]) {
+        let mut bytes = vec![0; range.len().min(PERMUTED) * strided.size];
+        for (out, start) in out.chunks_mut(PERMUTED).zip(range.step_by(PERMUTED)) {
+            let bytes = &mut bytes[..out.len() * strided.size];
+            strided.read(self.data, start..start + out.len(), bytes);
+            isa.run(Decode { dtype: self.dtype, bytes, out });
+        }
     }
 
     /// Decodes what lies together in the file, row by row, and then hands it out to the filters:
@@ -159,6 +197,9 @@ impl<'a> FilterView<'a> {
         }
     }
 }
+
+/// Weights that are put in order at a time.
+const PERMUTED: usize = 1 << 18;
 
 /// Where runs are shorter than so many bytes, a few lines of the cache, filters are read together.
 const SHORT: usize = 256;
@@ -303,7 +344,7 @@ mod tests {
         ];
         for (dtype, exact) in exact {
             let shape = [1, bits.len()];
-            let view = FilterView::new(TensorView { name: "w", dtype, shape: &shape, data: &bytes }, 0).unwrap();
+            let view = FilterView::new(TensorView::new("w", dtype, &shape, &bytes), 0).unwrap();
             for isa in Isa::all() {
                 let mut scratch = Vec::new();
                 let decoded: &[f32] = view.read(0..bits.len(), isa, &mut scratch);

@@ -140,7 +140,7 @@ pub(super) fn load(path: &Path) -> Result<(Checkpoint, Position)> {
     let refused = |message: String| unreadable(path, message);
     let text = checkpoint.metadata().get(KEY);
     let text = text.ok_or_else(|| refused(format!("it has no metadata `{KEY}`; expected the state of a run")))?;
-    let crc32 = checksum(text, checkpoint.tensors().map(|tensor| (tensor.name, tensor.data)).collect());
+    let crc32 = checksum(text, checkpoint.tensors().map(|tensor| (tensor.name, tensor.stored)).collect());
     let found = checkpoint.metadata().get(CRC32).map_or("", String::as_str);
     if crc32 != found {
         return Err(refused(format!(
@@ -172,7 +172,7 @@ pub(super) fn restore(
             checkpoint.by_name(&name).filter(|view| view.dtype == Dtype::F32 && view.elements() == values.len());
         match found {
             Some(view) => {
-                let numbers = view.data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+                let numbers = view.stored.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
                 values.iter_mut().zip(numbers).for_each(|(value, number)| *value = number);
             }
             None if failed.is_ok() => {

@@ -349,7 +349,7 @@ fn lenet_stays_right() {
     assert!(status.success());
     let floats = Checkpoint::open(&stats).unwrap();
     assert_eq!(floats.len(), 12);
-    assert_eq!(floats.by_name("conv2.weight.rows").unwrap().data, (48i64 * 64).to_le_bytes());
+    assert_eq!(floats.by_name("conv2.weight.rows").unwrap().stored, (48i64 * 64).to_le_bytes());
     assert!(std::fs::read(&stats).unwrap() == std::fs::read(&again).unwrap(), "threads change nothing");
     run(&[model, "--calibration", &stats, "-o", &packed]);
     let accuracy = run(&["eval", &packed, "--net", "lenet5", "--data", data]);

@@ -12,7 +12,7 @@ pub mod zip;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use twn_pack::{Checkpoint, Container, Dtype, Plan, Rules, Settings, Treatment, convert, select};
+use twn_pack::{Checkpoint, Container, Dtype, Plan, Rules, Settings, TensorView, Treatment, convert, select};
 
 /// Deterministic random numbers (splitmix64).
 pub struct Random(pub u64);
@@ -101,6 +101,11 @@ fn float8(dtype: Dtype, byte: u8) -> f64 {
     } else {
         float8::F8E5M2::from_bits(byte).to_f64()
     }
+}
+
+/// All bytes of a tensor in C order.
+pub fn c_order(tensor: &TensorView<'_>) -> Vec<u8> {
+    tensor.read(0..tensor.stored.len(), &mut Vec::new()).to_vec()
 }
 
 /// One tensor of a made-up checkpoint.

@@ -14,11 +14,11 @@ fn a_file_of_gguf_py_is_read() {
         let expected = checkpoint.by_name(&format!("{name}.values")).unwrap();
         assert_eq!((expected.shape, expected.dtype), (&[3, 512][..], Dtype::F32));
         let values = codes.iter().enumerate().map(|(i, &code)| scales[i / 256] * (f32::from(code) - 1.0));
-        assert_eq!(f32s(values), expected.data, "{name}");
+        assert_eq!(f32s(values), expected.stored, "{name}");
     }
     let (half, count) = (checkpoint.by_name("half").unwrap(), checkpoint.by_name("count").unwrap());
-    assert_eq!((half.dtype, half.shape, half.data.len()), (Dtype::F16, &[2, 3, 5][..], 60));
-    assert_eq!((count.dtype, count.data), (Dtype::I64, &7i64.to_le_bytes()[..]));
+    assert_eq!((half.dtype, half.shape, half.stored.len()), (Dtype::F16, &[2, 3, 5][..], 60));
+    assert_eq!((count.dtype, count.stored), (Dtype::I64, &7i64.to_le_bytes()[..]));
     let expected = [
         ("general.architecture", "none"),
         ("k.bool", "true"),

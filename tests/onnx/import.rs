@@ -68,7 +68,7 @@ fn initializers_are_a_checkpoint() {
     ];
     for (name, dtype, shape, data) in &expected {
         let tensor = checkpoint.by_name(name).unwrap_or_else(|| panic!("{name}"));
-        assert_eq!((tensor.dtype, tensor.shape, tensor.data), (*dtype, *shape, &data[..]), "{name}");
+        assert_eq!((tensor.dtype, tensor.shape, tensor.stored), (*dtype, *shape, &data[..]), "{name}");
     }
     assert_eq!(checkpoint.len(), expected.len());
     assert_eq!(
@@ -153,7 +153,7 @@ fn no_bytes_are_too_bad() {
     let attempt = |file: &[u8]| {
         let imported = import(&packed.directory, file);
         if let Ok(checkpoint) = &imported {
-            checkpoint.tensors().for_each(|t| assert_eq!(t.data.len() * 8, t.elements() * t.dtype.bitsize()));
+            checkpoint.tensors().for_each(|t| assert_eq!(t.stored.len() * 8, t.elements() * t.dtype.bitsize()));
         }
         let options = packed.with(file);
         let exported = packed.plan("onnx-nbits", &options);

@@ -22,7 +22,7 @@ fn lying_zip_files_are_refused() {
         (&wide, End { wide: true, ..End::default() }),
     ] {
         let checkpoint = open_bytes(&zip_ending(entries, &end)).unwrap();
-        assert_eq!(checkpoint.by_name("w").unwrap().data, floats(6));
+        assert_eq!(checkpoint.by_name("w").unwrap().stored, floats(6));
     }
     let crc = open_bytes(&zip(&[Entry { crc: Some(1), ..entry.clone() }, data.clone()])).unwrap();
     assert!(crc.warnings().concat().contains("does not have its checksum"));
@@ -97,7 +97,7 @@ fn damaged_files_never_panic() {
         std::fs::write(&path, bytes).unwrap();
         match import::open(&path) {
             Ok(checkpoint) => {
-                let bytes: usize = checkpoint.tensors().map(|tensor| tensor.data.len()).sum();
+                let bytes: usize = checkpoint.tensors().map(|tensor| tensor.stored.len()).sum();
                 assert!(bytes < 1 << 26);
                 true
             }
@@ -145,6 +145,6 @@ fn opening_is_fast_however_large_the_file_is() {
     let begin = Instant::now();
     let checkpoint = import::open(&path).unwrap();
     let took = begin.elapsed();
-    assert_eq!(checkpoint.by_name("w").unwrap().data.len() as u64, BYTES);
+    assert_eq!(checkpoint.by_name("w").unwrap().stored.len() as u64, BYTES);
     assert!(took < Duration::from_secs(1), "{took:?}");
 }

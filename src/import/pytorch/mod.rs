@@ -1,5 +1,5 @@
 //! Checkpoints that `torch.save` wrote: a zip file with a pickle and the bytes of each storage. Tensors stay mapped
-//! where they lie; those whose values are not in C order are copied once into a temporary file. Nothing of the
+//! where they lie; those whose values do not lie side by side are copied once into a temporary file. Nothing of the
 //! pickle is ever run. Not here: pickles as such ([`super::pickle`]), what the names in them mean ([`names`]).
 //!
 //! ```text
@@ -19,10 +19,10 @@ use std::path::Path;
 use self::names::{Name, known};
 pub(super) use self::shards::open as open_shards;
 use self::state::{State, Storage};
+use super::copies::Copies;
 use super::pickle::Pickle;
-use super::strided::{Copies, Strided};
 use super::zip::Entry;
-use crate::source::CheckpointBuilder;
+use crate::source::{CheckpointBuilder, Strided};
 use crate::{Checkpoint, Dtype, MappedFile, Result, limits};
 
 const FORMAT: &str = "PyTorch";
@@ -85,11 +85,17 @@ fn add(
         }
         let Storage { bytes, begin } = tensor.storage;
         let strided = tensor.strided;
+        // Where its values lie side by side.
+        let range = || match strided.shape.iter().product::<usize>() {
+            0 => begin..begin,
+            count => begin + strided.offset * strided.size..begin + (strided.offset + count) * strided.size,
+        };
         if strided.is_contiguous() {
-            let start = begin + strided.offset * strided.size;
-            let count: usize = strided.shape.iter().product();
-            let range = if count == 0 { begin..begin } else { start..start + count * strided.size };
-            builder.tensor(&name, tensor.dtype, &strided.shape, number, range)?;
+            builder.tensor(&name, tensor.dtype, &strided.shape, number, range())?;
+            continue;
+        }
+        if let Some(order) = strided.order() {
+            builder.permuted(&name, tensor.dtype, (&strided.shape, &order), number, range())?;
             continue;
         }
         let key = (begin, strided);
@@ -102,7 +108,7 @@ fn add(
     }
     let Some(file) = copies.map()? else { return Ok(()) };
     builder.warn(format!(
-        "{} tensors, {} bytes, are not in C order; copied into a temporary file",
+        "{} tensors, {} bytes, do not lie side by side; copied into a temporary file",
         later.len(),
         file.len()
     ));

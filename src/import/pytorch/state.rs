@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use super::super::pickle::{Id, Object, Pickle, Value};
-use super::super::strided::Strided;
 use super::super::zip::shown;
 use super::{Name, RESAVE};
+use crate::source::Strided;
 use crate::{Dtype, limits};
 
 /// What programs call the state dict in a checkpoint of a training.

@@ -1,23 +1,18 @@
-//! Tensors whose values do not lie in C order, copied once into a temporary file, in bounded memory. Not here: any
-//! format.
+//! How a tensor's values lie where that is not C order, and reading them in that order. Not here: any format.
 
-use std::fs::File;
-use std::io::{self, Write};
 use std::ops::Range;
-use std::path::Path;
-
-use crate::{Error, MappedFile, Result};
-
-/// Bytes that are put in order at once, about.
-const CHUNK: usize = 4 << 20;
 
 /// How a tensor lies in memory: value (i₀, i₁, …) is number offset + i₀·stride₀ + i₁·stride₁ + … of those of `size`
 /// bytes (1, 2, 4 or 8) each.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Strided {
+pub struct Strided {
+    /// Bytes of a value.
     pub size: usize,
+    /// The number of the first value.
     pub offset: usize,
+    /// The tensor's shape, outermost dimension first.
     pub shape: Vec<usize>,
+    /// Along each of its axes, how many values neighbours lie apart.
     pub strides: Vec<usize>,
 }
 
@@ -34,7 +29,7 @@ impl Strided {
         last.checked_add(1)
     }
 
-    /// Whether the values lie in C order without holes.
+    /// Whether the values lie in C order, side by side.
     pub fn is_contiguous(&self) -> bool {
         if self.shape.contains(&0) {
             return true;
@@ -49,27 +44,53 @@ impl Strided {
         true
     }
 
-    /// Writes the values in C order. `bytes` has those up to [`Strided::end`]. There are dimensions, none of them 0.
-    fn write(&self, bytes: &[u8], out: &mut impl Write) -> io::Result<()> {
-        let inner = |axis: usize| self.shape[axis + 1..].iter().fold(self.size, |n, &d| n.saturating_mul(d));
-        // The first axis of which a piece is small enough; everything in front of it goes one by one.
-        let axis = (0..self.shape.len()).find(|&axis| inner(axis) <= CHUNK).unwrap_or(0);
-        let (row, rows) = (inner(axis), self.shape.get(axis).copied().unwrap_or(1));
-        let step = (CHUNK / row.max(1)).clamp(1, rows);
-        let mut buffer = vec![0; step * row];
-        let mut outer = vec![0; axis];
-        loop {
-            let base: usize = outer.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum();
-            for first in (0..rows).step_by(step) {
-                let count = step.min(rows - first);
-                let from = self.offset + base + first * self.strides.get(axis).copied().unwrap_or(0);
-                let piece = &mut buffer[..count * row];
-                self.gather(bytes, from, axis, count, piece);
-                out.write_all(piece)?;
-            }
-            if !advance(&mut outer, &self.shape) {
-                return Ok(());
-            }
+    /// The axes as they are nested in memory, the outermost first, where the values lie there side by side: without
+    /// holes, and none of them twice. `None` where they do not, and for no values.
+    pub fn order(&self) -> Option<Vec<usize>> {
+        let mut order: Vec<usize> = (0..self.shape.len()).collect();
+        // What has a single index lies in front of everything, whatever its stride is.
+        let stride = |axis: usize| if self.shape[axis] == 1 { usize::MAX } else { self.strides[axis] };
+        order.sort_by_key(|&axis| std::cmp::Reverse(stride(axis)));
+        let nested = |of: &[usize]| order.iter().map(|&axis| of[axis]).collect();
+        let nested = Self { size: self.size, offset: 0, shape: nested(&self.shape), strides: nested(&self.strides) };
+        (!self.shape.contains(&0) && nested.is_contiguous()).then_some(order)
+    }
+
+    /// Reads the values `range`, counted in C order, into `out`, which has room for just these. `bytes` has the values up
+    /// to [`Strided::end`].
+    ///
+    /// # Panics
+    /// When there are no such values, or `bytes` or `out` do not have what they should.
+    pub fn read(&self, bytes: &[u8], range: Range<usize>, out: &mut [u8]) {
+        assert_eq!(out.len(), range.len() * self.size, "room for {range:?}");
+        self.part(bytes, self.offset, 0, range, out);
+    }
+
+    /// The same of the values along `axis` and all behind it, from value number `from` on.
+    fn part(&self, bytes: &[u8], from: usize, axis: usize, range: Range<usize>, out: &mut [u8]) {
+        if range.is_empty() {
+            return;
+        }
+        let row: usize = self.shape.iter().skip(axis + 1).product();
+        let (first, last) = (range.start / row, (range.end - 1) / row);
+        let stride = self.strides.get(axis).copied().unwrap_or_default();
+        let inside = |at: usize| at - first * row;
+        if first == last && range.len() < row {
+            let range = inside(range.start)..inside(range.end);
+            return self.part(bytes, from + first * stride, axis + 1, range, out);
+        }
+        // The rest of a row, whole rows, the beginning of one.
+        let (whole, end) = (range.start.next_multiple_of(row), range.end / row * row);
+        let (head, out) = out.split_at_mut((whole - range.start) * self.size);
+        let (rows, tail) = out.split_at_mut((end.max(whole) - whole) * self.size);
+        if !head.is_empty() {
+            self.part(bytes, from + first * stride, axis + 1, inside(range.start)..row, head);
+        }
+        if !rows.is_empty() {
+            self.gather(bytes, from + whole / row * stride, axis, (end - whole) / row, rows);
+        }
+        if !tail.is_empty() {
+            self.part(bytes, from + last * stride, axis + 1, 0..range.end - end, tail);
         }
     }
 
@@ -153,84 +174,6 @@ fn advance(indices: &mut [usize], lengths: &[usize]) -> bool {
     false
 }
 
-/// A temporary file that nobody else sees, with tensors one behind the other.
-pub(super) struct Copies<'a> {
-    path: &'a Path,
-    format: &'static str,
-    file: Option<File>,
-    len: u64,
-    limit: u64,
-}
-
-impl<'a> Copies<'a> {
-    /// Of tensors of the file at `path`, at most so many bytes.
-    pub fn new(path: &'a Path, format: &'static str, limit: u64) -> Self {
-        Self { path, format, file: None, len: 0, limit }
-    }
-
-    /// Adds the `length` bytes of a tensor, which `write` has to write; returns where they are.
-    pub fn add<E>(
-        &mut self,
-        tensor: &str,
-        length: u64,
-        write: impl FnOnce(&mut File) -> Result<(), E>,
-    ) -> Result<Range<usize>>
-    where
-        Failure: From<E>,
-    {
-        let foreign = |message: String| super::foreign(self.path, self.format, format!("tensor `{tensor}`: {message}"));
-        let io = |source| Error::Io {
-            path: self.path.to_path_buf(),
-            action: "write the temporary copy of tensors that are packed or not in C order of",
-            source,
-        };
-        let end = length.checked_add(self.len).filter(|end| *end <= self.limit);
-        let Some(end) = end.filter(|end| usize::try_from(*end).is_ok()) else {
-            let (len, limit) = (self.len, self.limit);
-            return Err(foreign(format!(
-                "a copy of {length} bytes is needed beside {len} of others, all are limited to {limit}; save the values \
-                 contiguous and unpacked"
-            )));
-        };
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(tempfile::tempfile().map_err(io)?),
-        };
-        match write(file).map_err(Failure::from) {
-            Ok(()) => {}
-            Err(Failure::Io(source)) => return Err(io(source)),
-            Err(Failure::Content(message)) => return Err(foreign(message)),
-        }
-        let range = self.len as usize..end as usize;
-        self.len = end;
-        Ok(range)
-    }
-
-    /// Adds a tensor in C order. `bytes` has its values up to [`Strided::end`].
-    pub fn add_strided(&mut self, name: &str, tensor: &Strided, bytes: &[u8]) -> Result<Range<usize>> {
-        let length = tensor.shape.iter().try_fold(tensor.size as u64, |n, &d| n.checked_mul(d as u64));
-        self.add(name, length.unwrap_or(u64::MAX), |file| tensor.write(bytes, file))
-    }
-
-    /// The file, if there is anything in it.
-    pub fn map(self) -> Result<Option<MappedFile>> {
-        self.file.map(|file| MappedFile::of_temporary(file, self.path)).transpose()
-    }
-}
-
-/// Why a tensor could not be copied.
-pub(super) enum Failure {
-    Io(io::Error),
-    /// The tensor's own fault.
-    Content(String),
-}
-
-impl From<io::Error> for Failure {
-    fn from(source: io::Error) -> Self {
-        Self::Io(source)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,9 +203,12 @@ mod tests {
                         break;
                     }
                 }
-                let mut found = Vec::<u8>::new();
-                strided.write(&source, &mut found).unwrap();
-                assert!(found == expected, "{strided:?}");
+                let n = expected.len() / size;
+                for range in [0..n, 0..1, n - 1..n, n / 3..n / 3, 1..n / 2, n / 3..n - 1] {
+                    let mut found = vec![0; range.len() * size];
+                    strided.read(&source, range.clone(), &mut found);
+                    assert!(found == expected[range.start * size..range.end * size], "{strided:?} {range:?}");
+                }
             }
         }
     }
