@@ -90,7 +90,7 @@ fn run(world: &World, output: &Path, planes: usize, damping: f64, stop: u64) -> 
 }
 
 fn total(world: &World) -> u64 {
-    Checkpoint::open(&world.input).unwrap().tensors().map(|tensor| tensor.data.len() as u64).sum()
+    Checkpoint::open(&world.input).unwrap().tensors().map(|tensor| tensor.stored.len() as u64).sum()
 }
 
 #[test]
