@@ -49,22 +49,37 @@ fn map_in_order(file: &File, path: &Path) -> Result<Mmap> {
 #[cfg(target_os = "linux")]
 const PAGE: usize = 4096;
 
+/// Bytes of a large page.
+const LARGE_PAGE: usize = 2 << 20;
+
 /// Whether the page cache has all pages of a part of a mapping. Where the system does not tell, it has: elsewhere than on
 /// Linux, and of files that this user may not write to.
-#[cfg(target_os = "linux")]
 fn is_cached(part: &[u8]) -> bool {
+    #[cfg(target_os = "linux")]
+    return cached_pages(part) == (part.as_ptr().addr() % PAGE + part.len()).div_ceil(PAGE);
+    #[cfg(not(target_os = "linux"))]
+    true
+}
+
+/// How many pages of a part of a mapping the page cache has; all, where the system does not tell.
+#[cfg(target_os = "linux")]
+fn cached_pages(part: &[u8]) -> usize {
     let before = part.as_ptr().addr() % PAGE;
     let mut pages = vec![1; (before + part.len()).div_ceil(PAGE)];
     let start = part.as_ptr().wrapping_sub(before).cast_mut().cast();
     // SAFETY: the pages of `part` are mapped, and there is a byte for each of them, as PAGE is the smallest size that they
     // can have; an address that does not begin a page is refused.
     let told = unsafe { libc::mincore(start, before + part.len(), pages.as_mut_ptr()) };
-    told != 0 || pages.iter().all(|page| page & 1 == 1)
+    if told != 0 { pages.len() } else { pages.iter().filter(|&page| page & 1 == 1).count() }
 }
 
-#[cfg(not(target_os = "linux"))]
-fn is_cached(_: &[u8]) -> bool {
-    true
+/// Tells the system what becomes of those bytes of a file, whole pages; of all from there on, where there are none.
+#[cfg(target_os = "linux")]
+fn advise(file: &File, range: Range<usize>, advice: libc::c_int) {
+    let (start, end) = (range.start / PAGE * PAGE, range.end.next_multiple_of(PAGE));
+    let fd = std::os::fd::AsRawFd::as_raw_fd(file);
+    // SAFETY: a file that is open; advice changes nothing of what is read.
+    let _ = unsafe { libc::posix_fadvise(fd, start as libc::off_t, (end - start) as libc::off_t, advice) };
 }
 
 /// A file, memory-mapped; clones share the mapping. It must not be written to while it is open: a file
@@ -129,24 +144,43 @@ impl MappedFile {
         if is_cached(mapped) { None } else { self.read_without_trace(range) }
     }
 
+    /// Runs `look` on the file's bytes, of which it looks at a few here and there. Where all of the file is on the disk,
+    /// no more is read around each of them than the system does by itself, and if that was little of the file, the page
+    /// cache lets go of it, so that the rest comes in large pieces later.
+    pub fn glance<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        #[cfg(target_os = "linux")]
+        if self.chunks(LARGE_PAGE).all(|chunk| !is_cached(&chunk[..1]))
+            && let Some(file) = self.open_again()
+            && let Ok(map) = map(&file, self.path())
+        {
+            let found = look(&map);
+            drop(map);
+            let cached: usize = self.chunks(64 << 20).map(cached_pages).sum();
+            if cached * PAGE < self.len() / 8 {
+                advise(&file, 0..self.len(), libc::POSIX_FADV_DONTNEED);
+            }
+            return found;
+        }
+        look(self)
+    }
+
+    /// The same file, if it is by that path still.
     #[cfg(target_os = "linux")]
-    fn read_without_trace(&self, range: Range<usize>) -> Option<Vec<u8>> {
-        use std::os::fd::AsRawFd;
-        use std::os::unix::fs::{FileExt, MetadataExt};
+    fn open_again(&self) -> Option<File> {
+        use std::os::unix::fs::MetadataExt;
         let file = open_regular(self.path()).ok()?;
         let (this, other) = (&self.0.metadata, file.metadata().ok()?);
-        if (this.dev(), this.ino()) != (other.dev(), other.ino()) {
-            return None;
-        }
-        let advise = |range: Range<usize>, advice| {
-            let (start, end) = (range.start / PAGE * PAGE, range.end.next_multiple_of(PAGE));
-            // SAFETY: a file that is open; advice changes nothing of what is read.
-            unsafe { libc::posix_fadvise(file.as_raw_fd(), start as libc::off_t, (end - start) as libc::off_t, advice) }
-        };
+        ((this.dev(), this.ino()) == (other.dev(), other.ino())).then_some(file)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn read_without_trace(&self, range: Range<usize>) -> Option<Vec<u8>> {
+        use std::os::unix::fs::FileExt;
+        let file = self.open_again()?;
         let mut bytes = vec![0; range.len()];
-        advise(0..0, libc::POSIX_FADV_RANDOM);
+        advise(&file, 0..0, libc::POSIX_FADV_RANDOM);
         file.read_exact_at(&mut bytes, range.start as u64).ok()?;
-        advise(range, libc::POSIX_FADV_DONTNEED);
+        advise(&file, range, libc::POSIX_FADV_DONTNEED);
         Some(bytes)
     }
 
@@ -229,6 +263,27 @@ mod tests {
             assert!(mapped[range.clone()] == bytes[range.clone()]);
             assert_eq!(mapped.read_apart(range.clone()), None, "{range:?}: in memory");
         }
+    }
+
+    /// Little that was looked at does not stay, much does, and what was in memory before stays.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_glance_leaves_nothing_behind() {
+        let bytes: Vec<u8> = (0..64 << 20).map(|i| (i * 31 % 251) as u8).collect();
+        let look = |file: &[u8]| [1, 5 << 20, 63 << 20].map(|at| file[at]);
+        let (_file, mapped) = forgotten(&bytes);
+        if !is_cached(&mapped[..1]) {
+            assert_eq!(mapped.glance(look), look(&bytes));
+            // Where the system reads much around, it stays.
+            let cached = cached_pages(&mapped) * PAGE;
+            assert!(cached == 0 || cached >= bytes.len() / 8, "{cached}");
+            assert!(mapped.glance(|file| file == bytes));
+            assert_eq!(cached_pages(&mapped) * PAGE, bytes.len());
+        }
+        assert_eq!(mapped.glance(look), look(&bytes));
+        assert!(mapped[..] == bytes);
+        assert_eq!(mapped.glance(look), look(&bytes));
+        assert_eq!(cached_pages(&mapped) * PAGE, bytes.len());
     }
 
     #[test]

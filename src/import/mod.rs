@@ -19,6 +19,9 @@ use crate::error::CheckpointProblem;
 use crate::source::{NpyHeader, PACKED_KEY};
 use crate::{Checkpoint, Error, MappedFile, Result};
 
+/// Bytes by which the formats are told apart.
+const BEGINNING: usize = 512;
+
 /// Opens a checkpoint, whatever it is: by its first bytes, and by its name where a format has no magic number.
 ///
 /// # Errors
@@ -37,32 +40,35 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         return plain(Checkpoint::open(path)?);
     }
     let file = MappedFile::open(path)?;
-    if file.starts_with(&crate::gguf::MAGIC) {
+    // What the reader of its format looks at is read from the disk in the pieces that suit it.
+    let apart = file.read_apart(0..file.len().min(BEGINNING));
+    let begins = apart.as_deref().unwrap_or(&file);
+    if begins.starts_with(&crate::gguf::MAGIC) {
         return gguf::open(path, file);
     }
-    if zip::is_zip(&file) {
+    if zip::is_zip(begins) {
         return open_zip(path, file);
     }
-    if NpyHeader::is_npy(&file) {
+    if NpyHeader::is_npy(begins) {
         return npz::open_npy(path, file);
     }
     // Protobuf has no magic number.
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
         return onnx::open(path, &file);
     }
-    if file.starts_with(b"\x89TWN") {
+    if begins.starts_with(b"\x89TWN") {
         let message = "it is a .twn file, packed already; give the checkpoint it was made from, or unpack it first (twn-pack unpack)";
         return Err(foreign(path, "checkpoint", message.to_owned()));
     }
-    if let Some(message) = pytorch::refusal(&file) {
+    if let Some(message) = pytorch::refusal(begins) {
         return Err(foreign(path, "PyTorch", message));
     }
-    refuse_by_ending(path, &file)?;
+    refuse_by_ending(path, begins, file.len())?;
     plain(Checkpoint::open(path)?)
 }
 
 /// What is called like another format's file, and is neither that nor safetensors, is no safetensors file to its owner.
-fn refuse_by_ending(path: &Path, file: &[u8]) -> Result<()> {
+fn refuse_by_ending(path: &Path, begins: &[u8], length: usize) -> Result<()> {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     let (format, expected) = match &*ending {
         "gguf" => ("GGUF", "`GGUF`"),
@@ -71,10 +77,10 @@ fn refuse_by_ending(path: &Path, file: &[u8]) -> Result<()> {
         "npy" => ("numpy", "0x93 and `NUMPY`"),
         _ => return Ok(()),
     };
-    if file.get(8) == Some(&b'{') {
+    if begins.get(8) == Some(&b'{') {
         return Ok(());
     }
-    let (found, length) = (&file[..file.len().min(4)], file.len());
+    let found = &begins[..begins.len().min(4)];
     let message = format!(
         "it has {length} bytes and begins with {found:02x?}, expected {expected}; was it cut off, or is it of another format?"
     );
@@ -126,7 +132,7 @@ fn plain(checkpoint: Checkpoint) -> Result<Checkpoint> {
 
 /// A file of `torch.save`, or arrays of numpy.
 fn open_zip(path: &Path, file: MappedFile) -> Result<Checkpoint> {
-    let entries = zip::entries(&file).map_err(|message| foreign(path, "PyTorch or numpy", message))?;
+    let entries = file.glance(zip::entries).map_err(|message| foreign(path, "PyTorch or numpy", message))?;
     if pytorch::is(&entries) {
         return pytorch::open(path, file, &entries);
     }

@@ -5,10 +5,7 @@ use std::hint::black_box;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 
-use super::is_cached;
-
-/// Bytes that are looked after at a time: a page of the largest kind.
-const STEP: usize = 2 << 20;
+use super::{LARGE_PAGE as STEP, is_cached};
 
 /// Bytes that are read before the work is there, at the most.
 const AHEAD: u64 = 64 << 20;

@@ -22,8 +22,14 @@ use crate::{Checkpoint, Error, MappedFile, Result};
 /// # Errors
 /// A file that cannot be read, is no ONNX model, or whose data are not where it says.
 pub(super) fn open(path: &Path, file: &MappedFile) -> Result<Checkpoint> {
+    // What is said of a tensor stands beside its data.
+    file.glance(|bytes| read(path, file, bytes))
+}
+
+/// Reads what the bytes of that file say.
+fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
     let foreign = |message| super::foreign(path, FORMAT, message);
-    let model = Model::parse(file).map_err(foreign)?;
+    let model = Model::parse(bytes).map_err(foreign)?;
     let mut builder = CheckpointBuilder::new(path);
     let here = builder.file(file.clone());
     let mut places = Places { path, file, here, externals: Externals::of(path), beside: Vec::new() };
