@@ -94,7 +94,7 @@ impl<'a> FilterView<'a> {
                 return weights;
             }
             scratch.resize(range.len(), W::default());
-            isa.run(Decode { dtype: self.dtype, bytes, out: scratch });
+            decode(self.dtype, bytes, isa, scratch);
             return scratch;
         }
         if let Some(strided) = self.strided() {
@@ -121,7 +121,7 @@ impl<'a> FilterView<'a> {
             let from = (o * self.filters + f) * self.inner + skipped;
             let bytes = &self.data[from * size..(from + run.len()) * size];
             let out = &mut scratch[run.start - range.start..run.end - range.start];
-            isa.run(Decode { dtype: self.dtype, bytes, out });
+            decode(self.dtype, bytes, isa, out);
             at = run.end;
         }
         scratch
@@ -167,7 +167,7 @@ impl<'a> FilterView<'a> {
         for (out, start) in out.chunks_mut(PERMUTED).zip(range.step_by(PERMUTED)) {
             let bytes = &mut bytes[..out.len() * strided.size];
             strided.read(self.data, start..start + out.len(), bytes);
-            isa.run(Decode { dtype: self.dtype, bytes, out });
+            decode(self.dtype, bytes, isa, out);
         }
     }
 
@@ -181,10 +181,7 @@ impl<'a> FilterView<'a> {
         for (row, out) in rows.chunks_exact_mut(width).enumerate() {
             let from = ((tile.first + row) * self.filters + filters.start) * inner;
             let bytes = &self.data[from * size..(from + width) * size];
-            match W::borrow(self.dtype, bytes) {
-                Some(weights) => out.copy_from_slice(weights),
-                None => isa.run(Decode { dtype: self.dtype, bytes, out }),
-            }
+            decode(self.dtype, bytes, isa, out);
         }
         for (i, out) in tile.filters.into_iter().enumerate() {
             let rows = rows.chunks_exact(width);
@@ -277,6 +274,15 @@ impl Element for bf16 {
 }
 
 /// Decodes exactly; `bytes` holds as many elements as `out`.
+fn decode<W: Element>(dtype: Dtype, bytes: &[u8], isa: Isa, out: &mut [W]) {
+    if dtype == W::DTYPE && cfg!(target_endian = "little") {
+        bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
+    } else {
+        isa.run(Decode { dtype, bytes, out });
+    }
+}
+
+/// The same with a set of instructions.
 struct Decode<'a, W> {
     dtype: Dtype,
     bytes: &'a [u8],
