@@ -13,11 +13,11 @@ pub const PICKLE_VALUES: usize = 1 << 22;
 /// Containers inside each other in a pickle, where tensors are looked for.
 pub const PICKLE_DEPTH: usize = 64;
 /// Bytes, over those of its storages, that tensors of a PyTorch checkpoint take together when they are copied
-/// because they do not lie in C order: expanded ones have more values than their storage.
+/// because they do not lie side by side: expanded ones have more values than their storage.
 pub const EXPANDED_BYTES: u64 = 1 << 26;
 /// Entries of a zip file.
 pub const ZIP_ENTRIES: u64 = 1 << 20;
-/// Bytes of the arrays of a `.npz` file that are copied because they are packed or not in C order.
+/// Bytes of the arrays of a `.npz` file that are unpacked into a temporary file.
 pub const NPZ_COPIED_BYTES: u64 = 1 << 34;
 /// Bytes of a tensor name.
 pub const NAME_BYTES: usize = 4096;

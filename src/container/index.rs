@@ -4,6 +4,7 @@
 mod check;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,13 @@ pub struct Section {
     pub length: u64,
     /// Where it begins in the file; a multiple of 64.
     pub offset: u64,
+}
+
+impl Section {
+    /// Its bytes in a file that is mapped whole, and has them.
+    pub(super) fn range(self) -> Range<usize> {
+        self.offset as usize..(self.offset + self.length) as usize
+    }
 }
 
 /// A method and its parameters.

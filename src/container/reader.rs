@@ -117,7 +117,7 @@ impl Container {
         const FAR: u64 = 1 << 20;
         let mut left = 32 << 20;
         let mut copied = move |scales: Section| {
-            let range = scales.offset as usize..(scales.offset + scales.length) as usize;
+            let range = scales.range();
             let file = self.mapped().filter(|_| range.len() <= left)?;
             let bytes = file.read_apart(range).filter(|bytes| crc32fast::hash(bytes) == scales.crc32)?;
             left -= bytes.len();
@@ -161,7 +161,7 @@ impl Container {
     /// # Panics
     /// When it is not one of this file.
     pub fn section(&self, section: Section) -> &[u8] {
-        &self.bytes()[section.offset as usize..(section.offset + section.length) as usize]
+        &self.bytes()[section.range()]
     }
 
     /// Checks the checksums of one tensor's sections.

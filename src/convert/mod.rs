@@ -249,26 +249,16 @@ fn run<'a>(
     }
     let monitor = Monitor { total, done: AtomicU64::new(0), options };
     let mut entries: Vec<TensorEntry> = Vec::with_capacity(looks.len());
-    let (mut tensors, mut end, mut method) = (tensors.zip(looks), 64, None);
+    let mut tensors = tensors.zip(looks).map(|((input, planned), (look, bytes))| (input, planned, look, bytes));
+    let (mut end, mut method) = (64, None);
     loop {
-        let (mut due, mut effort) = (Vec::new(), 0u64);
-        while effort < longest
-            && due.len() < BATCH_TENSORS
-            && let Some(((input, planned), (look, bytes))) = tensors.next()
-        {
-            let look = match look {
-                Some(look) => look,
-                None => {
-                    monitor.check()?;
-                    if let Some(ahead) = ahead {
-                        ahead.reached(input.tensor.stored);
-                    }
-                    Look::new(input, planned, options, shared, isa)?
-                }
-            };
-            effort = effort.saturating_add(look.effort(bytes));
-            due.push((input, planned, look, bytes));
-        }
+        let due = due(&mut tensors, longest, |input, planned| {
+            monitor.check()?;
+            if let Some(ahead) = ahead {
+                ahead.reached(input.tensor.stored);
+            }
+            Look::new(input, planned, options, shared, isa)
+        })?;
         if due.is_empty() {
             break;
         }
@@ -301,6 +291,27 @@ fn run<'a>(
         }
     }
     Ok((entries, writer))
+}
+
+/// A tensor, what is to become of it, what has to be known of it, and bytes to be read.
+type Due<'a, L> = (Input<'a>, &'a Planned, L, u64);
+
+/// The next tensors, until they are enough to do; `look` looks at those that nobody has looked at yet.
+fn due<'a>(
+    tensors: &mut impl Iterator<Item = Due<'a, Option<Look<'a>>>>,
+    longest: u64,
+    look: impl Fn(Input<'a>, &'a Planned) -> Result<Look<'a>>,
+) -> Result<Vec<Due<'a, Look<'a>>>> {
+    let (mut due, mut effort) = (Vec::new(), 0u64);
+    while effort < longest
+        && due.len() < BATCH_TENSORS
+        && let Some((input, planned, seen, bytes)) = tensors.next()
+    {
+        let seen = seen.map_or_else(|| look(input, planned), Ok)?;
+        effort = effort.saturating_add(seen.effort(bytes));
+        due.push((input, planned, seen, bytes));
+    }
+    Ok(due)
 }
 
 /// Finds what is finished of these tensors, of which the first has that number.
