@@ -98,12 +98,15 @@ impl Strided {
     /// through the source in order, as far as that can be.
     fn gather(&self, bytes: &[u8], from: usize, axis: usize, count: usize, out: &mut [u8]) {
         // [length, stride in the source, stride in `out`], both in values.
-        let mut axes = Vec::new();
+        let mut axes: Vec<[usize; 3]> = Vec::new();
         let mut stride = 1;
         for at in (axis..self.shape.len()).rev() {
             let length = if at == axis { count } else { self.shape[at] };
-            if length > 1 {
-                axes.push([length, self.strides[at], stride]);
+            match axes.last_mut() {
+                _ if length == 1 => {}
+                // Two that are nested in the source as in `out` are one.
+                Some([inner, source, _]) if *inner * *source == self.strides[at] => *inner *= length,
+                _ => axes.push([length, self.strides[at], stride]),
             }
             stride *= length;
         }
