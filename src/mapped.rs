@@ -3,6 +3,7 @@
 mod ahead;
 
 use std::fs::{File, Metadata};
+use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,7 +59,10 @@ fn is_cached(part: &[u8]) -> bool {
     #[cfg(target_os = "linux")]
     return cached_pages(part) == (part.as_ptr().addr() % PAGE + part.len()).div_ceil(PAGE);
     #[cfg(not(target_os = "linux"))]
-    true
+    {
+        let _ = part;
+        true
+    }
 }
 
 /// How many pages of a part of a mapping the page cache has; all, where the system does not tell.
@@ -80,6 +84,20 @@ fn advise(file: &File, range: Range<usize>, advice: libc::c_int) {
     let fd = std::os::fd::AsRawFd::as_raw_fd(file);
     // SAFETY: a file that is open; advice changes nothing of what is read.
     let _ = unsafe { libc::posix_fadvise(fd, start as libc::off_t, (end - start) as libc::off_t, advice) };
+}
+
+/// Asks for large pages for memory that nobody has written to yet.
+pub(crate) fn in_large_pages<T>(memory: &mut [MaybeUninit<T>]) {
+    #[cfg(target_os = "linux")]
+    {
+        let range = memory.as_mut_ptr_range();
+        let start = range.start.addr().next_multiple_of(PAGE);
+        let length = range.end.addr().saturating_sub(start) / PAGE * PAGE;
+        // SAFETY: whole pages of memory that is the caller's; what they hold stays as it is.
+        let _ = unsafe { libc::madvise(range.start.with_addr(start).cast(), length, libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }
 
 /// A file, memory-mapped; clones share the mapping. It must not be written to while it is open: a file
@@ -144,14 +162,15 @@ impl MappedFile {
         if is_cached(mapped) { None } else { self.read_without_trace(range) }
     }
 
-    /// Runs `look` on the file's bytes, of which it looks at a few here and there. Where all of the file is on the disk,
-    /// no more is read around each of them than the system does by itself, and if that was little of the file, the page
-    /// cache lets go of it, so that the rest comes in large pieces later.
+    /// Runs `look` on the file's bytes, of which it looks at a few here and there. Where the file is on the disk, as
+    /// a byte of each 2 MiB says, no more is read around each of them than the system does by itself, and if that was little of
+    /// the file, the page cache lets go of it, so that the rest comes in large pieces later.
     pub fn glance<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
         #[cfg(target_os = "linux")]
         if self.chunks(LARGE_PAGE).all(|chunk| !is_cached(&chunk[..1]))
             && let Some(file) = self.open_again()
             && let Ok(map) = map(&file, self.path())
+            && map.len() == self.len()
         {
             let found = look(&map);
             drop(map);
@@ -164,13 +183,13 @@ impl MappedFile {
         look(self)
     }
 
-    /// The same file, if it is by that path still.
+    /// The same file, if it is by that path still, and nobody wrote to it.
     #[cfg(target_os = "linux")]
     fn open_again(&self) -> Option<File> {
         use std::os::unix::fs::MetadataExt;
         let file = open_regular(self.path()).ok()?;
-        let (this, other) = (&self.0.metadata, file.metadata().ok()?);
-        ((this.dev(), this.ino()) == (other.dev(), other.ino())).then_some(file)
+        let what = |of: &Metadata| (of.dev(), of.ino(), of.len(), of.mtime(), of.mtime_nsec());
+        (what(&self.0.metadata) == what(&file.metadata().ok()?)).then_some(file)
     }
 
     #[cfg(target_os = "linux")]

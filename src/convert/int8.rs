@@ -39,13 +39,13 @@ impl<'a> Int8Work<'a> {
 
     /// Whether all the work is done by [`Int8Work::by_windows`].
     pub fn is_scattered(&self) -> bool {
-        filters_held(&self.view, false).is_some()
+        filters_held(&self.view).is_some()
     }
 
     /// All the work, on as many filters at a time as are held in memory; nothing where they are not scattered.
     pub fn by_windows(&self, tensor: TensorView<'_>, places: Places, run: Run<'_>) -> Result<Done> {
         let (mut held, mut done) = (Held::default(), Done::of_planes(1));
-        let Some(window) = filters_held(&self.view, false) else { return Ok(done) };
+        let Some(window) = filters_held(&self.view) else { return Ok(done) };
         for filters in steps(0..self.view.filters(), window) {
             let view = held.read(self.view, filters.clone(), run.isa);
             let part = Int8Work { view, first: filters.start, ..*self };

@@ -131,7 +131,7 @@ fn filters_of(tensor: TensorView<'_>, axis: usize) -> Result<FilterView<'_>> {
 fn is_finite(tensor: TensorView<'_>, isa: Isa, cancel: Option<&AtomicBool>) -> bool {
     let all = [tensor.elements()];
     FilterView::new(TensorView::new(tensor.name, tensor.dtype, &all, tensor.stored), 0).is_some_and(|view| {
-        let long = LongRange { isa, view, start: 0, len: tensor.elements(), window: None, cancel };
+        let long = LongRange { isa, view, start: 0, len: tensor.elements(), cancel };
         Unit::from_long(isa, &long).moments().max.is_finite()
     })
 }

@@ -2,7 +2,6 @@
 //! may be cut, and the work on one piece. Not here: files and threads ([`super`]).
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use half::{bf16, f16};
@@ -11,7 +10,7 @@ use super::bad_weights::{misfit, non_finite};
 use super::pairs::{SelectUnits, Selected};
 use super::tally::Tally;
 use super::unit::LongRange;
-use super::window::{Held, filters_held};
+use super::window::{Held, Ordered, filters_held};
 use super::{PIECE, gcd};
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
@@ -57,11 +56,7 @@ impl<'a> TernaryWork<'a> {
 
     /// Whether all the work is done window by window, see [`TernaryWork::each_window`].
     pub fn is_scattered(&self) -> bool {
-        self.filters_held().is_some()
-    }
-
-    fn filters_held(&self) -> Option<usize> {
-        filters_held(&self.view, self.treatment.granularity == Granularity::Tensor)
+        filters_held(&self.view).is_some()
     }
 
     /// Calls `each` with the work on as many filters at a time as are held in memory, in order, and
@@ -71,7 +66,7 @@ impl<'a> TernaryWork<'a> {
         isa: Isa,
         mut each: impl FnMut(&mut TernaryWork<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Some(window) = self.filters_held() else {
+        let Some(window) = filters_held(&self.view) else {
             return each(self);
         };
         let mut held = Held::default();
@@ -161,8 +156,13 @@ impl<'a> TernaryWork<'a> {
     }
 
     fn fit_long(&self, range: Range<usize>, isa: Isa, cancel: Option<&AtomicBool>) -> Result<Fitted, WeightsProblem> {
-        let window = self.filters_held().map(|filters| (filters, Mutex::default()));
-        let long = LongRange { isa, view: self.view, start: range.start, len: range.len(), window, cancel };
+        // Methods go over a tensor several times.
+        let ordered = match self.treatment.granularity {
+            Granularity::Tensor if !self.view.contiguous() => Ordered::new(self.view, isa, cancel),
+            _ => None,
+        };
+        let view = ordered.as_ref().map_or(self.view, Ordered::view);
+        let long = LongRange { isa, view, start: range.start, len: range.len(), cancel };
         let unit = Unit::from_long(isa, &long);
         self.check_finite(&unit, range.start)?;
         let Treatment { method, planes, scale_dtype, .. } = self.treatment;

@@ -2,12 +2,16 @@
 //! so far apart that every pass over one of them would fetch the lines of all its neighbours.
 //! Not here: what is done with them.
 
+use std::io::Write;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::PIECE;
+use super::{PIECE, steps};
+use crate::MappedFile;
+use crate::mapped::in_large_pages;
 use crate::source::FilterView;
+use crate::source::weights::Element;
 use crate::vector::Isa;
-use crate::vector::block::BLOCK;
 
 /// Two lines of the cache: from so many bytes on, neighbours are not worth waiting for.
 const NEAR: usize = 128;
@@ -16,22 +20,19 @@ const NEAR: usize = 128;
 const HELD: usize = if cfg!(test) { 4 << 20 } else { 64 << 20 };
 
 /// Filters that are held at once, or `None` where reading them one by one costs little: their runs
-/// in the file are long, or the filters of a piece of work lie together. With `whole_tensor` it is read
-/// in blocks that know nothing of filters.
-pub(super) fn filters_held(view: &FilterView<'_>, whole_tensor: bool) -> Option<usize> {
+/// in the file are long, or the filters of a piece of work lie together.
+pub(super) fn filters_held(view: &FilterView<'_>) -> Option<usize> {
     let n = view.filter_len();
-    let neighbours = (if whole_tensor { BLOCK } else { PIECE } / n).clamp(1, view.filters());
+    let neighbours = (PIECE / n).clamp(1, view.filters());
     if view.contiguous() || neighbours == view.filters() || neighbours * view.run_bytes() >= NEAR {
         return None;
     }
     let bytes = n * if view.is_f64() { 8 } else { 4 };
-    // A block of a whole tensor may touch two filters, and two long ones are too much.
-    let possible = bytes <= HELD || !whole_tensor;
     // Cut where pieces are cut. More filters than these would not be read any faster.
     let cut = (PIECE / n).max(1);
     let held = (HELD / bytes).min(NEAR) / cut * cut;
     // A view of decoded weights is one of little-endian bytes.
-    (possible && cfg!(target_endian = "little")).then_some(held.max(cut))
+    cfg!(target_endian = "little").then_some(held.max(cut))
 }
 
 /// Some filters of a tensor, decoded; the memory serves for the next ones.
@@ -40,6 +41,8 @@ pub(super) struct Held {
     filters: Range<usize>,
     /// `f32` or `f64`, as the view says.
     memory: Vec<f64>,
+    /// Bytes of what it holds.
+    length: usize,
 }
 
 impl Held {
@@ -47,19 +50,93 @@ impl Held {
     pub fn read(&mut self, view: FilterView<'_>, filters: Range<usize>, isa: Isa) -> FilterView<'_> {
         let (count, weights) = (filters.len(), filters.len() * view.filter_len());
         let there = std::mem::replace(&mut self.filters, filters.clone()) == filters;
-        self.memory.resize(if view.is_f64() { weights } else { weights.div_ceil(2) }, 0.0);
+        self.length = weights * if view.is_f64() { 8 } else { 4 };
+        let length = if view.is_f64() { weights } else { weights.div_ceil(2) };
+        if self.memory.capacity() < length {
+            self.memory = Vec::with_capacity(length);
+            in_large_pages(self.memory.spare_capacity_mut());
+        }
+        self.memory.resize(length, 0.0);
         if view.is_f64() {
             let weights = &mut self.memory[..];
             if !there {
-                view.read_filters(filters, isa, weights);
+                read_filters(view, filters, isa, weights);
             }
             return FilterView::of_rows(weights, count);
         }
         let weights = &mut bytemuck::cast_slice_mut::<f64, f32>(&mut self.memory)[..weights];
         if !there {
-            view.read_filters(filters, isa, weights);
+            read_filters(view, filters, isa, weights);
         }
         FilterView::of_rows(weights, count)
+    }
+
+    /// What it holds.
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.memory)[..self.length]
+    }
+}
+
+/// Reads filters, so many at a time as fill the lines of the cache.
+fn read_filters<W: Element>(view: FilterView<'_>, filters: Range<usize>, isa: Isa, weights: &mut [W]) {
+    let n = view.filter_len();
+    let step = (PIECE / n).max(NEAR);
+    for (filters, weights) in steps(filters, step).zip(weights.chunks_mut(step * n)) {
+        view.read_filters(filters, isa, weights);
+    }
+}
+
+/// All weights of a tensor whose filters do not each lie in one run, decoded, the filter axis first: for who goes over
+/// them several times.
+#[derive(Debug)]
+pub(super) struct Ordered {
+    weights: Weights,
+    filters: usize,
+    is_f64: bool,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Here(Held),
+    /// Where they are too many for that, in a temporary file.
+    There(MappedFile),
+}
+
+impl Ordered {
+    /// `None` where there is no room for a temporary file, or once `cancel` is set.
+    pub fn new(view: FilterView<'_>, isa: Isa, cancel: Option<&AtomicBool>) -> Option<Self> {
+        // A view of decoded weights is one of little-endian bytes.
+        if cfg!(target_endian = "big") {
+            return None;
+        }
+        let (filters, is_f64, mut held) = (view.filters(), view.is_f64(), Held::default());
+        let at_once = (HELD / if is_f64 { 8 } else { 4 } / view.filter_len()).max(1);
+        if filters <= at_once {
+            held.read(view, 0..filters, isa);
+            return Some(Self { weights: Weights::Here(held), filters, is_f64 });
+        }
+        let mut file = tempfile::tempfile().ok()?;
+        for filters in steps(0..filters, at_once) {
+            if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                return None;
+            }
+            held.read(view, filters, isa);
+            file.write_all(held.bytes()).ok()?;
+        }
+        let file = MappedFile::of_temporary(file, "the weights in order").ok()?;
+        Some(Self { weights: Weights::There(file), filters, is_f64 })
+    }
+
+    /// They, as a tensor of their own along axis 0.
+    pub fn view(&self) -> FilterView<'_> {
+        let bytes = match &self.weights {
+            Weights::Here(held) => held.bytes(),
+            Weights::There(file) => file,
+        };
+        match self.is_f64 {
+            true => FilterView::of_rows::<f64>(bytemuck::cast_slice(bytes), self.filters),
+            false => FilterView::of_rows::<f32>(bytemuck::cast_slice(bytes), self.filters),
+        }
     }
 }
 
@@ -67,7 +144,7 @@ impl Held {
 mod tests {
     use super::*;
     use crate::Error;
-    use crate::container::{Container, Granularity, Tensor, TernaryTensor};
+    use crate::container::{Container, Tensor, TernaryTensor};
     use crate::convert::{Options, measure, pack, ternarize};
     use crate::error::WeightsProblem;
     use crate::select::{Plan, Rules, Settings, Treatment};
@@ -130,7 +207,7 @@ mod tests {
             let case = format!("{shape:?} {dtype} {settings:?}");
             let tensor = TensorView::new("w", dtype, &shape, &bytes);
             let treatment = settings.treatment().unwrap();
-            let held = filters_held(&FilterView::new(tensor, 1).unwrap(), treatment.granularity == Granularity::Tensor);
+            let held = filters_held(&FilterView::new(tensor, 1).unwrap());
             assert!(held.is_some_and(|held| held < filters), "{case}: {held:?} filters at once");
 
             let flipped = transposed(&bytes, shape, size);

@@ -12,6 +12,7 @@ mod pickle;
 mod pytorch;
 mod zip;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +20,11 @@ use crate::error::CheckpointProblem;
 use crate::source::{NpyHeader, PACKED_KEY};
 use crate::{Checkpoint, Error, MappedFile, Result};
 
-/// Bytes by which the formats are told apart.
-const BEGINNING: usize = 512;
+/// What the formats are told apart by, read by itself: their readers have the file read in the pieces that suit them.
+fn beginning(file: &MappedFile) -> Cow<'_, [u8]> {
+    let range = 0..file.len().min(512);
+    file.read_apart(range.clone()).map_or(Cow::Borrowed(&file[range]), Cow::Owned)
+}
 
 /// Opens a checkpoint, whatever it is: by its first bytes, and by its name where a format has no magic number.
 ///
@@ -40,9 +44,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         return plain(Checkpoint::open(path)?);
     }
     let file = MappedFile::open(path)?;
-    // What the reader of its format looks at is read from the disk in the pieces that suit it.
-    let apart = file.read_apart(0..file.len().min(BEGINNING));
-    let begins = apart.as_deref().unwrap_or(&file);
+    let begins = &*beginning(&file);
     if begins.starts_with(&crate::gguf::MAGIC) {
         return gguf::open(path, file);
     }

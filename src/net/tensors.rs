@@ -37,6 +37,12 @@ pub struct Packed<'a> {
     scales: Vec<f32>,
 }
 
+/// A tensor, and [`TensorView::order`].
+struct Found<'a> {
+    tensor: Tensor<'a>,
+    order: Option<&'a [usize]>,
+}
+
 /// Looks for tensors in one file.
 pub(crate) struct Tensors<'a> {
     source: &'a Source,
@@ -79,7 +85,7 @@ impl<'a> Tensors<'a> {
     /// The weights of a layer, of that shape with the outputs first.
     pub fn weights(&self, name: &str, shape: &[usize]) -> Result<Weights<'a>> {
         match self.find(name, shape)? {
-            (Tensor::Ternary(tensor), _) if !self.float => {
+            Found { tensor: Tensor::Ternary(tensor), .. } if !self.float => {
                 if tensor.axis != 0 {
                     return Err(self.error(name)(NetworkProblem::FilterAxis { found: tensor.axis }));
                 }
@@ -116,7 +122,7 @@ impl<'a> Tensors<'a> {
     #[cfg(feature = "train")]
     pub fn count(&self, name: &str) -> Result<Option<i64>> {
         match self.find(name, &[]) {
-            Ok((Tensor::Dense(DenseTensor { dtype: Dtype::I64, data, .. }), _)) => {
+            Ok(Found { tensor: Tensor::Dense(DenseTensor { dtype: Dtype::I64, data, .. }), .. }) => {
                 Ok(data.first_chunk().map(|bytes| i64::from_le_bytes(*bytes)))
             }
             Ok(_)
@@ -127,8 +133,8 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// The tensor of that name and shape, its checksums checked, and [`TensorView::order`].
-    fn find(&self, name: &str, shape: &[usize]) -> Result<(Tensor<'a>, Option<&'a [usize]>)> {
+    /// The tensor of that name and shape, its checksums checked.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<Found<'a>> {
         let mut order = None;
         let tensor = match self.source {
             Source::Container(container) => {
@@ -153,13 +159,13 @@ impl<'a> Tensors<'a> {
             Some(Tensor::Ternary(tensor)) => &tensor.shape,
         };
         match tensor {
-            Some(tensor) if found == shape => Ok((tensor, order)),
+            Some(tensor) if found == shape => Ok(Found { tensor, order }),
             _ => Err(self.error(name)(NetworkProblem::Shape { expected, found: found.clone() })),
         }
     }
 
     /// All its values in C order; F64 is rounded to `f32`.
-    fn decode(&self, name: &str, (tensor, order): &(Tensor<'_>, Option<&[usize]>)) -> Result<Vec<f32>> {
+    fn decode(&self, name: &str, Found { tensor, order }: &Found<'_>) -> Result<Vec<f32>> {
         match tensor {
             Tensor::Int8(tensor) => self.dequantize(name, tensor),
             Tensor::Ternary(tensor) => self.dequantize(name, tensor),

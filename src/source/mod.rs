@@ -73,7 +73,7 @@ pub struct TensorView<'a> {
     /// Its bytes as they are stored: little-endian, not aligned to anything. In C order where `order` is `None`;
     /// [`TensorView::read`] puts them in that order where it is not.
     pub stored: &'a [u8],
-    /// The axes of `shape` as they are nested in `stored`, the outermost first (`[1, 0]` for a transposed matrix).
+    /// The axes of `shape`, each once, as they are nested in `stored`, the outermost first (`[1, 0]` for a transposed matrix).
     pub order: Option<&'a [usize]>,
 }
 
@@ -131,7 +131,7 @@ impl<'a> TensorView<'a> {
 
 impl Checkpoint {
     /// Opens a `.safetensors` file, a directory that holds one or several, or a
-    /// `model.safetensors.index.json`. Reads and checks every header, no weights.
+    /// `model.safetensors.index.json`. Reads and checks every header, no weights. All its tensors are in C order.
     ///
     /// # Errors
     /// A file that cannot be read, or that is not what it claims to be.

@@ -82,7 +82,7 @@ impl Strided {
         // The rest of a row, whole rows, the beginning of one.
         let (whole, end) = (range.start.next_multiple_of(row), range.end / row * row);
         let (head, out) = out.split_at_mut((whole - range.start) * self.size);
-        let (rows, tail) = out.split_at_mut((end.max(whole) - whole) * self.size);
+        let (rows, tail) = out.split_at_mut((end - whole) * self.size);
         if !head.is_empty() {
             self.part(bytes, from + first * stride, axis + 1, inside(range.start)..row, head);
         }

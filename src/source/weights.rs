@@ -24,7 +24,7 @@ pub struct FilterView<'a> {
     outer: usize,
     filters: usize,
     inner: usize,
-    /// The tensor and the axis, where the file has the weights of a filter in another order.
+    /// The tensor and the axis, where it is not in C order and the file does not have each filter in its order and in one run.
     permuted: Option<(TensorView<'a>, usize)>,
 }
 
@@ -41,7 +41,7 @@ impl<'a> FilterView<'a> {
         // A single filter lies in one run, whatever stands before its axis.
         let (outer, inner) = if filters == 1 { (1, outer * inner) } else { (outer, inner) };
         let in_order = order.iter().filter(|&&other| other != axis && tensor.shape[other] != 1).is_sorted();
-        let permuted = (!in_order).then_some((tensor, axis));
+        let permuted = (!in_order || tensor.order.is_some() && outer > 1).then_some((tensor, axis));
         Some(Self { dtype: tensor.dtype, data: tensor.stored, outer, filters, inner, permuted })
     }
 
@@ -141,7 +141,8 @@ impl<'a> FilterView<'a> {
     pub(crate) fn read_filters<W: Element>(&self, filters: Range<usize>, isa: Isa, weights: &mut [W]) {
         if let Some(strided) = self.strided() {
             let n = self.filter_len();
-            let step = (PERMUTED / n).max(1) * n;
+            // Of neighbours in the file a line of the cache and more, if they are not too long.
+            let step = (PERMUTED / n).max(LINE.min(4 * PERMUTED / n)).max(1) * n;
             return weights.par_chunks_mut(step).enumerate().for_each(|(i, part)| {
                 let start = filters.start * n + i * step;
                 self.permute(&strided, start..start + part.len(), isa, part);
@@ -161,14 +162,14 @@ impl<'a> FilterView<'a> {
         Some(strided)
     }
 
-    /// Puts weights `range` in order, and decodes them.
+    /// Puts weights `range` in order, and decodes them; a piece of work at the most.
     fn permute<W: Element>(&self, strided: &Strided, range: Range<usize>, isa: Isa, out: &mut [W]) {
-        let mut bytes = vec![0; range.len().min(PERMUTED) * strided.size];
-        for (out, start) in out.chunks_mut(PERMUTED).zip(range.step_by(PERMUTED)) {
-            let bytes = &mut bytes[..out.len() * strided.size];
-            strided.read(self.data, start..start + out.len(), bytes);
-            decode(self.dtype, bytes, isa, out);
+        if let Some(out) = W::bytes_mut(self.dtype, out) {
+            return strided.read(self.data, range, out);
         }
+        let mut bytes = vec![0; range.len() * strided.size];
+        strided.read(self.data, range, &mut bytes);
+        decode(self.dtype, &bytes, isa, out);
     }
 
     /// Decodes what lies together in the file, row by row, and then hands it out to the filters:
@@ -195,8 +196,11 @@ impl<'a> FilterView<'a> {
     }
 }
 
-/// Weights that are put in order at a time.
+/// Weights that are put in order at a time, about.
 const PERMUTED: usize = 1 << 18;
+
+/// Weights of which neighbours fill lines of the cache, whatever their type.
+const LINE: usize = 32;
 
 /// Where runs are shorter than so many bytes, a few lines of the cache, filters are read together.
 const SHORT: usize = 256;
@@ -231,6 +235,13 @@ pub(crate) trait Element: Weight {
     fn borrow(dtype: Dtype, bytes: &[u8]) -> Option<&[Self]> {
         let same = dtype == Self::DTYPE && cfg!(target_endian = "little");
         if same { bytemuck::try_cast_slice(bytes).ok() } else { None }
+    }
+
+    /// The bytes of weights, where the file has the same ones.
+    #[inline]
+    fn bytes_mut(dtype: Dtype, weights: &mut [Self]) -> Option<&mut [u8]> {
+        let same = dtype == Self::DTYPE && cfg!(target_endian = "little");
+        same.then(|| bytemuck::cast_slice_mut(weights))
     }
 
     /// From `f64`, exactly: the types that reach it are narrower than this one, or this one.
@@ -275,10 +286,9 @@ impl Element for bf16 {
 
 /// Decodes exactly; `bytes` holds as many elements as `out`.
 fn decode<W: Element>(dtype: Dtype, bytes: &[u8], isa: Isa, out: &mut [W]) {
-    if dtype == W::DTYPE && cfg!(target_endian = "little") {
-        bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
-    } else {
-        isa.run(Decode { dtype, bytes, out });
+    match W::bytes_mut(dtype, out) {
+        Some(out) => out.copy_from_slice(bytes),
+        None => isa.run(Decode { dtype, bytes, out }),
     }
 }
 

@@ -47,9 +47,6 @@ impl<'a> Weights<'a> {
 pub(crate) trait LongWeights: std::fmt::Debug + Sync {
     /// How many weights.
     fn len(&self) -> usize;
-    /// Calls `visit` with the weights, or with parts of them one after another where they are brought
-    /// into memory for it; every part but the last one consists of whole blocks.
-    fn parts(&self, visit: &mut dyn FnMut(&dyn LongWeights));
     /// Calls `visit` with weights `BLOCK·i ..` up to the next block or the end; or not at all, once
     /// the run is cancelled and no sum counts any more.
     fn block(&self, i: usize, visit: &mut dyn FnMut(Slice<'_>));
@@ -159,14 +156,12 @@ impl<'a> Unit<'a> {
             Data::F32(weights) => by_blocks(weights, |block| of(Slice::F32(block)), then),
             Data::F64(weights) => by_blocks(weights, |block| of(Slice::F64(block)), then),
             Data::Long(weights) => {
-                let mut blocks: Vec<T> = Vec::new();
-                weights.parts(&mut |part| {
-                    blocks.par_extend((0..part.len().div_ceil(BLOCK)).into_par_iter().map(|i| {
-                        let mut result = T::default();
-                        part.block(i, &mut |slice| result = of(slice));
-                        result
-                    }));
-                });
+                let block = |i| {
+                    let mut result = T::default();
+                    weights.block(i, &mut |slice| result = of(slice));
+                    result
+                };
+                let blocks: Vec<T> = (0..weights.len().div_ceil(BLOCK)).into_par_iter().map(block).collect();
                 let mut blocks = blocks.into_iter();
                 let first = blocks.next().unwrap_or_default();
                 blocks.fold(first, then)

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::super::{foreign, zip};
+use super::super::{beginning, foreign, zip};
 use super::{FORMAT, add};
 use crate::error::CheckpointProblem as Problem;
 use crate::source::{CheckpointBuilder, ShardIndex, missing_shard};
@@ -63,10 +63,10 @@ fn shards(path: &Path, files: &[PathBuf], weight_map: Option<&BTreeMap<String, S
     for file in files {
         let shard = name(file);
         let mapped = MappedFile::open(file)?;
-        if let Some(message) = super::refusal(&mapped) {
+        if let Some(message) = super::refusal(&beginning(&mapped)) {
             return Err(foreign(file, FORMAT, message));
         }
-        let entries = zip::entries(&mapped).map_err(|message| foreign(file, FORMAT, message))?;
+        let entries = mapped.glance(zip::entries).map_err(|message| foreign(file, FORMAT, message))?;
         if !super::is(&entries) {
             return Err(foreign(file, FORMAT, "it has no data.pkl, expected a file of torch.save".to_owned()));
         }

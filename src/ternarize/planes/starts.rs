@@ -94,10 +94,6 @@ impl LongWeights for LeftOver<'_> {
         self.weights.len()
     }
 
-    fn parts(&self, visit: &mut dyn FnMut(&dyn LongWeights)) {
-        self.weights.parts(&mut |weights| visit(&LeftOver { weights, fits: self.fits }));
-    }
-
     fn block(&self, i: usize, visit: &mut dyn FnMut(Slice<'_>)) {
         self.weights.block(i, &mut |slice| {
             let left = on_slice!(slice, w => left_over(self.fits, w));
