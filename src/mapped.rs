@@ -254,14 +254,16 @@ mod tests {
     fn forgotten(bytes: &[u8]) -> (tempfile::NamedTempFile, MappedFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        file.as_file().sync_all().unwrap();
-        #[cfg(target_os = "linux")]
-        // SAFETY: a file that is open; nothing of it is lost, as it was synced.
-        unsafe {
-            libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(file.as_file()), 0, 0, libc::POSIX_FADV_DONTNEED);
-        }
+        forget(file.as_file());
         let mapped = MappedFile::open(file.path()).unwrap();
         (file, mapped)
+    }
+
+    /// Has the page cache let go of a file, where the system does that.
+    fn forget(file: &File) {
+        file.sync_all().unwrap();
+        #[cfg(target_os = "linux")]
+        advise(file, 0..0, libc::POSIX_FADV_DONTNEED);
     }
 
     /// A part of what the disk has is read and nothing else; what is in memory, or is another file by now, is not.
@@ -303,6 +305,18 @@ mod tests {
         assert!(mapped[..] == bytes);
         assert_eq!(mapped.glance(look), look(&bytes));
         assert_eq!(cached_pages(&mapped) * PAGE, bytes.len());
+    }
+
+    /// What was added to a file since it was opened is nothing that may be looked at.
+    #[test]
+    fn a_file_that_grew_is_looked_at_as_it_was() {
+        let (mut file, mapped) = forgotten(&[1; 10_000]);
+        std::io::Seek::seek(file.as_file_mut(), std::io::SeekFrom::End(0)).unwrap();
+        std::io::Write::write_all(file.as_file_mut(), &[2; 10_000]).unwrap();
+        forget(file.as_file());
+        assert_eq!(mapped.glance(<[u8]>::len), 10_000);
+        forget(file.as_file());
+        assert_eq!(mapped.read_apart(0..10), None);
     }
 
     #[test]
