@@ -38,7 +38,6 @@ pub(super) fn filters_held(view: &FilterView<'_>) -> Option<usize> {
 /// Some filters of a tensor, decoded; the memory serves for the next ones.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    filters: Range<usize>,
     /// `f32` or `f64`, as the view says.
     memory: Vec<f64>,
     /// Bytes of what it holds.
@@ -46,10 +45,9 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// These filters of `view`, which is the same one on every call, as a tensor of their own along axis 0.
+    /// These filters of `view` as a tensor of their own along axis 0.
     pub fn read(&mut self, view: FilterView<'_>, filters: Range<usize>, isa: Isa) -> FilterView<'_> {
         let (count, weights) = (filters.len(), filters.len() * view.filter_len());
-        let there = std::mem::replace(&mut self.filters, filters.clone()) == filters;
         self.length = weights * if view.is_f64() { 8 } else { 4 };
         let length = if view.is_f64() { weights } else { weights.div_ceil(2) };
         if self.memory.capacity() < length {
@@ -57,18 +55,13 @@ impl Held {
             in_large_pages(self.memory.spare_capacity_mut());
         }
         self.memory.resize(length, 0.0);
-        if view.is_f64() {
-            let weights = &mut self.memory[..];
-            if !there {
-                read_filters(view, filters, isa, weights);
+        match view.is_f64() {
+            true => read_filters(view, filters, isa, &mut self.memory),
+            false => {
+                read_filters::<f32>(view, filters, isa, &mut bytemuck::cast_slice_mut(&mut self.memory)[..weights])
             }
-            return FilterView::of_rows(weights, count);
         }
-        let weights = &mut bytemuck::cast_slice_mut::<f64, f32>(&mut self.memory)[..weights];
-        if !there {
-            read_filters(view, filters, isa, weights);
-        }
-        FilterView::of_rows(weights, count)
+        rows(self.bytes(), count, view.is_f64())
     }
 
     /// What it holds.
@@ -83,6 +76,14 @@ fn read_filters<W: Element>(view: FilterView<'_>, filters: Range<usize>, isa: Is
     let step = (PIECE / n).max(NEAR);
     for (filters, weights) in steps(filters, step).zip(weights.chunks_mut(step * n)) {
         view.read_filters(filters, isa, weights);
+    }
+}
+
+/// Weights in memory as so many filters.
+fn rows(bytes: &[u8], filters: usize, is_f64: bool) -> FilterView<'_> {
+    match is_f64 {
+        true => FilterView::of_rows::<f64>(bytemuck::cast_slice(bytes), filters),
+        false => FilterView::of_rows::<f32>(bytemuck::cast_slice(bytes), filters),
     }
 }
 
@@ -133,10 +134,7 @@ impl Ordered {
             Weights::Here(held) => held.bytes(),
             Weights::There(file) => file,
         };
-        match self.is_f64 {
-            true => FilterView::of_rows::<f64>(bytemuck::cast_slice(bytes), self.filters),
-            false => FilterView::of_rows::<f32>(bytemuck::cast_slice(bytes), self.filters),
-        }
+        rows(bytes, self.filters, self.is_f64)
     }
 }
 
