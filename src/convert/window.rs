@@ -111,13 +111,15 @@ impl Ordered {
             return None;
         }
         let (filters, is_f64, mut held) = (view.filters(), view.is_f64(), Held::default());
-        let at_once = (HELD / if is_f64 { 8 } else { 4 } / view.filter_len()).max(1);
-        if filters <= at_once {
+        let filter_bytes = view.filter_len() * if is_f64 { 8 } else { 4 };
+        // Every thread has some memory of its own beside this.
+        let room = (HELD + (4 << 20)).saturating_sub(rayon::current_num_threads() * (3 << 19));
+        if filters * filter_bytes <= room {
             held.read(view, 0..filters, isa);
             return Some(Self { weights: Weights::Here(held), filters, is_f64 });
         }
         let mut file = tempfile::tempfile().ok()?;
-        for filters in steps(0..filters, at_once) {
+        for filters in steps(0..filters, (room / 2 / filter_bytes).max(1)) {
             if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                 return None;
             }
