@@ -38,8 +38,8 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut bytes = 0;
     for tensor in checkpoint.tensors() {
-        bytes += tensor.data.len();
-        assert_eq!(tensor.data.len() * 8, tensor.elements() * tensor.dtype.bitsize(), "{}", tensor.name);
+        bytes += tensor.stored.len();
+        assert_eq!(tensor.stored.len() * 8, tensor.elements() * tensor.dtype.bitsize(), "{}", tensor.name);
         assert!(checkpoint.by_name(tensor.name).is_some());
     }
     assert!(index || bytes <= data.len());
