@@ -394,7 +394,7 @@ fn compare(container: &Container, entry: &TensorEntry, source: Input<'_>) -> Opt
         Tensor::Dense(_) if is_repaired(entry) => None,
         Tensor::Dense(dense) => {
             let mut scratch = Vec::new();
-            let mut parts = dense.data.chunks(STEP).zip((0..).step_by(STEP));
+            let mut parts = dense.data.chunks(PIECE).zip((0..).step_by(PIECE));
             let at = parts.find_map(|(ours, start)| {
                 let theirs = source.read(start..start + ours.len(), &mut scratch);
                 ours.iter().zip(theirs).position(|(a, b)| a != b).map(|at| start + at)

@@ -27,12 +27,16 @@ pub(super) fn filters_held(view: &FilterView<'_>) -> Option<usize> {
     if view.contiguous() || neighbours == view.filters() || neighbours * view.run_bytes() >= NEAR {
         return None;
     }
-    let bytes = n * if view.is_f64() { 8 } else { 4 };
     // Cut where pieces are cut. More filters than these would not be read any faster.
     let cut = (PIECE / n).max(1);
-    let held = (HELD / bytes).min(NEAR) / cut * cut;
+    let held = (HELD / filter_bytes(view)).min(NEAR) / cut * cut;
     // A view of decoded weights is one of little-endian bytes.
     cfg!(target_endian = "little").then_some(held.max(cut))
+}
+
+/// Bytes of a filter, decoded.
+fn filter_bytes(view: &FilterView<'_>) -> usize {
+    view.filter_len() * if view.is_f64() { 8 } else { 4 }
 }
 
 /// Some filters of a tensor, decoded; the memory serves for the next ones.
@@ -48,8 +52,8 @@ impl Held {
     /// These filters of `view` as a tensor of their own along axis 0.
     pub fn read(&mut self, view: FilterView<'_>, filters: Range<usize>, isa: Isa) -> FilterView<'_> {
         let (count, weights) = (filters.len(), filters.len() * view.filter_len());
-        self.length = weights * if view.is_f64() { 8 } else { 4 };
-        let length = if view.is_f64() { weights } else { weights.div_ceil(2) };
+        self.length = count * filter_bytes(&view);
+        let length = self.length.div_ceil(size_of::<f64>());
         if self.memory.capacity() < length {
             self.memory = Vec::with_capacity(length);
             in_large_pages(self.memory.spare_capacity_mut());
@@ -111,7 +115,7 @@ impl Ordered {
             return None;
         }
         let (filters, is_f64, mut held) = (view.filters(), view.is_f64(), Held::default());
-        let filter_bytes = view.filter_len() * if is_f64 { 8 } else { 4 };
+        let filter_bytes = filter_bytes(&view);
         // Every thread has some memory of its own beside this.
         let room = (HELD + (4 << 20)).saturating_sub(rayon::current_num_threads() * (3 << 19));
         if filters * filter_bytes <= room {

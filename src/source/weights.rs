@@ -153,7 +153,7 @@ impl<'a> FilterView<'a> {
             .for_each(|tile| self.gather(filters.clone(), isa, tile));
     }
 
-    /// Where all the weights lie, the filter axis first, if those of a filter are not in their order.
+    /// Where all the weights lie, the filter axis first, if the tensor is permuted.
     fn strided(&self) -> Option<Strided> {
         let (tensor, axis) = self.permuted?;
         let mut strided = tensor.strided()?;
