@@ -374,9 +374,9 @@ pub(super) fn decode_bf16(halves: &[[u8; 2]], out: &mut [f32]) {
 
 /// How many 2-bit codes of these bytes (64 at a time) have their low bit set, how many their high
 /// bit, and whether any has both. Low and high bits are counted together, and then the high ones of two registers at once.
-/// As many bytes behind them are prefetched: what is done with these next leaves the memory idle.
+/// `ahead`: as many bytes behind them are prefetched; what is done with these next leaves the memory idle.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt,avx512vpopcntdq")]
-pub(super) fn census(chunks: &[[u8; 64]]) -> (u64, u64, bool) {
+pub(super) fn census(chunks: &[[u8; 64]], ahead: bool) -> (u64, u64, bool) {
     let highs_of = _mm512_set1_epi8(0xaa_u8 as i8);
     let zero = _mm512_setzero_si512();
     let (mut all, mut highs, mut both) = ([zero; 2], zero, zero);
@@ -395,8 +395,7 @@ pub(super) fn census(chunks: &[[u8; 64]]) -> (u64, u64, bool) {
     let load = |chunk: &[u8; 64]| unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
     let (pairs, rest) = chunks.as_chunks::<2>();
     for pair in pairs {
-        // Some KiB, for which there is room in the nearest cache.
-        for chunk in pair {
+        for chunk in pair.iter().filter(|_| ahead) {
             _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(size_of_val(chunks)).cast());
         }
         step(pair.each_ref().map(load));
