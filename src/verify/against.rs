@@ -18,7 +18,7 @@ use crate::{Isa, Result};
 /// ternary in the checkpoint every code and scale is compared.
 ///
 /// # Errors
-/// [`Error::Cancelled`], or codes that cannot be decoded. Differences are in the result.
+/// [`Error::Cancelled`](crate::Error::Cancelled), or codes that cannot be decoded. Differences are in the result.
 pub fn verify_against(
     container: &Container,
     checkpoint: &Checkpoint,
