@@ -395,8 +395,10 @@ pub(super) fn census(chunks: &[[u8; 64]], ahead: bool) -> (u64, u64, bool) {
     let load = |chunk: &[u8; 64]| unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
     let (pairs, rest) = chunks.as_chunks::<2>();
     for pair in pairs {
-        for chunk in pair.iter().filter(|_| ahead) {
-            _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(size_of_val(chunks)).cast());
+        if ahead {
+            for chunk in pair {
+                _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(size_of_val(chunks)).cast());
+            }
         }
         step(pair.each_ref().map(load));
     }
