@@ -103,11 +103,6 @@ fn prefetch(from: *const u8, bytes: usize) {
     (0..bytes).step_by(64).for_each(|at| _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()));
 }
 
-/// As `f32`.
-fn singles<L: Load>(weights: &[L]) -> Vec<f32> {
-    weights.iter().map(|w| w.to_f64() as f32).collect()
-}
-
 /// With zeros behind them.
 fn filled_up<L: Load, const N: usize>(weights: &[L]) -> [L; N] {
     let mut all = [L::default(); N];
@@ -210,18 +205,17 @@ pub(super) unsafe fn select_packed<L: Load>(
             let last = pack(L::sides(&mut outside, &filled_up(rest)));
             packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
         }
-        match L::total(outside) {
-            Some(sum) => Above { count, positive, sum },
-            None => select_packed_singles(&singles(weights), delta, ahead, places, packed),
-        }
+        let sum = L::total(outside);
+        Above { count, positive, sum: sum.unwrap_or_else(|| sum_above(weights, delta)) }
     }
 }
 
+/// Where [`Load::total`] gives none.
 #[cold]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
-fn select_packed_singles(weights: &[f32], delta: f32, ahead: usize, places: [u64; 2], packed: &mut [u8]) -> Above {
-    // SAFETY: this function is compiled for the features.
-    unsafe { select_packed(weights, delta, ahead, places, packed) }
+fn sum_above<L: Load>(weights: &[L], delta: f32) -> f64 {
+    let singles: Vec<f32> = weights.iter().map(|w| w.to_f64() as f32).collect();
+    above(&singles, delta).sum
 }
 
 /// The same with codes of five to a byte: `sums[bits]` is what five weights that are positive where a bit is set add to
@@ -282,10 +276,8 @@ pub(super) fn select_by_fives<L: Load>(
         unsafe { _mm512_mask_storeu_epi8(packed.as_mut_ptr().cast(), wanted, codes) };
     }
     // SAFETY: as above.
-    match unsafe { L::total(outside) } {
-        Some(sum) => Above { count, positive, sum },
-        None => select_by_fives(&singles(weights), delta, ahead, sums, zeros, packed),
-    }
+    let sum = unsafe { L::total(outside) };
+    Above { count, positive, sum: sum.unwrap_or_else(|| sum_above(weights, delta)) }
 }
 
 /// How many codes are 1, and how many 2.
