@@ -38,6 +38,23 @@ fn main() {
         ),
         case("f16, 8 GiB, axis 1", "F16", 2, [16384, 16384], 16, &["--axis", "1"]),
         case("f32, 1 GiB, axis 1, filters of 4 M", "F32", 4, [1 << 22, 64], 1, &["--axis", "1"]),
+        // In order in memory, and in a temporary file.
+        case(
+            "f32, 64 MiB, axis 1, one scale per tensor",
+            "F32",
+            4,
+            [1 << 18, 64],
+            1,
+            &["--axis", "1", "-g", "tensor", "-m", "optimal"],
+        ),
+        case(
+            "f32, 1 GiB, axis 1, one scale per tensor",
+            "F32",
+            4,
+            [1 << 22, 64],
+            1,
+            &["--axis", "1", "-g", "tensor", "-m", "optimal"],
+        ),
         case(
             "bf16, 8 GiB, one scale per tensor, optimal",
             "BF16",

@@ -1,5 +1,5 @@
 //! Σ|w|, Σw² and max|w|: in `f64` like everywhere, and for `f16` in whole numbers, where that is the same and faster.
-//! Not here: how weights come into registers ([`super::load`]).
+//! Not here: how weights come into registers ([`mod@super::load`]).
 
 use std::arch::x86_64::*;
 
