@@ -83,8 +83,7 @@ impl AtomicFile {
         let partial = beside(path, PARTIAL_SUFFIX)?;
         refuse_existing(path, overwrite)?;
         let open = || {
-            let file = File::options().read(true).write(true).create(true).truncate(false).open(&partial)?;
-            let mut temporary = NamedTempFile::from_parts(file, TempPath::try_from_path(&partial)?);
+            let mut temporary = NamedTempFile::from_parts(open_kept(&partial)?, TempPath::try_from_path(&partial)?);
             temporary.disable_cleanup(true);
             Ok(temporary)
         };
@@ -168,23 +167,34 @@ impl AtomicFile {
     /// A disk that is full, or a name that was taken meanwhile.
     pub fn publish(self) -> Result<()> {
         self.sync()?;
-        let Self { behind, mut temporary, path, overwrite, .. } = self;
+        let Self { behind, temporary, path, overwrite, .. } = self;
         drop(behind);
-        temporary.disable_cleanup(false);
-        if overwrite {
-            temporary.persist(&path).map_err(|e| Error::io(&path, "rename the finished file to")(e.error))?;
-        } else {
-            temporary.persist_noclobber(&path).map_err(|e| match e.error.kind() {
-                io::ErrorKind::AlreadyExists => Error::OutputExists { path: path.clone() },
-                _ => Error::io(&path, "rename the finished file to")(e.error),
-            })?;
-        }
+        // What is kept stays where this fails.
+        let published = if overwrite { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
+        published.map_err(|e| match e.error.kind() {
+            io::ErrorKind::AlreadyExists if !overwrite => Error::OutputExists { path: path.clone() },
+            _ => Error::io(&path, "give the finished file its name")(e.error),
+        })?;
         // The name itself: a directory that cannot be synced (some network file systems) is no reason to fail.
         if let Ok(directory) = File::open(directory(&path)) {
             let _ = directory.sync_all();
         }
         Ok(())
     }
+}
+
+/// Opens what an earlier run may have left under a name that anybody can foresee: a file of its own, or none yet.
+pub(crate) fn open_kept(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let foreign = || io::Error::other("it is not a regular file, so no run of ours has left it; remove it");
+    if std::fs::symlink_metadata(path).is_ok_and(|kind| !kind.is_file()) {
+        return Err(foreign());
+    }
+    let file = options.open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(foreign()) }
 }
 
 /// Writes a small file that appears whole or not at all.

@@ -241,6 +241,8 @@ fn requests_that_make_no_sense_exit_with_2() {
         (&["--set", "*", "method"], "key=value"),
         (&["--set", "*", "axis=0,axis=1"], "twice"),
         (&["--set", "*", "axis=-1"], "axis"),
+        (&["--set", "*", "keep=dense,axis=1"], "`axis` is of no use with keep=dense"),
+        (&["--set", "*", "keep=int8,planes=2"], "`planes` is of no use with keep=int8"),
         (&["--include", "a[b"], "pattern `a[b`"),
         (&["-x", "{a"], "pattern `{a`"),
         (&["-j", "0"], "0"),
@@ -258,6 +260,53 @@ fn requests_that_make_no_sense_exit_with_2() {
     expect(2, &[&world.model]);
     expect(2, &["-o", &world.twn]);
     expect(4, &[world.model.as_str(), "-n", "--rules", &world.path("missing.toml")]);
+}
+
+/// `--force` is for outputs of before, not for what is read.
+#[test]
+fn inputs_are_not_replaced() {
+    let world = World::new();
+    let (rules, net, index) =
+        (world.path("rules.toml"), world.path("net.toml"), world.path("m.safetensors.index.json"));
+    std::fs::write(&rules, "method = \"twn\"\n").unwrap();
+    std::fs::write(&net, "name = \"net\"\n").unwrap();
+    let map = Value::Object(world.plan(&[]).into_iter().map(|(name, ..)| (name, "model.safetensors".into())).collect());
+    std::fs::write(&index, format!("{{\"weight_map\": {map}}}")).unwrap();
+    let directory = world.directory.path().to_str().unwrap();
+    let statistics = Made::new("fc.weight.xtx", Dtype::F32, &[64, 64], &[1.0; 64 * 64]);
+    let other = tempfile::tempdir().unwrap();
+    let statistics = common::checkpoint(other.path(), "stats.safetensors", &[statistics]);
+    let statistics = statistics.to_str().unwrap();
+    let before = [&rules, &net, &index, &world.model, statistics].map(|path| std::fs::read(path).unwrap());
+    for arguments in [
+        &[&world.model, "-o", &world.model][..],
+        &[&world.model, "--rules", &rules, "-o", &rules],
+        &[&world.model, "--net", &net, "--adjust-bn", "-o", &net],
+        &[&world.model, "--calibration", statistics, "-o", statistics],
+        &[&index, "-o", &index],
+        &[directory, "-o", &index],
+        &[directory, "-o", &world.model],
+        &["calibrate", &world.model, "--net", &net, "--data", directory, "-o", &net],
+        &["fold", &world.model, "--net", &net, "-o", &world.twn, "--write-net", &net],
+    ] {
+        let (_, stderr) = expect(2, &[arguments, &["--force"]].concat());
+        assert!(stderr.contains("input; give another output"), "{arguments:?}: {stderr}");
+    }
+    assert_eq!([&rules, &net, &index, &world.model, statistics].map(|path| std::fs::read(path).unwrap()), before);
+    let (_, stderr) = expect(2, &[&world.model, "-o", "-"]);
+    assert!(stderr.contains("give ./-"), "{stderr}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_standard_output_is_told_from_a_full_disk() {
+    let world = World::new();
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let output = Command::new(BINARY).args([&world.model, "-o", &world.twn]).stdout(full()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr.contains("model.twn is written: cannot write to standard output: "), "{stderr}");
+    expect(0, &["verify", &world.twn]);
 }
 
 #[test]
@@ -285,6 +334,7 @@ fn what_is_wrong_with_rules_is_said_with_its_line() {
         ("method = \"twn\"", "planes = 9", 2, "9 planes; expected 1 to 4"),
         ("method = \"twn\"", "factor = 5000.0", 2, "factor is 5000"),
         ("\"conv*\"", "\"c*\"\n\nplanes = 0", 10, "0 planes; expected 1 to 4"),
+        ("\"conv*\"", "\"c*\"\nkeep = \"dense\"\nmethod = \"bwn\"", 7, "`method` is of no use with keep=dense"),
     ] {
         assert!(good.contains(from), "{from}");
         std::fs::write(&rules, good.replacen(from, to, 1)).unwrap();

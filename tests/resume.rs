@@ -117,6 +117,61 @@ fn a_run_goes_on_from_any_point() {
     }
 }
 
+/// The last step fails: what was done is there for the next run.
+#[test]
+fn a_name_that_is_taken_meanwhile_loses_nothing() {
+    let world = World::new(5, 60);
+    let (whole, output) = (world.path("whole.twn"), world.path("o.twn"));
+    run(&world, &whole, 2, 0.01, u64::MAX).0.unwrap();
+    let checkpoint = Checkpoint::open(&world.input).unwrap();
+    let plan = Plan::new(&checkpoint, &rules(2)).unwrap();
+    let calibration = Calibration::open(&world.statistics).unwrap().with_damping(0.01).unwrap();
+    for is_directory in [false, true] {
+        let take = |_: convert::Progress<'_>| match is_directory {
+            true => drop(std::fs::create_dir(&output)),
+            false => std::fs::write(&output, "mine").unwrap(),
+        };
+        let options = Options { resume: true, calibration: Some(&calibration), ..Options::default() };
+        let options = Options { progress: Some(&take), overwrite: is_directory, ..options };
+        let error = convert::pack(&checkpoint, &plan, &output, &options).unwrap_err();
+        assert!(is_directory || matches!(error, Error::OutputExists { .. }), "{error}");
+        assert_eq!(world.left("o.twn"), [".o.twn.twn-journal", ".o.twn.twn-partial"]);
+        let removed = if is_directory { std::fs::remove_dir(&output) } else { std::fs::remove_file(&output) };
+        removed.unwrap();
+    }
+    // The run's own line, and one for each tensor.
+    let journal = std::fs::read_to_string(world.path(".o.twn.twn-journal")).unwrap();
+    assert_eq!(journal.lines().count(), 1 + checkpoint.len());
+    run(&world, &output, 2, 0.01, u64::MAX).0.unwrap();
+    assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
+    assert!(world.left("o.twn").is_empty());
+}
+
+/// Names that anybody can foresee, in a directory that others may write to.
+#[test]
+#[cfg(unix)]
+fn what_others_left_under_these_names_is_not_touched() {
+    let world = World::new(2, 60);
+    let victim = world.path("victim");
+    std::fs::write(&victim, "not yours").unwrap();
+    for name in [".o.twn.twn-partial", ".o.twn.twn-journal"] {
+        let place = world.path(name);
+        for fifo in [false, true] {
+            if fifo {
+                assert!(Command::new("mkfifo").arg(&place).status().unwrap().success());
+            } else {
+                std::os::unix::fs::symlink(&victim, &place).unwrap();
+            }
+            let (result, _) = run(&world, &world.path("o.twn"), 2, 0.01, u64::MAX);
+            let error = result.unwrap_err();
+            let error = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+            assert!(error.contains(name) && error.contains("not a regular file"), "{error}");
+            assert_eq!(std::fs::read(&victim).unwrap(), b"not yours");
+            std::fs::remove_file(&place).unwrap();
+        }
+    }
+}
+
 #[test]
 fn what_is_damaged_is_done_anew() {
     let world = World::new(5, 40);

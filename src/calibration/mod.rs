@@ -99,6 +99,11 @@ impl Calibration {
         self.file.check_unchanged()
     }
 
+    /// Whether they are in that file, by its canonical path.
+    pub(crate) fn reads(&self, path: &Path) -> bool {
+        self.file.reads(path)
+    }
+
     /// What looks odd: statistics that belong to no tensor of the checkpoint.
     pub fn warnings(&self, checkpoint: &Checkpoint) -> Vec<String> {
         let names: BTreeSet<&str> = checkpoint.tensors().map(|tensor| tensor.name).collect();

@@ -210,6 +210,23 @@ fn naming_input(error: twn_pack::Error, input: &Path) -> anyhow::Error {
     if weights { error.context(input.display().to_string()) } else { error }
 }
 
+/// What a command writes must be a file, and not be what it reads, however either is spelt. (What is packed, unpacked or exported the
+/// library looks after.)
+fn refuse_inputs(outputs: &[Option<&Path>], inputs: &[Option<&Path>]) -> Result<(), Error> {
+    let place = |path: &&Path| path.canonicalize().ok();
+    for output in outputs.iter().flatten() {
+        if *output == Path::new("-") {
+            let message = "-: outputs are files that appear whole or not at all; of one that is called so, give ./-";
+            return Err(Error::Request(message.to_owned()));
+        }
+        let inputs = || inputs.iter().flatten().filter_map(place);
+        if place(output).is_some_and(|output| inputs().any(|input| input == output)) {
+            return Err(Error::Request(format!("{} is an input; give another output", output.display())));
+        }
+    }
+    Ok(())
+}
+
 /// By its first bytes; a file called .twn stays one even where they are damaged.
 fn is_container(path: &Path) -> Result<bool, Error> {
     // A directory is a checkpoint; to look into a pipe would wait for ever, and opening it as a
@@ -266,14 +283,17 @@ fn print(text: impl AsRef<[u8]>) -> anyhow::Result<Exit> {
 /// What is too long to be put together first.
 fn print_with(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<Exit> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
-    write(&mut stdout)?;
-    stdout.flush()?;
+    write(&mut stdout).and_then(|()| stdout.flush()).context("cannot write to standard output")?;
     Ok(Exit::Success)
 }
 
-/// Names come from strangers' files: control characters (a terminal would obey them) are escaped.
+/// Names come from strangers' files: control characters (a terminal would obey them) are escaped, and those that turn the
+/// direction of a text.
 fn printable(text: &str) -> String {
-    let escape = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    let turns =
+        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let obeyed = |c: char| c.is_control() && c != '\n' || turns(c);
+    let escape = |c: char| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(escape).collect()
 }
 

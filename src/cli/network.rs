@@ -1,5 +1,7 @@
 //! Which network: what all commands that have one take. Not here: what they do with it.
 
+use std::path::Path;
+
 use clap::Args;
 use twn_pack::net::{Description, Overrides};
 
@@ -28,6 +30,11 @@ pub(super) struct OverrideArgs {
 }
 
 impl NetworkArgs {
+    /// Where it is described, unless that is a name.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.net)
+    }
+
     /// As described, with what was changed.
     pub fn open(&self) -> twn_pack::Result<Description> {
         self.overrides.open(&self.net)

@@ -3,6 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use twn_pack::budget::Target;
 use twn_pack::select::{Decision, Planned};
@@ -14,7 +15,7 @@ use super::exit::Exit;
 use super::progress::Display;
 use super::repair::RepairArgs;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, naming_input, print_with};
+use super::{ColorWhen, Session, naming_input, print_with, refuse_inputs};
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
@@ -66,6 +67,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
     let Some(model) = &args.model else {
         return Err(Error::Request("give a checkpoint to pack; see --help".to_owned()).into());
     };
+    refuse_inputs(&[args.output.as_deref()], &[args.rules.file(), args.repair.net()])?;
     let (checkpoint, plan) = args.rules.open(model, session)?;
     // When the process ends, the system lets go of a mapping faster than we would.
     let checkpoint = ManuallyDrop::new(checkpoint);
@@ -119,14 +121,18 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         args.repair.warn_of_missing(&report, session);
         repairs.warn_of_unadjusted(&report, session);
     }
-    if args.json {
-        return print_with(|stdout| report.write_json(stdout));
+    let printed = if args.json {
+        print_with(|stdout| report.write_json(stdout))
+    } else if session.global.quiet {
+        Ok(Exit::Success)
+    } else {
+        let mut table = report.to_table(args.color.on_stdout());
+        print_with(|stdout| table.try_for_each(|part| stdout.write_all(part.as_bytes())))
+    };
+    match &args.output {
+        Some(output) if !args.dry_run => printed.with_context(|| format!("{} is written", output.display())),
+        _ => printed,
     }
-    if session.global.quiet {
-        return Ok(Exit::Success);
-    }
-    let mut table = report.to_table(args.color.on_stdout());
-    print_with(|stdout| table.try_for_each(|part| stdout.write_all(part.as_bytes())))
 }
 
 /// Packs by the plan, or by what a budget makes of it.

@@ -1,7 +1,7 @@
 //! The options of `pack` that change biases and batch norms once the weights are ternary. Not here: how
 //! they are changed; that is the library's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
@@ -62,6 +62,11 @@ pub(super) struct Repairs<'a> {
 }
 
 impl RepairArgs {
+    /// Where the network is described, unless that is a name.
+    pub fn net(&self) -> Option<&Path> {
+        self.net.as_deref().map(Path::new)
+    }
+
     /// Says which biases could not be corrected.
     pub fn warn_of_missing(&self, report: &Report, session: &Session) {
         if !self.correct_bias {

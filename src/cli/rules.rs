@@ -78,6 +78,11 @@ pub(super) struct RuleArgs {
 }
 
 impl RuleArgs {
+    /// The file of rules.
+    pub fn file(&self) -> Option<&Path> {
+        self.rules.as_deref()
+    }
+
     /// A checkpoint and what is to become of it, with the warnings of both.
     pub fn open(&self, model: &Path, session: &Session) -> Result<(Checkpoint, Plan)> {
         let checkpoint = import::open(model)?;

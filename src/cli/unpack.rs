@@ -7,7 +7,7 @@ use twn_pack::{Container, Dtype, report, unpack};
 
 use super::exit::Exit;
 use super::progress::Display;
-use super::{Session, print};
+use super::{Session, message, print, refuse_inputs};
 
 #[derive(Debug, Args)]
 pub(super) struct UnpackArgs {
@@ -33,6 +33,7 @@ enum FloatType {
 }
 
 pub(super) fn run(args: UnpackArgs, session: &Session) -> anyhow::Result<Exit> {
+    refuse_inputs(&[Some(&args.output)], &[Some(&args.file)])?;
     let container = Container::open(&args.file)?;
     let dtype = args.dtype.map(|dtype| match dtype {
         FloatType::F64 => Dtype::F64,
@@ -53,5 +54,5 @@ pub(super) fn run(args: UnpackArgs, session: &Session) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     let (tensors, output) = (container.index().tensors.len(), args.output.display());
-    print(format!("{output}: {tensors} tensors, {}\n", report::bytes(length)))
+    print(message(&format!("{output}: {tensors} tensors, {}", report::bytes(length))) + "\n")
 }

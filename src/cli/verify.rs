@@ -62,13 +62,8 @@ pub(super) fn run(args: VerifyArgs, session: &Session) -> anyhow::Result<Exit> {
         let against = args.against.as_ref().map(|model| {
             format!("; agrees with {} in every dense byte{but} and in every tensor's error", model.display())
         });
-        print(format!(
-            "{}: good: {} tensors, {}{}\n",
-            args.file.display(),
-            result.tensors,
-            report::bytes(result.bytes),
-            against.unwrap_or_default()
-        ))?;
+        let (file, tensors, size) = (args.file.display(), result.tensors, report::bytes(result.bytes));
+        print(message(&format!("{file}: good: {tensors} tensors, {size}{}", against.unwrap_or_default())) + "\n")?;
     }
     Ok(if result.is_good() { Exit::Success } else { Exit::VerificationFailed })
 }

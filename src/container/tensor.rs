@@ -229,6 +229,9 @@ impl<'a> TernaryTensor<'a> {
     ///
     /// # Errors
     /// What is wrong with the packed bytes.
+    ///
+    /// # Panics
+    /// When there is no such plane or filter.
     pub fn zero_plane(&self, plane: usize, filter: usize) -> Result<BitVec<u8, Lsb0>, String> {
         self.bits(plane, filter, |code| code == 1)
     }
@@ -237,6 +240,9 @@ impl<'a> TernaryTensor<'a> {
     ///
     /// # Errors
     /// What is wrong with the packed bytes.
+    ///
+    /// # Panics
+    /// When there is no such plane or filter.
     pub fn sign_plane(&self, plane: usize, filter: usize) -> Result<BitVec<u8, Lsb0>, String> {
         self.bits(plane, filter, |code| code == 0)
     }

@@ -2,6 +2,7 @@
 //! ([`crate::calibration`]), on all threads. Not here: the arithmetic, or tensors without statistics.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::int8::Int8Work;
@@ -77,6 +78,11 @@ pub fn uncalibrated<'a>(checkpoint: &'a Checkpoint, plan: &Plan, calibration: &C
 /// Notices statistics that were written to since they were opened.
 pub(super) fn check_unchanged(options: &Options<'_>) -> Result<()> {
     options.calibration.map_or(Ok(()), Calibration::check_unchanged)
+}
+
+/// Whether the statistics are that file, by its canonical path.
+pub(super) fn reads(options: &Options<'_>, path: &Path) -> bool {
+    options.calibration.is_some_and(|calibration| calibration.reads(path))
 }
 
 /// Which statistics they are and how they are used, for a run to be resumed.

@@ -7,7 +7,6 @@
 //! only if its sections in the partial file have the checksums that its line says. So nothing has to reach the disk in any order, and what was damaged is done anew.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -16,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Options, calibrated};
-use crate::atomic_file::beside;
+use crate::atomic_file::{beside, open_kept};
 use crate::container::{Producer, TensorEntry};
 use crate::locked_file::LockedFile;
 use crate::select::Plan;
@@ -59,8 +58,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
     ) -> Result<Self> {
         let path = beside(output, suffix)?;
         let io = |action| Error::io(&path, action);
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = open.map_err(io("open the journal"))?;
+        let file = open_kept(&path).map_err(io("open the journal"))?;
         let Some(mut file) = LockedFile::new(file).map_err(io("lock the journal"))? else {
             let path = path.display();
             return Err(Error::Request(format!("{path}: another run is working on this output; wait for its end")));

@@ -116,7 +116,7 @@ pub struct Progress<'a> {
 /// Weights that cannot become ternary, an output that exists or cannot be written, an input that
 /// changed meanwhile, or cancellation. After an error there is no output, or the old one.
 pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Report> {
-    refuse_own_input(checkpoint, output)?;
+    refuse_own_input(checkpoint, output, options)?;
     let (writer, mut journal) = if options.resume {
         let writer = ContainerWriter::resume(output, options.overwrite)?;
         let journal = Journal::open(checkpoint, plan, (output, journal::PACKED), options)?;
@@ -162,14 +162,12 @@ fn length(index: &Index) -> u64 {
     crate::container::align(end.unwrap_or(64)).unwrap_or_default() + index.json_length()
 }
 
-fn refuse_own_input(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
+fn refuse_own_input(checkpoint: &Checkpoint, output: &Path, options: &Options<'_>) -> Result<()> {
     let Ok(output) = output.canonicalize() else {
         return Ok(());
     };
-    for file in checkpoint.files() {
-        if file.canonicalize().is_ok_and(|file| file == output) {
-            return Err(Error::Request(format!("{} is the input; give another output", output.display())));
-        }
+    if checkpoint.reads(&output) || calibrated::reads(options, &output) {
+        return Err(Error::Request(format!("{} is the input; give another output", output.display())));
     }
     Ok(())
 }

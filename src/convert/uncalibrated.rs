@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::path::Path;
 
 use super::Options;
 use super::int8::Int8Work;
@@ -22,6 +23,10 @@ pub(super) fn is_asked(_: &Options<'_>) -> bool {
 
 pub(super) fn check_unchanged(_: &Options<'_>) -> Result<()> {
     Ok(())
+}
+
+pub(super) fn reads(_: &Options<'_>, _: &Path) -> bool {
+    false
 }
 
 pub(super) fn identity(_: &Options<'_>) -> Result<String> {

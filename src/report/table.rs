@@ -1,6 +1,8 @@
 //! The report as a table for people: aligned columns, units, a summary below. Not here: colour
 //! decisions; the caller knows whether this is a terminal.
 
+use std::borrow::Cow;
+
 use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
 
 use super::{Budget, Report, TensorReport, bytes, count, ratio};
@@ -12,6 +14,9 @@ const LARGE_ERROR: f64 = 0.5;
 
 /// Lines that are laid out together; each takes some KiB meanwhile.
 const LINES: usize = 1000;
+
+/// Characters.
+const LONGEST_NAME: usize = 120;
 
 /// Spaces between columns.
 const GAP: u16 = 2;
@@ -84,7 +89,7 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         // A name may hold anything; a table's line may not.
-        tensor.name.escape_debug().to_string(),
+        shortened(&tensor.name).escape_debug().to_string(),
         format!("[{}]", shape.join(", ")),
         tensor.dtype.to_string(),
         if with_reason {
@@ -105,6 +110,17 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
         bytes(tensor.bytes),
         ratio(tensor.ratio),
     ]
+}
+
+/// A long name with something left out: one of them would make every line as long.
+fn shortened(name: &str) -> Cow<'_, str> {
+    let count = name.chars().count();
+    let at = |n| name.char_indices().nth(n).map_or(name.len(), |(at, _)| at);
+    if count <= LONGEST_NAME {
+        return name.into();
+    }
+    let half = LONGEST_NAME / 2;
+    format!("{}…{}", &name[..at(half)], &name[at(count - half + 1)..]).into()
 }
 
 fn spread(s: Spread) -> String {
@@ -138,7 +154,8 @@ pub(super) fn summary(report: &Report) -> String {
     let (from, to) = (bytes(t.source_bytes), bytes(t.file_bytes));
     let change = match t.ratio {
         r if (1.0 / 1.005..1.005).contains(&r) => "about the same".to_owned(),
-        r if r < 1.0 && r > 0.0 => format!("{} larger", ratio(1.0 / r)),
+        0.0 => "nothing to make smaller".to_owned(),
+        r if r < 1.0 => format!("{} larger", ratio(1.0 / r)),
         r => format!("{} smaller", ratio(r)),
     };
     lines.push(format!("size      {from} → {to}: {change}"));

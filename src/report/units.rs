@@ -30,9 +30,9 @@ pub fn count(n: u64) -> String {
     if unit.is_empty() { n.to_string() } else { format!("{value:.*}{unit}", decimals(value)) }
 }
 
-/// A ratio: `15.9×`.
+/// A ratio: `15.9×`; of nothing, `-`.
 pub fn ratio(r: f64) -> String {
-    format!("{r:.*}×", decimals(r))
+    if r == 0.0 { "-".to_owned() } else { format!("{r:.*}×", decimals(r)) }
 }
 
 /// For three significant digits.
@@ -52,6 +52,6 @@ mod tests {
     fn numbers_keep_three_digits() {
         assert_eq!([bytes(0), bytes(999), bytes(2_336_984), bytes(1 << 33)], ["0 B", "999 B", "2.23 MiB", "8.00 GiB"]);
         assert_eq!([count(9999), count(580_000), count(1_235_000_000)], ["9999", "580 k", "1.24 G"]);
-        assert_eq!([ratio(15.94), ratio(1.0), ratio(131.2)], ["15.9×", "1.00×", "131×"]);
+        assert_eq!([ratio(15.94), ratio(1.0), ratio(131.2), ratio(0.0)], ["15.9×", "1.00×", "131×", "-"]);
     }
 }

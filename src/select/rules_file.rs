@@ -75,7 +75,9 @@ fn one_override(table: Spanned<DeValue<'_>>, check: Check<'_>) -> Result<Overrid
     };
     let pattern = take::<String>(&mut table, "match")?;
     let pattern = pattern.ok_or_else(|| Wrong::at(at.clone(), "an [[override]] needs `match = \"glob\"`"))?;
-    Ok(Override { pattern: checked(pattern)?, settings: settings(table, at, check)? })
+    let settings = settings(table, at.clone(), check)?;
+    settings.check_keep().map_err(|what| Wrong::at(at, what))?;
+    Ok(Override { pattern: checked(pattern)?, settings })
 }
 
 fn take<T: DeserializeOwned>(table: &mut DeTable<'_>, key: &str) -> Result<Option<Spanned<T>>> {

@@ -115,7 +115,33 @@ impl Settings {
                 return Err(Error::Request(format!("setting `{key}` is given twice")));
             }
         }
-        table.try_into().map_err(|e| Error::Request(format!("settings `{text}`: {}", one_line(&e))))
+        let wrong = |what: String| Error::Request(format!("settings `{text}`: {what}"));
+        let settings: Self = table.try_into().map_err(|e| wrong(one_line(&e)))?;
+        settings.check_keep().map_err(wrong)?;
+        Ok(settings)
+    }
+
+    /// What one rule says has to be of use together.
+    pub(super) fn check_keep(&self) -> Result<(), String> {
+        let (keep, alone) = match self.keep {
+            Some(Keep::Dense) => ("dense", true),
+            Some(Keep::Int8) => ("int8", false),
+            _ => return Ok(()),
+        };
+        let others = [
+            ("method", self.method.is_some()),
+            ("factor", self.factor.is_some()),
+            ("granularity", self.granularity.is_some()),
+            ("planes", self.planes.is_some()),
+            ("encoding", self.encoding.is_some()),
+            ("sparsity-alpha", self.sparsity_alpha.is_some()),
+            ("axis", alone && self.axis.is_some()),
+            ("scale-dtype", alone && self.scale_dtype.is_some()),
+        ];
+        match others.into_iter().find(|(_, said)| *said) {
+            Some((key, _)) => Err(format!("`{key}` is of no use with keep={keep}; leave out one of them")),
+            None => Ok(()),
+        }
     }
 
     /// These settings where they say something, else `other`'s.

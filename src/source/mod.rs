@@ -167,6 +167,16 @@ impl Checkpoint {
         self.files.iter().filter(|file| !file.is_temporary()).map(MappedFile::path)
     }
 
+    /// Whether that file, by its canonical path, is one of these or an index over them.
+    pub(crate) fn reads(&self, path: &Path) -> bool {
+        let same = |file: &Path| file.canonicalize().is_ok_and(|file| file == path);
+        let is_index = path.parent().is_some_and(|parent| {
+            let directory = self.path.canonicalize().is_ok_and(|directory| directory == parent);
+            directory && file_name(path).ends_with(".index.json")
+        });
+        is_index || same(&self.path) || self.files().any(same)
+    }
+
     /// The sum of the files' sizes in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.files.iter().filter(|file| !file.is_temporary()).map(|file| file.len() as u64).sum()

@@ -52,14 +52,14 @@ impl Isa {
     /// Plain Rust, on every machine.
     pub const PORTABLE: Self = Self(Token::Portable);
 
-    /// The fastest set of this machine, or the one that the environment variable `TWN_PACK_ISA` names.
+    /// The fastest set of this machine, or the one that the environment variable `TWN_PACK_ISA` names, if it is not empty.
     ///
     /// # Errors
     /// As [`Isa::by_name`], for the name in the variable.
     pub fn detect() -> Result<Self> {
         match std::env::var_os("TWN_PACK_ISA") {
-            Some(name) => Self::by_name(&name.to_string_lossy()),
-            None => Ok(Self::all().pop().unwrap_or(Self::PORTABLE)),
+            Some(name) if !name.is_empty() => Self::by_name(&name.to_string_lossy()),
+            _ => Ok(Self::all().pop().unwrap_or(Self::PORTABLE)),
         }
     }
 
