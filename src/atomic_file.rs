@@ -43,15 +43,17 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> Result<PathBuf> {
 }
 
 fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
+    let wrong = |source| Error::Io { path: path.to_path_buf(), action: "write", source };
     if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        let source = io::Error::other("its name ends as a directory's; give the name of a file");
-        return Err(Error::Io { path: path.to_path_buf(), action: "write", source });
+        return Err(wrong(io::Error::other("its name ends as a directory's; give the name of a file")));
+    }
+    if !directory(path).is_dir() {
+        let directory = directory(path).display();
+        return Err(wrong(io::Error::other(format!("there is no directory {directory}; make it first"))));
     }
     match std::fs::metadata(path) {
-        Ok(kind) if !kind.is_file() => {
-            let source = io::Error::other("it exists and is not a regular file");
-            Err(Error::Io { path: path.to_path_buf(), action: "write", source })
-        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Err(wrong(error)),
+        Ok(kind) if !kind.is_file() => Err(wrong(io::Error::other("it exists and is not a regular file"))),
         Ok(_) if !overwrite => Err(Error::OutputExists { path: path.to_path_buf() }),
         _ => Ok(()),
     }
@@ -70,8 +72,10 @@ impl AtomicFile {
         builder.prefix(&prefix).suffix(PARTIAL_SUFFIX);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temporary =
-            builder.tempfile_in(directory(path)).map_err(Error::io(path, "create a temporary file beside"))?;
+        // Without the random name, which says nothing to anybody.
+        let plain = |error: io::Error| error.raw_os_error().map_or(error, io::Error::from_raw_os_error);
+        let temporary = builder.tempfile_in(directory(path)).map_err(plain);
+        let temporary = temporary.map_err(Error::io(path, "create a temporary file beside"))?;
         let behind = WriteBehind::new(temporary.as_file(), temporary.path());
         let behind = Some(behind.map_err(Error::io(path, "write"))?);
         Ok(Self { behind, temporary, path: path.to_path_buf(), overwrite, kept: false })

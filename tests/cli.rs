@@ -91,7 +91,8 @@ fn a_dry_run_reads_no_weights_and_writes_nothing() {
     let before = names(world.directory.path());
     let (stdout, stderr) = expect(0, &[&path, "--dry-run", "-o", &world.twn]);
     assert!(stdout.contains("t2 twn filter") && stderr.is_empty(), "{stdout}{stderr}");
-    expect(0, &[&path, "-n"]);
+    let (stdout, _) = expect(0, &[&path, "-n", "--json"]);
+    assert_eq!(json(&stdout)["plan"], true);
     assert_eq!(names(world.directory.path()), before);
     let (_, stderr) = expect(3, &[&path, "-o", &world.twn]);
     assert!(stderr.contains("`w`"), "{stderr}");
@@ -293,6 +294,9 @@ fn inputs_are_not_replaced() {
         assert!(stderr.contains("input; give another output"), "{arguments:?}: {stderr}");
     }
     assert_eq!([&rules, &net, &index, &world.model, statistics].map(|path| std::fs::read(path).unwrap()), before);
+    std::fs::copy(&world.model, world.path("other.safetensors")).unwrap();
+    let (_, stderr) = expect(0, &[directory, "-n"]);
+    assert!(stderr.contains("`other.safetensors` left out: the index does not name it"), "{stderr}");
     let (_, stderr) = expect(2, &[&world.model, "-o", "-"]);
     assert!(stderr.contains("give ./-"), "{stderr}");
 }

@@ -324,8 +324,9 @@ fn prepare_signals() {
         // Whoever reads a mapping holds no lock of the allocator, so that the name may be looked up in memory of its own.
         let name = fault.and_then(mapped_at).unwrap_or_else(|| "an input file".to_owned());
         let text = format!(
-            "twn-pack: {name} was cut short while it was being read, or its disk failed; no output was written (a \
-            .twn-partial beside it may be deleted); run it again when the file is whole\n"
+            "twn-pack: {name} was cut short while it was being read, or its disk failed; no output was written, but a \
+            .twn-partial may lie where it should be (--resume goes on with its own, others can be deleted); run it \
+            again when the file is whole\n"
         );
         // SAFETY: write and _exit are async-signal-safe, and `text` has that length.
         unsafe {

@@ -28,6 +28,9 @@ pub struct Report {
     pub totals: Totals,
     /// One entry per tensor, in the order of the file unless sorted.
     pub tensors: Vec<TensorReport>,
+    /// Whether nothing was read or measured; sizes are without the index then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub plan: bool,
     /// How a budget was kept, where one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
@@ -179,7 +182,7 @@ impl Report {
             totals.sparsity = Some(share(zeros, codes));
             totals.relative_squared_error = Some(relative([error, norm]));
         }
-        Self { totals, tensors, budget: None }
+        Self { totals, tensors, plan: false, budget: None }
     }
 
     /// Of a plan that was not run: names, decisions and sizes. The file's own size is without the
@@ -231,7 +234,7 @@ impl Report {
             tensors.push(report);
         }
         totals.finish();
-        Self { totals, tensors, budget: None }
+        Self { totals, tensors, plan: true, budget: None }
     }
 
     /// The ternary tensors of largest relative squared error, worst first.

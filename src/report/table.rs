@@ -189,7 +189,7 @@ pub(super) fn summary(report: &Report) -> String {
             lines.push(format!("{title}  {}  {}", share(error), tensor.name.escape_debug()));
         }
     }
-    if t.sparsity.is_none() && t.ternary_tensors > 0 {
+    if report.plan {
         lines.push("a plan    sizes are without the index; nothing was read or measured".to_owned());
     }
     lines.join("\n") + "\n"

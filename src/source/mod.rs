@@ -149,6 +149,14 @@ impl Checkpoint {
             checkpoint.add(file, &shards)?;
         }
         checkpoint.check_complete(&shards)?;
+        if let Some(first) = shards.left_out.first() {
+            let others = match shards.left_out.len() - 1 {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            let path = path.display();
+            checkpoint.warnings.push(format!("{path}: `{first}`{others} left out: the index does not name it"));
+        }
         Ok(checkpoint)
     }
 

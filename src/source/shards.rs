@@ -20,6 +20,8 @@ pub(super) struct Shards {
     pub files: Vec<PathBuf>,
     /// Tensor → file name; `None` without an index.
     pub weight_map: Option<BTreeMap<String, String>>,
+    /// Safetensors files of the directory that its index does not name.
+    pub left_out: Vec<String>,
 }
 
 pub(super) fn find(path: &Path) -> Result<Shards> {
@@ -29,7 +31,7 @@ pub(super) fn find(path: &Path) -> Result<Shards> {
     } else if path.extension().is_some_and(|ext| ext == "json") {
         from_index(path)
     } else {
-        Ok(Shards { files: vec![path.to_path_buf()], weight_map: None })
+        Ok(Shards { files: vec![path.to_path_buf()], weight_map: None, left_out: Vec::new() })
     }
 }
 
@@ -51,7 +53,12 @@ fn in_directory(path: &Path) -> Result<Shards> {
     let indexes = ending(".safetensors.index.json");
     match indexes.as_slice() {
         [] => {}
-        [index] => return from_index(index),
+        [index] => {
+            let mut shards = from_index(index)?;
+            let others = ending(".safetensors").into_iter().filter(|file| !shards.files.contains(file));
+            shards.left_out = others.map(|file| file_name(&file)).collect();
+            return Ok(shards);
+        }
         [first, second, ..] => {
             let (first, second) = (file_name(first), file_name(second));
             return Err(problem(format!("holds several indexes (`{first}`, `{second}`); give the one you mean")));
@@ -66,7 +73,7 @@ fn in_directory(path: &Path) -> Result<Shards> {
     }
     match missing_shard(&files) {
         Some(message) => Err(problem(message)),
-        None => Ok(Shards { files, weight_map: None }),
+        None => Ok(Shards { files, weight_map: None, left_out: Vec::new() }),
     }
 }
 
@@ -98,7 +105,7 @@ struct RawIndex {
 
 fn from_index(path: &Path) -> Result<Shards> {
     let ShardIndex { files, weight_map } = ShardIndex::open(path)?;
-    Ok(Shards { files, weight_map: Some(weight_map) })
+    Ok(Shards { files, weight_map: Some(weight_map), left_out: Vec::new() })
 }
 
 /// What an index over shards says, `model.safetensors.index.json` or another in that form.
