@@ -164,6 +164,11 @@ fn what_does_not_fit_is_refused_or_goes_out_as_floats() {
         (scaled("large.weight", 70_000.0), "method=optimal", "scale 0 is 7e4, which F16 cannot hold"),
         (scaled("tiny.weight", 1e-9), "method=optimal", "which F16 cannot hold"),
     ];
+    // Where nothing else says what the file's group size is.
+    let alone = pack(directory.path(), &[(gaussian("tail.weight", &[16, 96]), "granularity=group:64")]);
+    let export = export::format("gptq").unwrap().export(&alone, &Options::default()).unwrap();
+    let reason = export.tensors[0].becomes.as_ref().unwrap_err();
+    assert!(reason.contains("96 inputs are no multiple of 64, its group size"), "{reason}");
     let mut tensors: Vec<(Made, &str)> = cases.iter().map(|(made, settings, _)| (made.clone(), *settings)).collect();
     tensors.push((gaussian("good.weight", &[16, 64]), "granularity=group:32"));
     let container = pack(directory.path(), &tensors);

@@ -114,6 +114,13 @@ fn fits<'n>(name: &'n str, ternary: &TernaryTensor<'_>, group: Option<usize>) ->
              of {GROUPS:?}"
         ));
     }
+    // What is refused has no say in the size of the file's groups.
+    if let Some(run) = run(ternary).filter(|run| !inputs.is_multiple_of(*run)) {
+        return Err(format!(
+            "its {inputs} inputs are no multiple of {run}, its group size; pack it again with granularity=filter or \
+             group:n, n one of {GROUPS:?} that divides them"
+        ));
+    }
     if let Some(group) = group.filter(|group| !inputs.is_multiple_of(*group)) {
         return Err(format!(
             "its {inputs} inputs are no multiple of {group}, the group size of the whole file; pack it again with \

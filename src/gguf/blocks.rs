@@ -228,11 +228,11 @@ impl Task for Read<'_> {
     }
 }
 
-/// 2 − code where that is asked for, pair by pair of bits: 0 and 2 change places.
+/// 2 − code where that is asked for, pair by pair of bits: 0 and 2 change places; 3, which is none, stays.
 #[inline(always)]
 fn negate_if(negative: bool, packed: &mut [u8]) {
     if negative {
-        packed.iter_mut().for_each(|x| *x = *x & 0x55 | (!(*x | *x >> 1) & 0x55) << 1);
+        packed.iter_mut().for_each(|x| *x = *x & 0x55 | (!(*x ^ *x >> 1) & 0x55) << 1);
     }
 }
 

@@ -135,9 +135,13 @@ fn negative_scales_negate_codes() {
 fn what_is_not_ternary_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let (_, blocks) = golden();
-    for (kind, at, weight) in [(35, 40, 128 + 8), (42, 20, 64)] {
+    // With a negative scale, `sign` is where that has it.
+    for (kind, at, weight, sign) in [(35, 40, 128 + 8, 0), (42, 20, 64, 0), (35, 40, 128 + 8, 65), (42, 20, 64, 19)] {
         let mut block = blocks[&kind].clone();
         block[at] |= 3;
+        if sign > 0 {
+            block[sign] |= 0x80;
+        }
         let checkpoint = open(directory.path(), &assemble(32, &[], &[raw("w", &[256, 1], kind, block)])).unwrap();
         let error = moved(&checkpoint, "w").unwrap_err();
         assert!(error.contains(&format!("filter 0: weight {weight} has code 3")), "{error}");

@@ -413,6 +413,12 @@ fn codes_of_odd_columns_lie_by_output() {
         let turn = node("Transpose", &["w"], "t", &[attribute_ints("perm", &[1, 0])]);
         vec![turn, node(op, &["x", "t"], "y", attributes)]
     };
+    // What onnxruntime optimizes away, it looks through.
+    let by_way_of = |ops: &[&str]| {
+        let value = |i: usize| if i == 0 { "w".to_owned() } else { format!("w{i}") };
+        let nodes = ops.iter().enumerate().map(|(i, op)| node(op, &[&value(i)], &value(i + 1), &[]));
+        nodes.chain([node("MatMul", &["x", &value(ops.len())], "y", &[])]).collect::<Vec<_>>()
+    };
     let by_row = attribute_int("transB", 1);
     let doubled = bytes(5, [bytes(1, "alpha"), float(2, 2.0), int(20, 1)].concat());
     let also = || [product("MatMul", &[]), vec![node("Relu", &["w"], "z", &[])]].concat();
@@ -425,6 +431,11 @@ fn codes_of_odd_columns_lie_by_output() {
         (through("MatMul", &[]), 6, false),
         (through("Gemm", std::slice::from_ref(&by_row)), 6, true),
         (also(), 6, true),
+        (by_way_of(&["Identity"]), 6, true),
+        (by_way_of(&["Cast", "Dropout"]), 6, true),
+        (by_way_of(&["Transpose", "Identity", "Transpose"]), 6, true),
+        (by_way_of(&["Transpose", "Identity"]), 6, false),
+        (by_way_of(&["Identity", "Relu"]), 6, false),
         (vec![node("Conv", &["x", "w"], "y", &[])], 6, false),
     ] {
         for settings in ["axis=1", "axis=0", "granularity=tensor", "axis=1,granularity=group:16", "granularity=group:2"]

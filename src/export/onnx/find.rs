@@ -1,6 +1,6 @@
 //! Which initializer is which tensor of the container, and which nodes use it how. Not here: what becomes of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::onnx::{Initializer, Model, Node};
 
@@ -137,18 +137,25 @@ impl<'m> Names<'m> {
         (!products.is_empty()).then_some((products, transposes))
     }
 
-    /// The products that take a weight, as it is or transposed, with the outputs along its last axis; whatever else
-    /// it is used for.
-    pub fn products_by_columns(&self, weight: &str) -> Vec<&'m Node<'m>> {
-        let uses = |value| self.uses.get(value).into_iter().flatten();
-        let mut found = Vec::new();
-        for &(number, slot) in uses(weight) {
-            let node = &self.model.nodes[number];
-            if output_axis(node, slot) == Some(1) {
-                found.push(node);
-            } else if let ("Transpose", "", [output]) = (node.op, node.domain, &node.outputs[..]) {
-                let products = uses(output).map(|&(number, slot)| (&self.model.nodes[number], slot));
-                found.extend(products.filter(|&(node, slot)| output_axis(node, slot) == Some(0)).map(|(node, _)| node));
+    /// The products that take a weight, as it is, transposed or by way of what a runtime optimizes away, with the outputs
+    /// along its last axis; whatever else it is used for.
+    pub fn products_by_columns(&self, weight: &'m str) -> Vec<&'m Node<'m>> {
+        let (mut found, mut values, mut seen) = (Vec::new(), vec![(weight, false)], HashSet::new());
+        while let Some((value, turned)) = values.pop() {
+            if !seen.insert((value, turned)) {
+                continue;
+            }
+            for &(number, slot) in self.uses.get(value).into_iter().flatten() {
+                let node = &self.model.nodes[number];
+                if output_axis(node, slot) == Some(usize::from(!turned)) {
+                    found.push(node);
+                }
+                let turns = match (node.op, node.domain, slot) {
+                    ("Identity" | "Cast" | "Dropout", "", 0) => false,
+                    ("Transpose", "", 0) => node.attribute("perm").is_none_or(|perm| perm.ints == [1, 0]),
+                    _ => continue,
+                };
+                values.extend(node.outputs.first().map(|&output| (output, turned ^ turns)));
             }
         }
         found
