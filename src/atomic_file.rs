@@ -160,7 +160,10 @@ impl AtomicFile {
     }
 
     /// Waits until everything written is on disk.
-    pub(crate) fn sync(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A disk that is full, or broken.
+    pub fn sync(&self) -> Result<()> {
         self.flush()?;
         self.temporary.as_file().sync_all().map_err(Error::io(&self.path, "sync to disk"))
     }

@@ -160,6 +160,19 @@ fn a_full_disk_is_reported_and_leaves_nothing() {
     assert!(text(&result).contains("out.twn: cannot write"), "{}", text(&result));
     assert_eq!(names(directory.path()), ["in.safetensors"]);
 
+    // What lies beside an export goes with it.
+    let layer = Made::gaussian("a.weight", twn_pack::Dtype::F32, &[512, 512], 1);
+    let layer = common::checkpoint(directory.path(), "layer.safetensors", &[layer]);
+    let packed = pack(&layer, &output, &["-g", "tensor"]).output().unwrap();
+    assert!(packed.status.success(), "{}", text(&packed));
+    let (exported, config) = (directory.path().join("model.safetensors"), directory.path().join("config.json"));
+    std::fs::write(&config, "{}").unwrap();
+    let export =
+        "ulimit -f 64; exec \"$0\" export \"$1\" --to bitnet --into \"$(dirname \"$1\")/config.json\" -o \"$2\" -f";
+    let result = shell(export, &output, &exported);
+    assert_eq!(result.status.code(), Some(4), "{}", text(&result));
+    assert!(std::fs::read(&config).unwrap() == b"{}" && !exported.exists());
+
     let disk = directory.path().join("disk");
     std::fs::create_dir(&disk).unwrap();
     let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk).output();

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{Export, Part, Source};
 use crate::container::TensorEntry;
-use crate::{AtomicFile, Container, Error, Isa, ReadAhead, Result, write_atomically};
+use crate::{AtomicFile, Container, Error, Isa, ReadAhead, Result};
 
 /// Bytes that each thread makes at once, about; one row where that is more. They go from the cache into the file.
 const TILE: usize = 1 << 18;
@@ -101,8 +101,16 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
             file.check_unchanged()?;
         }
     }
-    beside.iter().try_for_each(|(path, bytes)| write_atomically(path, options.overwrite, bytes))?;
-    file.publish()?;
+    // Nothing gets its name before everything is on the disk.
+    file.sync()?;
+    let mut whole = Vec::new();
+    for (path, bytes) in &beside {
+        let file = AtomicFile::create(path, options.overwrite)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        whole.push(file);
+    }
+    whole.into_iter().chain([file]).try_for_each(AtomicFile::publish)?;
     Ok(total)
 }
 

@@ -90,16 +90,19 @@ pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
         Err(reason) => (Map::new(), Some(reason)),
     };
     let quantization = config.get("quantization_config").and_then(Value::as_object);
-    match quantization {
-        Some(quantization) if quantization.get("quant_method").is_some_and(|method| method == "bitnet") => {
-            take(checkpoint, &pairs, &config, quantization)
-        }
+    let method = quantization.and_then(|quantization| quantization.get("quant_method"));
+    match (quantization, method.and_then(Value::as_str)) {
+        (Some(quantization), Some("bitnet")) => take(checkpoint, &pairs, &config, quantization),
         // Another method's: U8 means something else there.
-        Some(_) => Ok(checkpoint),
-        None => match pairs.first_key_value() {
+        (Some(_), Some(other)) if !other.eq_ignore_ascii_case("bitnet") => Ok(checkpoint),
+        _ => match pairs.first_key_value() {
             None => Ok(checkpoint),
             Some((weight, _)) => {
-                let reason = unread.unwrap_or_else(|| "it has no `quantization_config`".to_owned());
+                let reason = unread.unwrap_or_else(|| match (quantization, method) {
+                    (None, _) => "it has no `quantization_config`".to_owned(),
+                    (_, None) => "its quantization_config has no `quant_method`".to_owned(),
+                    (_, Some(found)) => format!("its quant_method is {found}"),
+                });
                 Err(foreign(
                     checkpoint.path(),
                     format!(

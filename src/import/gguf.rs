@@ -229,8 +229,8 @@ impl Blocks {
                  weights each; turn it into floats with llama-quantize --allow-requantize IN.gguf OUT.gguf F16"
             ));
         }
-        if described.axis.is_some_and(|axis| axis != 0) {
-            return Err(format!("`{TENSORS_KEY}` says axis {:?}, expected 0; remove that key", described.axis));
+        if let Some(axis @ 1..) = described.axis {
+            return Err(format!("`{TENSORS_KEY}` says axis {axis}, expected 0; remove that key"));
         }
         let per_filter = filter_len / weights;
         let granularity = described.granularity.as_deref().map(str::parse).transpose();

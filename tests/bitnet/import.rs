@@ -147,6 +147,11 @@ fn what_is_missing_or_odd_is_said() {
     let repository = Repository::new(&[weight(), scale()], &class);
     repository.config(&json!({ "torch_dtype": "float16" }));
     assert!(repository.refusal().contains("it has no `quantization_config`"), "{}", repository.refusal());
+    for (method, says) in [(json!({}), "has no `quant_method`"), (json!({ "quant_method": "BitNet" }), "is \"BitNet\"")]
+    {
+        repository.config(&json!({ "quantization_config": method }));
+        assert!(repository.refusal().contains(says), "{}", repository.refusal());
+    }
     std::fs::write(repository.directory.path().join("config.json"), "{").unwrap();
     assert!(repository.refusal().contains("is no JSON object"), "{}", repository.refusal());
     std::fs::remove_file(repository.directory.path().join("config.json")).unwrap();
