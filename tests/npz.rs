@@ -150,6 +150,13 @@ fn long_headers_are_read_whole() {
 
 /// Cut off anywhere it is an error; with any byte changed an error or another good file. Never a panic.
 #[test]
+fn a_name_that_no_output_can_have_is_refused() {
+    let array = npy("<f4", "False", "(2,)", &[0; 8]);
+    let message = refusal(&zip(&[Entry::new("w.npy", &array), Entry::new("__metadata__.npy", &array)]));
+    assert!(message.contains("tensor `__metadata__`") && message.contains("rename it"), "{message}");
+}
+
+#[test]
 fn damaged_files_never_panic() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.npz");

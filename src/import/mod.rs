@@ -32,13 +32,24 @@ fn beginning(file: &MappedFile) -> Cow<'_, [u8]> {
 /// A file that cannot be read, or that is not what it claims to be.
 pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     let path = path.as_ref();
+    let checkpoint = recognised(path)?;
+    // What is packed could not be read.
+    if checkpoint.by_name("__metadata__").is_some() {
+        let message = "tensor `__metadata__`: that name means something else in .safetensors and .twn files; rename it";
+        return Err(foreign(path, "checkpoint", message.to_owned()));
+    }
+    Ok(checkpoint)
+}
+
+/// By what it begins with, or by its name.
+fn recognised(path: &Path) -> Result<Checkpoint> {
     if let Some(checkpoint) = pytorch::open_shards(path)? {
         return Ok(checkpoint);
     }
     if path.is_dir()
         && let Some(only) = only_file(path)?
     {
-        return open(only);
+        return recognised(&only);
     }
     if path.is_dir() || path.extension().is_some_and(|extension| extension == "json") {
         return plain(Checkpoint::open(path)?);
