@@ -148,7 +148,6 @@ fn long_headers_are_read_whole() {
     assert!(refusal(&zip(&[deflated("w.npy", &endless)])).contains("expected a header of at most 65536"));
 }
 
-/// Cut off anywhere it is an error; with any byte changed an error or another good file. Never a panic.
 #[test]
 fn a_name_that_no_output_can_have_is_refused() {
     let array = npy("<f4", "False", "(2,)", &[0; 8]);
@@ -156,6 +155,7 @@ fn a_name_that_no_output_can_have_is_refused() {
     assert!(message.contains("tensor `__metadata__`") && message.contains("rename it"), "{message}");
 }
 
+/// Cut off anywhere it is an error; with any byte changed an error or another good file. Never a panic.
 #[test]
 fn damaged_files_never_panic() {
     let directory = tempfile::tempdir().unwrap();

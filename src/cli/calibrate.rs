@@ -10,7 +10,7 @@ use super::data::{DataArgs, SplitName};
 use super::exit::Exit;
 use super::network::NetworkArgs;
 use super::progress::Display;
-use super::{Session, open_source, print, printable, refuse_inputs};
+use super::{Session, open_source, print, printable, refuse_outputs};
 
 #[derive(Debug, Args)]
 pub(super) struct CalibrateArgs {
@@ -38,7 +38,7 @@ pub(super) struct CalibrateArgs {
 }
 
 pub(super) fn run(args: CalibrateArgs, session: &Session) -> anyhow::Result<Exit> {
-    refuse_inputs(&[Some(&args.output)], &[Some(&args.file), Some(args.net.path())])?;
+    refuse_outputs(&[Some(&args.output)], &[Some(&args.file), Some(args.net.path())])?;
     let description = args.net.open()?;
     let source = open_source(&args.file, session)?;
     // In floats: statistics are of the inputs that the float network gives its layers.

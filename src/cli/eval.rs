@@ -13,7 +13,7 @@ use super::exit::Exit;
 use super::memory::memory;
 use super::network::NetworkArgs;
 use super::progress::Display;
-use super::{Session, open_ternary, print, printable, refuse_inputs};
+use super::{Session, open_ternary, print, printable, refuse_outputs};
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
@@ -101,7 +101,7 @@ struct Results {
 }
 
 pub(super) fn run(args: EvalArgs, session: &Session) -> anyhow::Result<Exit> {
-    refuse_inputs(&[args.predictions.as_deref()], &[Some(&args.file), Some(args.net.path())])?;
+    refuse_outputs(&[args.predictions.as_deref()], &[Some(&args.file), Some(args.net.path())])?;
     let description = args.net.open()?;
     let source = open_ternary(&args.file, args.method.as_deref(), session)?;
     let network = Network::load(&description, &source, args.float)?;

@@ -7,7 +7,7 @@ use serde_json::json;
 use twn_pack::{Container, Error, export, report};
 
 use super::exit::Exit;
-use super::{Session, print, printable, refuse_inputs};
+use super::{Session, print, printable, refuse_outputs};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -49,7 +49,7 @@ pub(super) fn formats() -> String {
 }
 
 pub(super) fn run(args: ExportArgs, session: &Session) -> anyhow::Result<Exit> {
-    refuse_inputs(&[args.output.as_deref()], &[Some(&args.file), args.into.as_deref()])?;
+    refuse_outputs(&[args.output.as_deref()], &[])?;
     let format = export::format(&args.to)?;
     let container = Container::open(&args.file)?;
     let options = export::Options {

@@ -8,7 +8,7 @@ use twn_pack::{Error, net, write_atomically};
 
 use super::exit::Exit;
 use super::network::NetworkArgs;
-use super::{Session, open_ternary, print, printable, refuse_inputs};
+use super::{Session, open_ternary, print, printable, refuse_outputs};
 
 #[derive(Debug, Args)]
 pub(super) struct FoldArgs {
@@ -33,7 +33,7 @@ pub(super) fn run(args: FoldArgs, session: &Session) -> anyhow::Result<Exit> {
         return Err(Error::Request(format!("{output}: expected different paths for -o and --write-net")).into());
     }
     let outputs = [&args.output, &args.write_net].map(|path| Some(path.as_path()));
-    refuse_inputs(&outputs, &[Some(&args.file), Some(args.net.path())])?;
+    refuse_outputs(&outputs, &[Some(&args.file), Some(args.net.path())])?;
     for path in [&args.output, &args.write_net] {
         if path.exists() && !args.force {
             return Err(Error::OutputExists { path: path.clone() }.into());

@@ -210,9 +210,9 @@ fn naming_input(error: twn_pack::Error, input: &Path) -> anyhow::Error {
     if weights { error.context(input.display().to_string()) } else { error }
 }
 
-/// What a command writes must be a file, and not be what it reads, however either is spelt. (What is packed, unpacked or exported the
-/// library looks after.)
-fn refuse_inputs(outputs: &[Option<&Path>], inputs: &[Option<&Path>]) -> Result<(), Error> {
+/// What a command writes must be a file, and none of these inputs, however either is spelt. (The library refuses the
+/// checkpoint that is packed, and what is unpacked or exported.)
+fn refuse_outputs(outputs: &[Option<&Path>], inputs: &[Option<&Path>]) -> Result<(), Error> {
     let place = |path: &&Path| path.canonicalize().ok();
     for output in outputs.iter().flatten() {
         if *output == Path::new("-") {

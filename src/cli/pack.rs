@@ -15,7 +15,7 @@ use super::exit::Exit;
 use super::progress::Display;
 use super::repair::RepairArgs;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, naming_input, print_with, refuse_inputs};
+use super::{ColorWhen, Session, naming_input, print_with, refuse_outputs};
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
@@ -67,7 +67,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
     let Some(model) = &args.model else {
         return Err(Error::Request("give a checkpoint to pack; see --help".to_owned()).into());
     };
-    refuse_inputs(&[args.output.as_deref()], &[args.rules.file(), args.repair.net()])?;
+    refuse_outputs(&[args.output.as_deref()], &[args.rules.file(), args.repair.net()])?;
     let (checkpoint, plan) = args.rules.open(model, session)?;
     // When the process ends, the system lets go of a mapping faster than we would.
     let checkpoint = ManuallyDrop::new(checkpoint);

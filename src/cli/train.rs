@@ -25,7 +25,7 @@ use super::network::NetworkArgs;
 use super::plot::draw_run;
 use super::progress::Display;
 use super::rules::WhichArgs;
-use super::{Session, open_source, print, printable, refuse_inputs};
+use super::{Session, open_source, print, printable, refuse_outputs};
 
 #[derive(Debug, Args)]
 pub(super) struct TrainArgs {
@@ -187,7 +187,7 @@ pub(super) fn run(args: TrainArgs, session: &Session) -> anyhow::Result<Exit> {
     session.warn(&warnings(&recipe));
     let directory = args.run.clone().unwrap_or_else(|| args.output.with_extension("run"));
     let inputs = [Some(args.net.path()), args.methods.rules.as_deref()];
-    refuse_inputs(&[Some(&args.output), args.pack.as_deref()], &inputs)?;
+    refuse_outputs(&[Some(&args.output), args.pack.as_deref()], &inputs)?;
     check_outputs(&args, &directory, recipe.epochs)?;
     if args.pack.is_some() && methods.is_empty() {
         let message =

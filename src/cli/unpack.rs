@@ -7,7 +7,7 @@ use twn_pack::{Container, Dtype, report, unpack};
 
 use super::exit::Exit;
 use super::progress::Display;
-use super::{Session, message, print, refuse_inputs};
+use super::{Session, message, print, refuse_outputs};
 
 #[derive(Debug, Args)]
 pub(super) struct UnpackArgs {
@@ -33,7 +33,7 @@ enum FloatType {
 }
 
 pub(super) fn run(args: UnpackArgs, session: &Session) -> anyhow::Result<Exit> {
-    refuse_inputs(&[Some(&args.output)], &[Some(&args.file)])?;
+    refuse_outputs(&[Some(&args.output)], &[])?;
     let container = Container::open(&args.file)?;
     let dtype = args.dtype.map(|dtype| match dtype {
         FloatType::F64 => Dtype::F64,

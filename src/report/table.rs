@@ -1,8 +1,6 @@
 //! The report as a table for people: aligned columns, units, a summary below. Not here: colour
 //! decisions; the caller knows whether this is a terminal.
 
-use std::borrow::Cow;
-
 use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
 
 use super::{Budget, Report, TensorReport, bytes, count, ratio};
@@ -15,7 +13,7 @@ const LARGE_ERROR: f64 = 0.5;
 /// Lines that are laid out together; each takes some KiB meanwhile.
 const LINES: usize = 1000;
 
-/// Characters.
+/// Characters of a name.
 const LONGEST_NAME: usize = 120;
 
 /// Spaces between columns.
@@ -72,7 +70,10 @@ pub(super) fn render(report: &Report, color: bool) -> impl Iterator<Item = Strin
 fn lay_out(tensors: &[TensorReport]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(HEADER);
-    table.add_rows(tensors.iter().map(row));
+    table.add_rows(tensors.iter().map(|tensor| {
+        let [name, cells @ ..] = row(tensor);
+        std::iter::once(shortened(name)).chain(cells)
+    }));
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, GAP));
         if matches!(i, 4 | 7..=10) {
@@ -89,7 +90,7 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         // A name may hold anything; a table's line may not.
-        shortened(&tensor.name).escape_debug().to_string(),
+        tensor.name.escape_debug().to_string(),
         format!("[{}]", shape.join(", ")),
         tensor.dtype.to_string(),
         if with_reason {
@@ -113,14 +114,13 @@ pub(super) fn row(tensor: &TensorReport) -> [String; 11] {
 }
 
 /// A long name with something left out: one of them would make every line as long.
-fn shortened(name: &str) -> Cow<'_, str> {
-    let count = name.chars().count();
-    let at = |n| name.char_indices().nth(n).map_or(name.len(), |(at, _)| at);
-    if count <= LONGEST_NAME {
-        return name.into();
+fn shortened(name: String) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    if letters.len() <= LONGEST_NAME {
+        return name;
     }
     let half = LONGEST_NAME / 2;
-    format!("{}…{}", &name[..at(half)], &name[at(count - half + 1)..]).into()
+    letters[..half].iter().chain(&['…']).chain(&letters[letters.len() - half + 1..]).collect()
 }
 
 fn spread(s: Spread) -> String {
