@@ -7,8 +7,11 @@
 //! | `t5` | byte j/5 = Σ code·3^(j mod 5) | code 1 | bytes over 242 |
 //! | `b1` | byte j/8, bit j mod 8, 1 for +1 | bit 0 | - |
 
+mod transpose;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::transpose::transpose_t2;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::Avx512;
 use crate::vector::block::{Above, AboveOf, codes_of};
@@ -90,7 +93,7 @@ impl Encoding {
     ///
     /// # Panics
     /// When `packed` has another length.
-    pub(crate) fn pack(self, isa: Isa, codes: &[u8], packed: &mut [u8]) {
+    pub fn pack(self, isa: Isa, codes: &[u8], packed: &mut [u8]) {
         assert_eq!(packed.len(), self.bytes(codes.len()), "packed length");
         isa.run(Pack { encoding: self, codes, packed });
     }

@@ -21,6 +21,9 @@ use crate::select::{MOVED, Moved};
 use crate::source::{TensorView, TernaryView};
 use crate::vector::Isa;
 
+/// Filters that lie between each other and are read together: four lines of the cache of two-bit codes.
+const TOGETHER: usize = 1024;
+
 /// A tensor, how it is to be stored, and which of its weights share a scale.
 #[derive(Debug)]
 pub(super) struct MovedWork<'a> {
@@ -52,8 +55,11 @@ impl<'a> MovedWork<'a> {
 
     /// Where the work may be cut, in order: whole filters, by their numbers.
     pub fn pieces(&self) -> Vec<Range<usize>> {
-        // Codes are a sixteenth of floats: more of them, for writing small pieces costs more than making them.
-        steps(0..self.view.filters(), (4 * PIECE / self.view.filter_len()).max(1)).collect()
+        let n = self.view.filter_len();
+        // Codes are a sixteenth of floats: more of them, for writing small pieces costs more than making them. Filters that
+        // lie between each other share lines of the cache and pages, so that there are to be many in a piece.
+        let together = if self.view.axis() > 0 { TOGETHER.min(64 * PIECE / n) } else { 1 };
+        steps(0..self.view.filters(), (4 * PIECE / n).max(together).max(1)).collect()
     }
 
     pub fn piece(&self, tensor: TensorView<'_>, filters: Range<usize>, places: Places, run: Run<'_>) -> Result<Done> {
@@ -86,15 +92,19 @@ impl<'a> MovedWork<'a> {
         let views: Vec<_> = (0..self.planes()).map(|p| self.view.plane(p)).collect();
         let (mut codes, mut counts, mut products) = (Vec::new(), vec![Vec::new(); views.len()], Vec::new());
         let mut all_scales = vec![Vec::new(); views.len()];
-        output.planes.iter_mut().for_each(|plane| plane.codes.reserve(filters.len() * row));
-        for filter in filters {
+        let mut together = vec![false; views.len()];
+        for ((view, plane), together) in views.iter().zip(&mut output.planes).zip(&mut together) {
+            plane.codes.resize(filters.len() * row, 0);
+            *together = encoding == Encoding::T2 && view.t2_together(filters.clone(), &mut plane.codes);
+        }
+        for (at, filter) in filters.enumerate() {
             for (view, scales) in views.iter().zip(&mut all_scales) {
                 view.scales(filter, scales).map_err(packed)?;
             }
-            for ((view, plane), counts) in views.iter().zip(&mut output.planes).zip(&mut counts) {
-                let from = plane.codes.len();
-                plane.codes.resize(from + row, 0);
-                let of_plane = self.codes(view, filter, isa, unit_len, &mut plane.codes[from..], &mut codes);
+            let planes = views.iter().zip(&mut output.planes).zip(&together);
+            for (((view, plane), &there), counts) in planes.zip(&mut counts) {
+                let packed_codes = &mut plane.codes[at * row..][..row];
+                let of_plane = self.codes(view, filter, isa, unit_len, packed_codes, there, &mut codes);
                 *counts = of_plane.map_err(packed)?;
             }
             multiply(&views, filter, unit_len, &counts, &mut products).map_err(packed)?;
@@ -125,7 +135,8 @@ impl<'a> MovedWork<'a> {
         Ok(output)
     }
 
-    /// Packs the codes of one filter; what they are in each run of `unit_len`. `codes` is for what has to be widened.
+    /// Packs the codes of one filter, if they are not there yet; what they are in each run of `unit_len`. `codes` is for
+    /// what has to be widened.
     fn codes(
         &self,
         view: &TernaryView<'_>,
@@ -133,11 +144,12 @@ impl<'a> MovedWork<'a> {
         isa: Isa,
         unit_len: usize,
         packed: &mut [u8],
+        there: bool,
         codes: &mut Vec<u8>,
     ) -> Result<Vec<Counts>, String> {
         let n = view.filter_len();
         let whole_bytes = unit_len == n || unit_len.is_multiple_of(4);
-        if self.moved.encoding == Encoding::T2 && whole_bytes && view.t2(filter, packed) {
+        if self.moved.encoding == Encoding::T2 && whole_bytes && (there || view.t2(filter, packed)) {
             let units = (0..n).step_by(unit_len).zip(packed.chunks(unit_len.div_ceil(4)));
             let counts = units.map(|(at, packed)| Encoding::T2.check(isa, packed, unit_len.min(n - at)));
             if let Ok(counts) = counts.collect() {

@@ -151,6 +151,8 @@ pub struct Line {
 pub struct Part<'a> {
     rows: usize,
     row_bytes: usize,
+    /// How many rows are best made at once.
+    together: usize,
     source: Source<'a>,
 }
 
@@ -177,7 +179,7 @@ impl<'a> Part<'a> {
     /// Bytes as they are: headers, padding, dense tensors.
     pub fn bytes(bytes: impl Into<Cow<'a, [u8]>>) -> Self {
         let bytes = bytes.into();
-        Self { rows: bytes.len(), row_bytes: 1, source: Source::Bytes(bytes) }
+        Self { rows: bytes.len(), row_bytes: 1, together: 1, source: Source::Bytes(bytes) }
     }
 
     /// Bytes of another file.
@@ -186,7 +188,7 @@ impl<'a> Part<'a> {
     /// When the file is shorter.
     pub fn of_file(file: &MappedFile, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= file.len(), "{range:?} of {} bytes", file.len());
-        Self { rows: range.len(), row_bytes: 1, source: Source::File(file.clone(), range) }
+        Self { rows: range.len(), row_bytes: 1, together: 1, source: Source::File(file.clone(), range) }
     }
 
     /// Bytes that are made as they are written: `rows` of `row_bytes` each. `fill` is called from any thread, for any
@@ -197,7 +199,13 @@ impl<'a> Part<'a> {
         row_bytes: usize,
         fill: impl Fn(Range<usize>, &mut [u8]) -> Result<(), String> + Sync + Send + 'a,
     ) -> Self {
-        Self { rows, row_bytes, source: Source::Rows { tensor: tensor.to_owned(), fill: Box::new(fill) } }
+        Self { rows, row_bytes, together: 1, source: Source::Rows { tensor: tensor.to_owned(), fill: Box::new(fill) } }
+    }
+
+    /// The same, but so many rows are made at once, or a multiple of it, if they do not take much memory: where making one
+    /// reads what others need as well.
+    pub fn together(self, rows: usize) -> Self {
+        Self { together: rows.max(1), ..self }
     }
 
     /// Zeros up to a multiple of `alignment` from a beginning that is one.

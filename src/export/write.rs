@@ -15,6 +15,9 @@ use crate::{AtomicFile, Container, Error, Isa, ReadAhead, Result};
 /// Bytes that each thread makes at once, about; one row where that is more. They go from the cache into the file.
 const TILE: usize = 1 << 18;
 
+/// The same where rows should be made together.
+const LARGE_TILE: usize = 1 << 20;
+
 /// How to write.
 #[derive(Clone, Copy, Default)]
 pub struct WriteOptions<'a> {
@@ -198,7 +201,11 @@ fn refuse_inputs(container: &Container, export: &Export<'_>, output: &Path) -> R
 impl Part<'_> {
     /// The rows that are made at once, in order.
     fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
-        let (rows, step) = (self.rows, (TILE / self.row_bytes.max(1)).max(1));
+        let (rows, fitting) = (self.rows, |bytes: usize| bytes / self.row_bytes.max(1));
+        let step = match fitting(TILE) / self.together * self.together {
+            0 => self.together.min(fitting(LARGE_TILE)).max(1),
+            step => step,
+        };
         (0..rows).step_by(step).map(move |row| row..(row + step).min(rows))
     }
 

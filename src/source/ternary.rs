@@ -31,6 +31,13 @@ pub trait TernaryLayout: Debug + Send + Sync {
         false
     }
 
+    /// The same for several filters, one after another in `packed`, at the beginning zero: for layouts where reading one by
+    /// itself reads them all, because their codes lie between each other.
+    fn t2_together(&self, data: &[u8], filters: Range<usize>, packed: &mut [u8]) -> bool {
+        let _ = (data, filters, packed);
+        false
+    }
+
     /// The scale α of one unit of a filter, as it multiplies the codes; checked for being finite and not negative
     /// where it is used.
     fn scale(&self, data: &[u8], filter: usize, unit: usize) -> f32;
@@ -130,6 +137,11 @@ impl TernaryView<'_> {
     /// Writes the codes of one filter as `t2` has them, if the layout can; codes of 3 are still to be looked for.
     pub(crate) fn t2(&self, filter: usize, packed: &mut [u8]) -> bool {
         filter < self.filters() && self.layout().t2(self.data(), filter, packed)
+    }
+
+    /// The same for several filters at once, if the layout can.
+    pub(crate) fn t2_together(&self, filters: Range<usize>, packed: &mut [u8]) -> bool {
+        filters.end <= self.filters() && self.layout().t2_together(self.data(), filters, packed)
     }
 
     /// The scale of one unit of a filter.

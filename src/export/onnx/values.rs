@@ -4,7 +4,11 @@ use std::ops::Range;
 
 use crate::container::{Int8Tensor, TernaryTensor};
 use crate::export::Part;
-use crate::{Dtype, Granularity, Isa};
+use crate::pack::transpose_t2;
+use crate::{Dtype, Encoding, Granularity, Isa};
+
+/// Filters that are put in order at once: a line of the cache of their codes.
+const TOGETHER: usize = 64;
 
 /// How the weights of `filters` filters lie in a tensor of `[outer][filters][inner]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,14 +52,21 @@ impl Layout {
             }
             return Ok(());
         }
-        let mut weights = vec![T::default(); (last - first + 1) * self.inner];
-        for filter in 0..self.filters {
-            read(filter, first * self.inner..(last + 1) * self.inner, &mut weights)?;
-            for (outer, weights) in (first..=last).zip(weights.chunks_exact(self.inner)) {
-                let begin = outer * row + filter * self.inner;
-                let (from, to) = (begin.max(range.start), (begin + self.inner).min(range.end));
-                if from < to {
-                    out[from - range.start..to - range.start].copy_from_slice(&weights[from - begin..to - begin]);
+        // Of some filters all that is needed, so that what comes to lie together is written together.
+        let (wanted, length) = (first * self.inner..(last + 1) * self.inner, (last + 1 - first) * self.inner);
+        let mut some = vec![T::default(); length * TOGETHER.min(self.filters)];
+        for filters in (0..self.filters).step_by(TOGETHER).map(|at| at..(at + TOGETHER).min(self.filters)) {
+            for (filter, weights) in filters.clone().zip(some.chunks_exact_mut(length)) {
+                read(filter, wanted.clone(), weights)?;
+            }
+            for outer in first..=last {
+                for (filter, weights) in filters.clone().zip(some.chunks_exact(length)) {
+                    let weights = &weights[(outer - first) * self.inner..][..self.inner];
+                    let begin = outer * row + filter * self.inner;
+                    let (from, to) = (begin.max(range.start), (begin + self.inner).min(range.end));
+                    if from < to {
+                        out[from - range.start..to - range.start].copy_from_slice(&weights[from - begin..to - begin]);
+                    }
                 }
             }
         }
@@ -73,14 +84,6 @@ pub(super) enum Code {
 }
 
 impl Code {
-    /// A code t+1.
-    fn of(self, code: u8) -> u8 {
-        match self {
-            Self::TwosComplement => (code + 3) & 3,
-            Self::PlusTwo => code + 1,
-        }
-    }
-
     /// Four codes t+1, each in two bits: the same per bit.
     fn of_four(self, byte: u8) -> u8 {
         let (low, high) = (byte & 0x55, byte >> 1 & 0x55);
@@ -89,43 +92,62 @@ impl Code {
         !low & 0x55 | high << 1
     }
 
-    fn pack(self, codes: &[u8], out: &mut [u8]) {
-        for (byte, codes) in out.iter_mut().zip(codes.chunks(4)) {
-            *byte = codes.iter().enumerate().fold(0, |byte, (i, &code)| byte | self.of(code) << (2 * i));
-        }
+    /// Bytes of `t2` as those of these numbers.
+    fn recode(self, isa: Isa, bytes: &mut [u8]) -> Result<(), String> {
+        Encoding::T2.check(isa, bytes, bytes.len() * 4)?;
+        bytes.iter_mut().for_each(|byte| *byte = self.of_four(*byte));
+        Ok(())
     }
 }
 
-/// Whether the bytes of `t2` are those of the new tensor, but for the numbers that stand for codes.
-fn only_recoded(tensor: &TernaryTensor<'_>, layout: Layout) -> bool {
-    tensor.encoding.weights_per_byte() == 4 && layout.is_by_filter() && tensor.filter_len.is_multiple_of(4)
+/// Codes in a line of the cache.
+const LINE: usize = 256;
+
+/// Four zeros in `t2`.
+const ZEROS: u8 = 0x55;
+
+/// The packed codes of a plane, [filters][bytes per filter].
+fn packed<'t>(tensor: &'t TernaryTensor<'_>, plane: usize) -> &'t [u8] {
+    let length = tensor.filters * tensor.filter_bytes();
+    &tensor.packed()[plane * length..][..length]
 }
 
-fn recode(
-    tensor: &TernaryTensor<'_>,
-    plane: usize,
-    bytes: Range<usize>,
-    out: &mut [u8],
-    code: Code,
-) -> Result<(), String> {
-    let packed = &tensor.packed()[plane * tensor.filters * tensor.filter_bytes()..][bytes];
-    tensor.encoding.check(Isa::detect().unwrap_or(Isa::PORTABLE), packed, packed.len() * 4)?;
-    out.iter_mut().zip(packed).for_each(|(out, &byte)| *out = code.of_four(byte));
-    Ok(())
+/// Whether these are the codes of a matrix whose rows have one of each filter, four to a byte.
+fn is_turned(tensor: &TernaryTensor<'_>, layout: Layout) -> bool {
+    tensor.encoding == Encoding::T2 && layout.inner == 1 && !layout.is_by_filter()
+}
+
+/// Some rows of such a matrix in `t2`, each filled up with zeros.
+fn turn(isa: Isa, tensor: &TernaryTensor<'_>, plane: usize, rows: Range<usize>, out: &mut [u8]) {
+    let (filters, row_bytes) = (tensor.filters, out.len() / rows.len().max(1));
+    transpose_t2(isa, packed(tensor, plane), tensor.filter_bytes(), filters, rows, out, row_bytes);
+    if !filters.is_multiple_of(4) {
+        let lasts = out.iter_mut().skip(filters / 4).step_by(row_bytes);
+        lasts.for_each(|last| *last |= ZEROS << (2 * (filters % 4)));
+    }
 }
 
 /// INT2, four to a byte across the whole tensor, lowest bits first.
 pub(super) fn int2<'a>(name: &str, tensor: &TernaryTensor<'a>, plane: usize, layout: Layout) -> Part<'a> {
-    let tensor = tensor.clone();
+    let (tensor, isa) = (tensor.clone(), Isa::detect().unwrap_or(Isa::PORTABLE));
+    if is_turned(&tensor, layout) && layout.filters.is_multiple_of(4) {
+        return Part::rows(name, tensor.filter_len, layout.filters / 4, move |rows, out| {
+            turn(isa, &tensor, plane, rows, out);
+            Code::TwosComplement.recode(isa, out)
+        })
+        .together(LINE);
+    }
     Part::rows(name, layout.weights.div_ceil(4), 1, move |bytes, out| {
-        if only_recoded(&tensor, layout) {
-            return recode(&tensor, plane, bytes, out, Code::TwosComplement);
+        let whole_bytes = tensor.encoding == Encoding::T2 && tensor.filter_len.is_multiple_of(4);
+        if whole_bytes && layout.is_by_filter() {
+            out.copy_from_slice(&packed(&tensor, plane)[bytes]);
+        } else {
+            let range = bytes.start * 4..(bytes.end * 4).min(layout.weights);
+            let mut codes = vec![0; range.len()];
+            layout.gather(range, &mut codes, |filter, range, out| tensor.codes_range(plane, filter, range, out))?;
+            Encoding::T2.pack(isa, &codes, out);
         }
-        let range = bytes.start * 4..(bytes.end * 4).min(layout.weights);
-        let mut trits = vec![0; range.len()];
-        layout.gather(range, &mut trits, |filter, range, out| tensor.codes_range(plane, filter, range, out))?;
-        Code::TwosComplement.pack(&trits, out);
-        Ok(())
+        Code::TwosComplement.recode(isa, out)
     })
 }
 
@@ -138,25 +160,27 @@ pub(super) fn nbits<'a>(
     width: usize,
     block: usize,
 ) -> Part<'a> {
-    let (tensor, row_bytes) = (tensor.clone(), width.div_ceil(block) * block / 4);
+    let (tensor, isa, row_bytes) =
+        (tensor.clone(), Isa::detect().unwrap_or(Isa::PORTABLE), width.div_ceil(block) * block / 4);
+    let together = if is_turned(&tensor, layout) { LINE } else { 1 };
     Part::rows(name, layout.weights / width, row_bytes, move |rows, out| {
-        if only_recoded(&tensor, layout) && width.is_multiple_of(block) {
-            return recode(&tensor, plane, rows.start * row_bytes..rows.end * row_bytes, out, Code::PlusTwo);
+        out.fill(ZEROS);
+        let used = width.div_ceil(4);
+        if is_turned(&tensor, layout) {
+            turn(isa, &tensor, plane, rows, out);
+        } else if tensor.encoding == Encoding::T2 && layout.is_by_filter() {
+            let filters = out.chunks_exact_mut(row_bytes).zip(rows);
+            filters.for_each(|(out, filter)| out[..used].copy_from_slice(tensor.packed_filter(plane, filter)));
+        } else {
+            let mut codes = vec![0; rows.len() * width];
+            let range = rows.start * width..rows.end * width;
+            layout.gather(range, &mut codes, |filter, range, out| tensor.codes_range(plane, filter, range, out))?;
+            let filters = out.chunks_exact_mut(row_bytes).zip(codes.chunks_exact(width));
+            filters.for_each(|(out, codes)| Encoding::T2.pack(isa, codes, &mut out[..used]));
         }
-        let mut trits = vec![0; rows.len() * width];
-        let range = rows.start * width..rows.end * width;
-        layout.gather(range, &mut trits, |filter, range, out| tensor.codes_range(plane, filter, range, out))?;
-        // Four zeros.
-        out.fill(0xaa);
-        for (row, out) in trits.chunks_exact_mut(width).zip(out.chunks_exact_mut(row_bytes)) {
-            Code::PlusTwo.pack(row, out);
-            let used = width % 4;
-            if used > 0 {
-                out[width / 4] |= 0xaa << (2 * used);
-            }
-        }
-        Ok(())
+        Code::PlusTwo.recode(isa, out)
     })
+    .together(together)
 }
 
 /// 8-bit codes.
@@ -267,13 +291,11 @@ mod tests {
 
     #[test]
     fn four_codes_at_once_are_four_codes() {
-        for kind in [Code::TwosComplement, Code::PlusTwo] {
-            for codes in (0..81).map(|n: u8| [n % 3, n / 3 % 3, n / 9 % 3, n / 27]) {
-                let byte = codes.iter().rev().fold(0, |byte, code| byte << 2 | code);
-                let mut packed = [0];
-                kind.pack(&codes, &mut packed);
-                assert_eq!(kind.of_four(byte), packed[0], "{kind:?} {codes:?}");
-            }
+        for codes in (0..81).map(|n: u8| [n % 3, n / 3 % 3, n / 9 % 3, n / 27]) {
+            let byte = |number: &dyn Fn(u8) -> u8| codes.iter().rev().fold(0, |byte, &code| byte << 2 | number(code));
+            let t2 = byte(&|code| code);
+            assert_eq!(Code::TwosComplement.of_four(t2), byte(&|code| code.wrapping_sub(1) & 3), "{codes:?}");
+            assert_eq!(Code::PlusTwo.of_four(t2), byte(&|code| code + 1), "{codes:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use crate::onnx::{Initializer, Model, Node, data_type};
 use crate::source::TernaryLayout;
-use crate::{Dtype, MappedFile};
+use crate::{Dtype, Isa, MappedFile};
 
 /// A model's names.
 pub(super) struct Graph<'m> {
@@ -113,7 +113,10 @@ impl Order {
     /// The layout of bytes of codes with these scales and zero points.
     pub fn layout(self, scales: Scales, zeros: Option<Bytes>) -> Box<dyn TernaryLayout> {
         match self {
-            Self::Int2(order) => Box::new(super::int2::Int2 { order, negative: scales.any_negative(), scales }),
+            Self::Int2(order) => {
+                let (negative, isa) = (scales.any_negative(), Isa::detect().unwrap_or(Isa::PORTABLE));
+                Box::new(super::int2::Int2 { order, negative, scales, isa })
+            }
             Self::Nbits(order) => Box::new(super::nbits::Nbits { order, scales, zeros }),
         }
     }

@@ -3,11 +3,13 @@
 //! floats of a model ([`super`]), `MatMulNBits` ([`super::nbits`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::graph::{Found, Graph, Order as Form, Plane, Scales, ScalesOf};
-use crate::limits;
 use crate::onnx::{Data, Initializer, Node, data_type};
+use crate::pack::transpose_t2;
 use crate::source::TernaryLayout;
+use crate::{Isa, limits};
 
 /// In which order codes and scales lie.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -201,6 +203,7 @@ pub(super) struct Int2 {
     pub scales: Scales,
     /// Whether there are negative scales: they negate the codes.
     pub negative: bool,
+    pub isa: Isa,
 }
 
 impl Int2 {
@@ -230,15 +233,18 @@ impl TernaryLayout for Int2 {
     }
 
     fn codes(&self, data: &[u8], filter: usize, codes: &mut [u8]) -> Result<(), String> {
-        for (j, code) in codes.iter_mut().enumerate() {
-            let at = (j / self.order.inner * self.order.filters + filter) * self.order.inner + j % self.order.inner;
-            let byte = *data.get(at / 4).ok_or("its bytes end early")?;
-            *code = recode(byte) >> (2 * (at % 4)) & 3;
-            if *code == 3 {
-                return Err(super::not_ternary(filter, j, -2));
-            }
-            if self.negative && self.signed_scale(filter, j / self.order.unit_len).is_sign_negative() {
-                *code = 2 - *code;
+        let Order { filters, inner, .. } = self.order;
+        for (outer, codes) in codes.chunks_mut(inner.max(1)).enumerate() {
+            let first = (outer * filters + filter) * inner;
+            for ((code, at), j) in codes.iter_mut().zip(first..).zip(outer * inner..) {
+                let byte = *data.get(at / 4).ok_or("its bytes end early")?;
+                *code = recode(byte) >> (2 * (at % 4)) & 3;
+                if *code == 3 {
+                    return Err(super::not_ternary(filter, j, -2));
+                }
+                if self.negative && self.signed_scale(filter, j / self.order.unit_len).is_sign_negative() {
+                    *code = 2 - *code;
+                }
             }
         }
         Ok(())
@@ -251,6 +257,17 @@ impl TernaryLayout for Int2 {
         }
         let Some(bytes) = data.get(filter * packed.len()..(filter + 1) * packed.len()) else { return false };
         packed.iter_mut().zip(bytes).for_each(|(packed, &byte)| *packed = recode(byte));
+        true
+    }
+
+    fn t2_together(&self, data: &[u8], range: Range<usize>, packed: &mut [u8]) -> bool {
+        let Order { filters, inner, filter_len, .. } = self.order;
+        // A code of every filter in each row, which begins on a byte.
+        if self.negative || inner != 1 || !filters.is_multiple_of(4) || data.len() < filters / 4 * filter_len {
+            return false;
+        }
+        transpose_t2(self.isa, data, filters / 4, filter_len, range, packed, filter_len.div_ceil(4));
+        packed.iter_mut().for_each(|packed| *packed = recode(*packed));
         true
     }
 
