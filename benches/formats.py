@@ -3,14 +3,14 @@ byte, on as many threads) and a plain `cp` of it to the same place, synced as ou
 each command (`RssAnon`).
 
     cargo build --release
-    python3 benches/formats.py target/release/twn-pack /dev/shm [--mebibytes 1024] [--rounds 5] [--threads 1 2] [--only REGEX]
+    python3 benches/formats.py target/release/twn-pack /dev/shm [--mebibytes 1024] [--rounds 5] [--threads 1 2] [--only REGEX] [--axis 1]
     python3 benches/formats.py target/release/twn-pack DIRECTORY --cold --mebibytes 4096 [--outputs /dev/shm]
 
 Makes so many MiB of random f32 weights, matrices of 4096 x 4096 (a sixteenth of that in codes of two bits), in a
 directory of its own in the given one, packs them with one scale per tensor, exports them to every format, and packs again what
 is read again: codes, and floats. With `--cold` the page cache lets go of the input before
 every run, so that all of them begin and end at the disk, and reading is by calls instead of mapped; with `--outputs` what is
-written goes to another directory, of another device. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
+written goes to another directory, of another device. With `--axis 1` the filters are columns, for formats that have such. Linux only. Needs numpy, safetensors, torch, onnx; without torch or onnx these formats are left out.
 """
 
 import argparse
@@ -118,12 +118,12 @@ def floats(directory, tensors):
     return files
 
 
-def model(path, names):
+def model(path, names, axis):
     """An ONNX model of as many products, whose weights are said to lie in a file that nobody needs."""
     from onnx import TensorProto, helper, save
 
     graph = helper.make_graph(
-        [helper.make_node("Gemm", [f"x.{name}", name], [f"y.{name}"], transB=1) for name in names],
+        [helper.make_node("Gemm", [f"x.{name}", name], [f"y.{name}"], transB=1 - axis) for name in names],
         "products",
         [helper.make_tensor_value_info(f"x.{name}", TensorProto.FLOAT, [1, ROWS]) for name in names],
         [helper.make_tensor_value_info(f"y.{name}", TensorProto.FLOAT, [1, ROWS]) for name in names],
@@ -143,6 +143,7 @@ def main():
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments.add_argument("--only", default="")
+    arguments.add_argument("--axis", type=int, choices=[0, 1], default=0)
     arguments.add_argument("--cold", action="store_true")
     arguments.add_argument("--outputs", type=Path)
     asked = arguments.parse_args()
@@ -158,18 +159,20 @@ def main():
         inputs = floats(directory, tensors)
         del tensors
         twn = directory / "m.twn"
-        run(inputs["safetensors"], "-o", twn, "--granularity", "tensor")
+        run(inputs["safetensors"], "-o", twn, "--granularity", "tensor", "--axis", asked.axis)
         (directory / "into.json").write_text(json.dumps({"dtype": "float32"}))
         out = Path(outputs_directory) / "out"
         cases = []
         outputs = [("safetensors", "safetensors"), ("tq1_0", "gguf"), ("tq2_0", "gguf"), ("q2_0", "gguf")]
         outputs += [("bitnet", "safetensors"), ("gptq", "safetensors"), ("onnx", "onnx"), ("onnx-nbits", "onnx")]
+        if asked.axis == 1:
+            outputs = [(form, ending) for form, ending in outputs if form == "safetensors" or ending == "onnx"]
         back = []
         for form, ending in outputs:
             into = {"bitnet": "into.json"}.get(form)
             if ending == "onnx":
                 try:
-                    model(directory / "into.onnx", names)
+                    model(directory / "into.onnx", names, asked.axis)
                 except ImportError:
                     continue
                 into = "into.onnx"

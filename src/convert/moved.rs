@@ -21,8 +21,8 @@ use crate::select::{MOVED, Moved};
 use crate::source::{TensorView, TernaryView};
 use crate::vector::Isa;
 
-/// Filters that lie between each other and are read together: four lines of the cache of two-bit codes.
-const TOGETHER: usize = 1024;
+/// Filters that lie between each other and are read together: two lines of the cache of two-bit codes.
+const TOGETHER: usize = 512;
 
 /// A tensor, how it is to be stored, and which of its weights share a scale.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl<'a> MovedWork<'a> {
         let n = self.view.filter_len();
         // Codes are a sixteenth of floats: more of them, for writing small pieces costs more than making them. Filters that
         // lie between each other share lines of the cache and pages, so that there are to be many in a piece.
-        let together = if self.view.axis() > 0 { TOGETHER.min(64 * PIECE / n) } else { 1 };
+        let together = if self.view.axis() > 0 { TOGETHER.min(16 * PIECE / n) } else { 1 };
         steps(0..self.view.filters(), (4 * PIECE / n).max(together).max(1)).collect()
     }
 
@@ -90,24 +90,21 @@ impl<'a> MovedWork<'a> {
             ..Output::default()
         };
         let views: Vec<_> = (0..self.planes()).map(|p| self.view.plane(p)).collect();
+        let planes: Vec<_> = views.iter().map(|view| Plane::new(*view, filters.clone())).collect();
         let (mut codes, mut counts, mut products) = (Vec::new(), vec![Vec::new(); views.len()], Vec::new());
         let mut all_scales = vec![Vec::new(); views.len()];
-        let mut together = vec![false; views.len()];
-        for ((view, plane), together) in views.iter().zip(&mut output.planes).zip(&mut together) {
-            plane.codes.resize(filters.len() * row, 0);
-            *together = encoding == Encoding::T2 && view.t2_together(filters.clone(), &mut plane.codes);
-        }
-        for (at, filter) in filters.enumerate() {
+        output.planes.iter_mut().for_each(|plane| plane.codes.reserve(filters.len() * row));
+        for filter in filters {
             for (view, scales) in views.iter().zip(&mut all_scales) {
                 view.scales(filter, scales).map_err(packed)?;
             }
-            let planes = views.iter().zip(&mut output.planes).zip(&together);
-            for (((view, plane), &there), counts) in planes.zip(&mut counts) {
-                let packed_codes = &mut plane.codes[at * row..][..row];
-                let of_plane = self.codes(view, filter, isa, unit_len, packed_codes, there, &mut codes);
+            for ((plane, output), counts) in planes.iter().zip(&mut output.planes).zip(&mut counts) {
+                let from = output.codes.len();
+                output.codes.resize(from + row, 0);
+                let of_plane = self.codes(plane, filter, isa, unit_len, &mut output.codes[from..], &mut codes);
                 *counts = of_plane.map_err(packed)?;
             }
-            multiply(&views, filter, unit_len, &counts, &mut products).map_err(packed)?;
+            multiply(&planes, filter, unit_len, &counts, &mut products).map_err(packed)?;
             for (unit, products) in products.chunks_exact(views.len() * views.len()).enumerate() {
                 counts.iter().for_each(|counts| output.tally.add_counts(counts[unit]));
                 // Per plane the scale, as it is stored, and what that takes away.
@@ -135,21 +132,19 @@ impl<'a> MovedWork<'a> {
         Ok(output)
     }
 
-    /// Packs the codes of one filter, if they are not there yet; what they are in each run of `unit_len`. `codes` is for
-    /// what has to be widened.
+    /// Packs the codes of one filter; what they are in each run of `unit_len`. `codes` is for what has to be widened.
     fn codes(
         &self,
-        view: &TernaryView<'_>,
+        plane: &Plane<'_>,
         filter: usize,
         isa: Isa,
         unit_len: usize,
         packed: &mut [u8],
-        there: bool,
         codes: &mut Vec<u8>,
     ) -> Result<Vec<Counts>, String> {
-        let n = view.filter_len();
+        let n = plane.view.filter_len();
         let whole_bytes = unit_len == n || unit_len.is_multiple_of(4);
-        if self.moved.encoding == Encoding::T2 && whole_bytes && (there || view.t2(filter, packed)) {
+        if self.moved.encoding == Encoding::T2 && whole_bytes && plane.t2(filter, packed) {
             let units = (0..n).step_by(unit_len).zip(packed.chunks(unit_len.div_ceil(4)));
             let counts = units.map(|(at, packed)| Encoding::T2.check(isa, packed, unit_len.min(n - at)));
             if let Ok(counts) = counts.collect() {
@@ -157,7 +152,7 @@ impl<'a> MovedWork<'a> {
             }
         }
         codes.resize(n, 0);
-        view.codes(filter, codes)?;
+        plane.codes(filter, codes)?;
         let code = codes.iter().fold(0, |most, &code| code.max(most));
         if code > 2 {
             return Err(format!("filter {filter}: code {code}, should be 0, 1 or 2"));
@@ -187,31 +182,73 @@ impl<'a> MovedWork<'a> {
     }
 }
 
+/// A plane, some of whose filters were read together.
+struct Plane<'a> {
+    view: TernaryView<'a>,
+    /// The first of these filters.
+    first: usize,
+    /// Their codes in `t2`; none where the layout reads one filter as fast by itself.
+    t2: Vec<u8>,
+}
+
+impl<'a> Plane<'a> {
+    fn new(view: TernaryView<'a>, filters: Range<usize>) -> Self {
+        let (first, mut t2) = (filters.start, Vec::new());
+        if view.axis() > 0 {
+            t2.resize(filters.len() * Encoding::T2.bytes(view.filter_len()), 0);
+            if !view.t2_together(filters, &mut t2) {
+                t2 = Vec::new();
+            }
+        }
+        Self { view, first, t2 }
+    }
+
+    /// The codes of a filter that was read with the others.
+    fn read(&self, filter: usize) -> Option<&[u8]> {
+        let row = Encoding::T2.bytes(self.view.filter_len());
+        self.t2.get((filter - self.first) * row..)?.get(..row).filter(|row| !row.is_empty())
+    }
+
+    fn t2(&self, filter: usize, packed: &mut [u8]) -> bool {
+        let Some(read) = self.read(filter) else { return self.view.t2(filter, packed) };
+        packed.copy_from_slice(read);
+        true
+    }
+
+    fn codes(&self, filter: usize, codes: &mut [u8]) -> Result<(), String> {
+        match self.read(filter) {
+            // What is wrong with them the view says better.
+            Some(read) if Encoding::T2.unpack(read, codes).is_ok() => Ok(()),
+            _ => self.view.codes(filter, codes),
+        }
+    }
+}
+
 /// Makes `products` those of the codes −1, 0, +1 of each two planes, summed over each unit of a filter: `[units][P][P]`.
 fn multiply(
-    views: &[TernaryView<'_>],
+    planes: &[Plane<'_>],
     filter: usize,
     unit_len: usize,
     counts: &[Vec<Counts>],
     products: &mut Vec<f64>,
 ) -> Result<(), String> {
-    let planes = views.len();
+    let count = planes.len();
     products.clear();
-    products.resize(counts[0].len() * planes * planes, 0.0);
+    products.resize(counts[0].len() * count * count, 0.0);
     for (p, counts) in counts.iter().enumerate() {
-        let of_units = products.chunks_exact_mut(planes * planes).zip(counts);
-        of_units.for_each(|(products, counts)| products[p * planes + p] = (counts.negative + counts.positive) as f64);
+        let of_units = products.chunks_exact_mut(count * count).zip(counts);
+        of_units.for_each(|(products, counts)| products[p * count + p] = (counts.negative + counts.positive) as f64);
     }
-    if planes > 1 {
-        let mut codes = vec![vec![0; views[0].filter_len()]; planes];
-        for (view, codes) in views.iter().zip(&mut codes) {
-            view.codes(filter, codes)?;
+    if count > 1 {
+        let mut codes = vec![vec![0; planes[0].view.filter_len()]; count];
+        for (plane, codes) in planes.iter().zip(&mut codes) {
+            plane.codes(filter, codes)?;
         }
-        for (p, q) in (0..planes).flat_map(|p| (0..p).map(move |q| (p, q))) {
+        for (p, q) in (0..count).flat_map(|p| (0..p).map(move |q| (p, q))) {
             let units = codes[p].chunks(unit_len).zip(codes[q].chunks(unit_len));
-            for (products, (a, b)) in products.chunks_exact_mut(planes * planes).zip(units) {
+            for (products, (a, b)) in products.chunks_exact_mut(count * count).zip(units) {
                 let sum: i64 = a.iter().zip(b).map(|(&a, &b)| i64::from((i32::from(a) - 1) * (i32::from(b) - 1))).sum();
-                (products[p * planes + q], products[q * planes + p]) = (sum as f64, sum as f64);
+                (products[p * count + q], products[q * count + p]) = (sum as f64, sum as f64);
             }
         }
     }

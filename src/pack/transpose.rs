@@ -102,11 +102,12 @@ struct Line([u8; BLOCK / 4]);
 /// has the columns whose number does not have that bit.
 #[inline(always)]
 fn swap<const BY: usize>(words: &mut [[u32; BLOCK / SQUARE]; SQUARE], mask: u32) {
-    for row in (0..SQUARE).filter(|row| row & BY == 0) {
-        for square in 0..BLOCK / SQUARE {
-            let swap = (words[row][square] >> (2 * BY) ^ words[row + BY][square]) & mask;
-            words[row][square] ^= swap << (2 * BY);
-            words[row + BY][square] ^= swap;
+    for rows in words.chunks_exact_mut(2 * BY) {
+        let (upper, lower) = rows.split_at_mut(BY);
+        for (upper, lower) in upper.as_flattened_mut().iter_mut().zip(lower.as_flattened_mut()) {
+            let swap = (*upper >> (2 * BY) ^ *lower) & mask;
+            *upper ^= swap << (2 * BY);
+            *lower ^= swap;
         }
     }
 }

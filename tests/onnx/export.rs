@@ -49,7 +49,7 @@ fn matmulnbits_is_the_golden_bytes() {
 /// what the container says, bit for bit.
 #[test]
 fn decoded_as_defined_it_is_the_container() {
-    let shapes = [vec![5, 7], vec![3, 5, 3, 3], vec![6, 4, 5], vec![4, 64], vec![1, 1]];
+    let shapes = [vec![5, 7], vec![3, 5, 3, 3], vec![6, 4, 5], vec![4, 64], vec![1, 1], vec![270, 532]];
     for (seed, shape) in shapes.into_iter().enumerate() {
         for settings in
             ["granularity=filter", "granularity=tensor", "granularity=group:6", "granularity=group:9,planes=3"]

@@ -292,11 +292,14 @@ fn int2_that_is_not_ternary_is_refused_or_left_out() {
     view.codes(0, &mut row).unwrap();
     assert_eq!((row, view.shape, view.name, view.scale(1, 0)), ([2, 0, 1, 2], &[2, 4][..], "w", Ok(0.5)));
     // −2.
-    let file = model(25, &graph(&[decoder(&["c", "s"], std::slice::from_ref(&axis))], &[codes(0x20), scales(2)]));
-    let checkpoint = import(&directory, &file).unwrap();
-    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
-    let error = convert::pack(&checkpoint, &plan, &directory.path().join("o.twn"), &convert::Options::default());
-    assert!(error.unwrap_err().to_string().contains("weight 2 of filter 1 is -2"));
+    for (along, number, said) in [(0, 2, "weight 2 of filter 1 is -2"), (1, 4, "weight 1 of filter 2 is -2")] {
+        let decoder = decoder(&["c", "s"], &[attribute_int("axis", along)]);
+        let file = model(25, &graph(&[decoder], &[codes(0x20), scales(number)]));
+        let checkpoint = import(&directory, &file).unwrap();
+        let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+        let error = convert::pack(&checkpoint, &plan, &directory.path().join("o.twn"), &convert::Options::default());
+        assert!(error.unwrap_err().to_string().contains(said), "{along}");
+    }
     // Bytes that are not there.
     let short = raw("c", INT2, &[2, 4], &[0x4d]);
     let file = model(25, &graph(&[decoder(&["c", "s"], std::slice::from_ref(&axis))], &[short, scales(2)]));

@@ -32,6 +32,9 @@ fn int2_is_read_back_without_loss() {
         (vec![40, 6], "axis=1,granularity=group:8", &product, None),
         (vec![40, 6], "granularity=tensor,axis=1", &product, None),
         (vec![6, 40], "encoding=t5", &conv, None),
+        (vec![1030, 1036], "axis=1", &conv, None),
+        (vec![301, 532], "axis=1,encoding=t5", &conv, None),
+        (vec![301, 532], "axis=1,granularity=group:6", &conv, None),
         (vec![6, 40], "scale-dtype=f16", &conv, Some(half(&[6, 40]))),
     ] {
         let case = format!("{shape:?} {settings}");
@@ -158,6 +161,7 @@ fn planes_are_read_back_as_one_tensor() {
     for (shape, settings) in [
         (vec![6, 40], "planes=2"),
         (vec![6, 37], "planes=3,axis=1"),
+        (vec![290, 516], "planes=2,axis=1"),
         (vec![6, 40], "planes=4,granularity=tensor"),
         (vec![8, 50], "planes=2,granularity=group:16"),
         (vec![6, 4, 3, 3], "planes=2"),

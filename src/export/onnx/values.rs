@@ -112,27 +112,40 @@ fn packed<'t>(tensor: &'t TernaryTensor<'_>, plane: usize) -> &'t [u8] {
     &tensor.packed()[plane * length..][..length]
 }
 
-/// Whether these are the codes of a matrix whose rows have one of each filter, four to a byte.
-fn is_turned(tensor: &TernaryTensor<'_>, layout: Layout) -> bool {
-    tensor.encoding == Encoding::T2 && layout.inner == 1 && !layout.is_by_filter()
+/// Whether the rows of a matrix have a code of each filter.
+fn is_turned(layout: Layout) -> bool {
+    layout.inner == 1 && !layout.is_by_filter()
 }
 
 /// Some rows of such a matrix in `t2`, each filled up with zeros.
-fn turn(isa: Isa, tensor: &TernaryTensor<'_>, plane: usize, rows: Range<usize>, out: &mut [u8]) {
+fn turn(isa: Isa, tensor: &TernaryTensor<'_>, plane: usize, rows: Range<usize>, out: &mut [u8]) -> Result<(), String> {
     let (filters, row_bytes) = (tensor.filters, out.len() / rows.len().max(1));
-    transpose_t2(isa, packed(tensor, plane), tensor.filter_bytes(), filters, rows, out, row_bytes);
+    if tensor.encoding == Encoding::T2 {
+        transpose_t2(isa, packed(tensor, plane), tensor.filter_bytes(), filters, rows, out, row_bytes);
+    } else {
+        let (mut codes, bytes) = (vec![0; rows.len()], rows.len().div_ceil(4));
+        let mut t2 = vec![0; bytes * LINE.min(filters)];
+        for some in (0..filters).step_by(LINE).map(|first| first..(first + LINE).min(filters)) {
+            for (filter, t2) in some.clone().zip(t2.chunks_exact_mut(bytes)) {
+                tensor.codes_range(plane, filter, rows.clone(), &mut codes)?;
+                Encoding::T2.pack(isa, &codes, t2);
+            }
+            transpose_t2(isa, &t2, bytes, some.len(), 0..rows.len(), &mut out[some.start / 4..], row_bytes);
+        }
+    }
     if !filters.is_multiple_of(4) {
         let lasts = out.iter_mut().skip(filters / 4).step_by(row_bytes);
         lasts.for_each(|last| *last |= ZEROS << (2 * (filters % 4)));
     }
+    Ok(())
 }
 
 /// INT2, four to a byte across the whole tensor, lowest bits first.
 pub(super) fn int2<'a>(name: &str, tensor: &TernaryTensor<'a>, plane: usize, layout: Layout) -> Part<'a> {
     let (tensor, isa) = (tensor.clone(), Isa::detect().unwrap_or(Isa::PORTABLE));
-    if is_turned(&tensor, layout) && layout.filters.is_multiple_of(4) {
+    if is_turned(layout) && layout.filters.is_multiple_of(4) {
         return Part::rows(name, tensor.filter_len, layout.filters / 4, move |rows, out| {
-            turn(isa, &tensor, plane, rows, out);
+            turn(isa, &tensor, plane, rows, out)?;
             Code::TwosComplement.recode(isa, out)
         })
         .together(LINE);
@@ -162,12 +175,12 @@ pub(super) fn nbits<'a>(
 ) -> Part<'a> {
     let (tensor, isa, row_bytes) =
         (tensor.clone(), Isa::detect().unwrap_or(Isa::PORTABLE), width.div_ceil(block) * block / 4);
-    let together = if is_turned(&tensor, layout) { LINE } else { 1 };
+    let together = if is_turned(layout) { LINE } else { 1 };
     Part::rows(name, layout.weights / width, row_bytes, move |rows, out| {
         out.fill(ZEROS);
         let used = width.div_ceil(4);
-        if is_turned(&tensor, layout) {
-            turn(isa, &tensor, plane, rows, out);
+        if is_turned(layout) {
+            turn(isa, &tensor, plane, rows, out)?;
         } else if tensor.encoding == Encoding::T2 && layout.is_by_filter() {
             let filters = out.chunks_exact_mut(row_bytes).zip(rows);
             filters.for_each(|(out, filter)| out[..used].copy_from_slice(tensor.packed_filter(plane, filter)));
