@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
@@ -114,8 +115,8 @@ impl Order {
     pub fn layout(self, scales: Scales, zeros: Option<Bytes>) -> Box<dyn TernaryLayout> {
         match self {
             Self::Int2(order) => {
-                let (negative, isa) = (scales.any_negative(), Isa::detect().unwrap_or(Isa::PORTABLE));
-                Box::new(super::int2::Int2 { order, negative, scales, isa })
+                let isa = Isa::detect().unwrap_or(Isa::PORTABLE);
+                Box::new(super::int2::Int2 { order, scales, negative: OnceLock::new(), isa })
             }
             Self::Nbits(order) => Box::new(super::nbits::Nbits { order, scales, zeros }),
         }
