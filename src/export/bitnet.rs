@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::hugging_face::{Checkpoint, INT8, config, file, layer, linear, read_config, shadowed};
+use super::hugging_face::{Checkpoint, INT8, config, file, layer, linear, shadowed};
 use super::{Export, Exporter, Options, Part};
 use crate::container::TernaryTensor;
 use crate::pack::join_rows;
+use crate::source::model_config;
 use crate::{Container, Dtype, Encoding, Error, Isa, Result, Tensor};
 
 /// The format.
@@ -30,7 +31,7 @@ impl Exporter for BitNet {
             let message = "a linear layer of this format has one plane: leave out --planes-as-tensors";
             return Err(Error::Request(message.to_owned()));
         }
-        let config_before = options.into.as_deref().map(read_config).transpose()?;
+        let config_before = options.into.as_deref().map(model_config).transpose()?;
         let (mut checkpoint, mut packed) = (Checkpoint::default(), BTreeSet::new());
         for (entry, tensor) in options.tensors_with_scales(container)? {
             let name = entry.name.as_str();

@@ -15,9 +15,10 @@ use std::ops::Range;
 use half::f16;
 use serde_json::{Map, Value, json};
 
-use super::hugging_face::{Checkpoint, INT8, config, f16_rounding, file, linear, read_config};
+use super::hugging_face::{Checkpoint, INT8, config, f16_rounding, file, linear};
 use super::{Export, Exporter, Options, Part};
 use crate::container::{TensorEntry, TernaryTensor};
+use crate::source::model_config;
 use crate::{Container, Dtype, Encoding, Error, Result, Tensor};
 
 /// The format.
@@ -46,7 +47,7 @@ impl Exporter for Gptq {
             let message = "a linear layer of this format has one plane: leave out --planes-as-tensors";
             return Err(Error::Request(message.to_owned()));
         }
-        let config_before = options.into.as_deref().map(read_config).transpose()?;
+        let config_before = options.into.as_deref().map(model_config).transpose()?;
         let tensors = options.tensors_with_scales(container)?;
         let group = group_size(&tensors);
         let (mut checkpoint, mut packed) = (Checkpoint::default(), Vec::new());

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
 
 use half::{bf16, f16};
 use serde_json::{Map, Value};
@@ -11,10 +10,7 @@ use serde_json::{Map, Value};
 use super::safetensors_file::{self, Written};
 use super::{Export, Line, Part, as_floats};
 use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
-use crate::{Container, Dtype, Error, MappedFile, Result, Tensor};
-
-/// A `config.json` is a few kilobytes; this is plenty.
-const CONFIG_BYTES: usize = 16 << 20;
+use crate::{Container, Dtype, Result, Tensor};
 
 /// A file in the making: what becomes of each tensor so far, and the tensors of the new file.
 #[derive(Default)]
@@ -239,17 +235,7 @@ fn round_to(dtype: Dtype, value: f32) -> f32 {
     }
 }
 
-/// The model's `config.json`.
-pub(super) fn read_config(path: &Path) -> Result<Map<String, Value>> {
-    let refused = |what: String| Error::Request(format!("{}: {what}; give the model's config.json", path.display()));
-    let file = MappedFile::open(path)?;
-    if file.len() > CONFIG_BYTES {
-        return Err(refused(format!("{} bytes are no config.json", file.len())));
-    }
-    serde_json::from_slice(&file).map_err(|error| refused(format!("is no JSON object ({error})")))
-}
-
-/// The same with another `quantization_config`, as it lies beside the weights.
+/// A model's `config.json` with another `quantization_config`, as it lies beside the weights.
 pub(super) fn config(mut config: Map<String, Value>, quantization: &Value) -> (String, Vec<u8>) {
     config.insert("quantization_config".to_owned(), quantization.clone());
     file("config.json", &Value::Object(config))

@@ -11,13 +11,10 @@ use half::{bf16, f16};
 use serde_json::{Map, Value};
 
 use crate::pack::part_row;
-use crate::source::{CheckpointBuilder, TensorView, TernaryLayout};
-use crate::{Checkpoint, Dtype, Error, Isa, MappedFile, Result};
+use crate::source::{CheckpointBuilder, TensorView, TernaryLayout, model_config};
+use crate::{Checkpoint, Dtype, Error, Isa, Result};
 
 const FORMAT: &str = "Hugging Face BitNet";
-
-/// A `config.json` is a few kilobytes; this is plenty.
-const CONFIG_BYTES: usize = 16 << 20;
 
 /// Scales of trained layers are about 1e-3 to 1; outside these bounds one is taken for its inverse, if that is inside.
 const PLAUSIBLE: std::ops::RangeInclusive<f32> = 1e-5..=2.0;
@@ -85,9 +82,9 @@ impl TernaryLayout for RowQuarters {
 pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
     let pairs = pairs(&checkpoint);
     let path = beside(checkpoint.path());
-    let (config, unread) = match read(&path) {
+    let (config, unread) = match model_config(&path) {
         Ok(config) => (config, None),
-        Err(reason) => (Map::new(), Some(reason)),
+        Err(error) => (Map::new(), Some(error)),
     };
     let quantization = config.get("quantization_config").and_then(Value::as_object);
     let method = quantization.and_then(|quantization| quantization.get("quant_method"));
@@ -98,18 +95,26 @@ pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
         _ => match pairs.first_key_value() {
             None => Ok(checkpoint),
             Some((weight, _)) => {
-                let reason = unread.unwrap_or_else(|| match (quantization, method) {
-                    (None, _) => "it has no `quantization_config`".to_owned(),
-                    (_, None) => "its quantization_config has no `quant_method`".to_owned(),
-                    (_, Some(found)) => format!("its quant_method is {found}"),
-                });
+                let reason = match (unread, quantization, method) {
+                    (Some(error), ..) if path.exists() => error.to_string(),
+                    (unread, quantization, method) => {
+                        let what = match (quantization, method) {
+                            _ if unread.is_some() => "there is no such file".to_owned(),
+                            (None, _) => "it has no `quantization_config`".to_owned(),
+                            (_, None) => "its quantization_config has no `quant_method`".to_owned(),
+                            (_, Some(found)) => format!("its quant_method is {found}"),
+                        };
+                        format!(
+                            "{}: {what}; its quantization_config has to say that quant_method is \"bitnet\" and in \
+                             linear_class whether scales are α (\"autobitlinear\") or 1/α (\"bitlinear\")",
+                            path.display()
+                        )
+                    }
+                };
                 Err(foreign(
                     checkpoint.path(),
                     format!(
-                        "tensor `{weight}` is U8 with `{weight}{SCALE}` beside it, as BitNet weights are, but {}: \
-                         {reason}; its quantization_config has to say that quant_method is \"bitnet\" and in \
-                         linear_class whether scales are α (\"autobitlinear\") or 1/α (\"bitlinear\")",
-                        path.display()
+                        "tensor `{weight}` is U8 with `{weight}{SCALE}` beside it, as BitNet weights are, but {reason}"
                     ),
                 ))
             }
@@ -151,17 +156,6 @@ fn single(tensor: &TensorView<'_>) -> Option<f32> {
 /// The `config.json` that belongs to a checkpoint.
 fn beside(checkpoint: &Path) -> PathBuf {
     if checkpoint.is_dir() { checkpoint.join("config.json") } else { checkpoint.with_file_name("config.json") }
-}
-
-fn read(path: &Path) -> Result<Map<String, Value>, String> {
-    if !path.exists() {
-        return Err("there is no such file".to_owned());
-    }
-    let file = MappedFile::open(path).map_err(|error| error.to_string())?;
-    if file.len() > CONFIG_BYTES {
-        return Err(format!("{} bytes are no config.json", file.len()));
-    }
-    serde_json::from_slice(&file).map_err(|error| format!("is no JSON object ({error})"))
 }
 
 /// The type that the model computes in.

@@ -3,6 +3,7 @@
 //! become ternary ([`crate::select`]).
 
 mod builder;
+mod config;
 pub(crate) mod header;
 mod npy;
 mod shards;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::builder::{CheckpointBuilder, Taken};
+pub use self::config::model_config;
 use self::header::Header;
 pub use self::header::{PACKED_KEY, safetensors_header, safetensors_order};
 pub use self::npy::NpyHeader;

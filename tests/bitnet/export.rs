@@ -108,7 +108,12 @@ fn the_models_config_gets_what_is_new_and_keeps_the_rest() {
     let after: Value = serde_json::from_slice(&export.beside[0].1).unwrap();
     assert_eq!(after["quantization_config"].get("use_rms_norm"), None);
     assert_eq!(after["quantization_config"]["quant_method"], "bitnet");
-    for (bad, message) in [("[]", "is no JSON object"), ("{", "is no JSON object"), ("", "is no JSON object")] {
+    std::fs::write(&config, "\u{feff}{}").unwrap();
+    export::format("bitnet").unwrap().export(&container, &options).unwrap();
+    let number = "{\n  \"limit\": [0.0, Infinity]\n}";
+    for (bad, message) in
+        [("[]", "is no JSON object"), ("{", "give the model's"), ("", "is no JSON object"), (number, "are no JSON")]
+    {
         std::fs::write(&config, bad).unwrap();
         let error = export::format("bitnet").unwrap().export(&container, &options).unwrap_err();
         assert!(error.to_string().contains(message), "{error}");

@@ -247,6 +247,19 @@ fn products_of_others_are_ternary_or_said_to_be_none() {
     view.codes(1, &mut row).unwrap();
     assert_eq!((&row[..4], &row[16..]), (&[2, 1, 0, 1][..], &[1, 1, 0, 1][..]));
     assert_eq!((view.scale(0, 1), view.scale(1, 0), view.scale(1, 1)), (Ok(0.25), Ok(1.0), Ok(2.0)));
+    // A negative scale negates its block's codes, with zero points and without.
+    let negative = raw("s", FLOAT, &[4], &floats(&[-0.5, 0.25, 1.0, -2.0]));
+    let file = model(21, &graph(&[product(&["x", "q", "s", "z"], 2)], &[good.clone(), negative.clone(), zeros]));
+    let checkpoint = import(&directory, &file).unwrap();
+    let view = checkpoint.ternary(0).unwrap();
+    view.codes(0, &mut row).unwrap();
+    assert_eq!((&row[..4], &row[16..], view.scale(0, 0)), (&[0, 1, 2, 1][..], &[2, 1, 0, 1][..], Ok(0.5)));
+    let plain = codes([[0x9b; 4], [0x9b, 0, 0, 0], [0x9b; 4], [0x9b, 0, 0, 0]].concat().try_into().unwrap());
+    let file = model(21, &graph(&[product(&["x", "q", "s"], 2)], &[plain, negative]));
+    let packed = Packed::of(&import(&directory, &file).unwrap(), &Rules::default(), tempfile::tempdir().unwrap());
+    let values = |from: usize| packed.values("q")[from..from + 4].to_vec();
+    assert_eq!((values(0), values(16)), (vec![-0.5, 0.0, 0.5, 0.0], vec![0.25, 0.0, -0.25, 0.0]));
+    assert_eq!((values(20), values(36)), (vec![1.0, 0.0, -1.0, 0.0], vec![-2.0, 0.0, 2.0, 0.0]));
     // Without zero points the first block has a 0, which is −2.
     let file = model(21, &graph(&[product(&["x", "q", "s"], 2)], &[good.clone(), scales.clone()]));
     let checkpoint = import(&directory, &file).unwrap();

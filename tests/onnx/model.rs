@@ -196,8 +196,12 @@ impl Packed {
             exclude: vec!["d*".to_owned()],
             ..Rules::default()
         };
-        let (plan, out) = (Plan::new(&checkpoint, &rules).unwrap(), directory.path().join("m.twn"));
-        convert::pack(&checkpoint, &plan, &out, &convert::Options::default()).unwrap();
+        Self::of(&checkpoint, &rules, directory)
+    }
+
+    pub fn of(checkpoint: &Checkpoint, rules: &Rules, directory: tempfile::TempDir) -> Self {
+        let (plan, out) = (Plan::new(checkpoint, rules).unwrap(), directory.path().join("m.twn"));
+        convert::pack(checkpoint, &plan, &out, &convert::Options::default()).unwrap();
         let container = Container::open(out).unwrap();
         Self { directory, container }
     }

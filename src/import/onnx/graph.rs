@@ -116,7 +116,7 @@ impl Order {
         match self {
             Self::Int2(order) => {
                 let isa = Isa::detect().unwrap_or(Isa::PORTABLE);
-                Box::new(super::int2::Int2 { order, scales, negative: OnceLock::new(), isa })
+                Box::new(super::int2::Int2 { order, scales, isa })
             }
             Self::Nbits(order) => Box::new(super::nbits::Nbits { order, scales, zeros }),
         }
@@ -149,18 +149,24 @@ impl<'m> ScalesOf<'m> {
     }
 }
 
-/// Scales, where they lie.
+/// Scales, where they lie. A negative one negates its codes.
 #[derive(Debug)]
 pub(super) struct Scales {
-    pub bytes: Bytes,
-    pub dtype: Dtype,
+    bytes: Bytes,
+    dtype: Dtype,
+    negative: OnceLock<bool>,
 }
 
 impl Scales {
-    /// Whether one of them has a sign.
+    pub fn new(bytes: Bytes, dtype: Dtype) -> Self {
+        Self { bytes, dtype, negative: OnceLock::new() }
+    }
+
+    /// Whether one of them has a sign. They are looked at when that is needed first: a look at those of every tensor while
+    /// the file is opened would keep pages of it from being read as large ones.
     pub fn any_negative(&self) -> bool {
         let count = self.bytes.1.len() / (self.dtype.bitsize() / 8);
-        (0..count).any(|index| self.get(index).is_sign_negative())
+        *self.negative.get_or_init(|| (0..count).any(|index| self.get(index).is_sign_negative()))
     }
 
     /// One of them; NaN where there are not so many.

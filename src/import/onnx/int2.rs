@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use super::graph::{Found, Graph, Order as Form, Plane, Scales, ScalesOf};
 use crate::onnx::{Data, Initializer, Node, data_type};
@@ -202,17 +201,10 @@ fn are_zero(file: &[u8], zeros: &Initializer<'_>) -> bool {
 pub(super) struct Int2 {
     pub order: Order,
     pub scales: Scales,
-    /// Whether there are negative scales: they negate the codes. Looked at when the first is needed; a look at every tensor
-    /// while the file is opened would keep pages of it from being read as large ones.
-    pub negative: OnceLock<bool>,
     pub isa: Isa,
 }
 
 impl Int2 {
-    fn any_negative(&self) -> bool {
-        *self.negative.get_or_init(|| self.scales.any_negative())
-    }
-
     fn signed_scale(&self, filter: usize, unit: usize) -> f32 {
         let units = self.order.filter_len.div_ceil(self.order.unit_len.max(1));
         self.scales.get(match (self.order.per_tensor, self.order.units_first) {
@@ -248,7 +240,7 @@ impl TernaryLayout for Int2 {
                 if *code == 3 {
                     return Err(super::not_ternary(filter, j, -2));
                 }
-                if self.any_negative() && self.signed_scale(filter, j / self.order.unit_len).is_sign_negative() {
+                if self.scales.any_negative() && self.signed_scale(filter, j / self.order.unit_len).is_sign_negative() {
                     *code = 2 - *code;
                 }
             }
@@ -258,7 +250,10 @@ impl TernaryLayout for Int2 {
 
     fn t2(&self, data: &[u8], filter: usize, packed: &mut [u8]) -> bool {
         // Filters that follow one another, each on bytes of its own.
-        if self.any_negative() || self.order.inner != self.order.filter_len || !self.order.filter_len.is_multiple_of(4) {
+        if self.scales.any_negative()
+            || self.order.inner != self.order.filter_len
+            || !self.order.filter_len.is_multiple_of(4)
+        {
             return false;
         }
         let Some(bytes) = data.get(filter * packed.len()..(filter + 1) * packed.len()) else { return false };
@@ -269,7 +264,11 @@ impl TernaryLayout for Int2 {
     fn t2_together(&self, data: &[u8], range: Range<usize>, packed: &mut [u8]) -> bool {
         let Order { filters, inner, filter_len, .. } = self.order;
         // A code of every filter in each row, which begins on a byte.
-        if self.any_negative() || inner != 1 || !filters.is_multiple_of(4) || data.len() < filters / 4 * filter_len {
+        if self.scales.any_negative()
+            || inner != 1
+            || !filters.is_multiple_of(4)
+            || data.len() < filters / 4 * filter_len
+        {
             return false;
         }
         transpose_t2(self.isa, data, filters / 4, filter_len, range, packed, filter_len.div_ceil(4));

@@ -102,7 +102,7 @@ fn add_ternary(
         let scales = bytes(place(plane.scales.of, plane.scales.bytes)?);
         let zeros = plane.zeros.map(|zeros| place(zeros, plane.zero_bytes).map(bytes)).transpose()?;
         let (file, _, range) = place(plane.codes, plane.bytes)?;
-        let layout = plane.order.layout(Scales { bytes: scales, dtype: plane.scales.dtype }, zeros);
+        let layout = plane.order.layout(Scales::new(scales, plane.scales.dtype), zeros);
         planes.push(TernaryPlane { layout, file, range });
     }
     builder.ternary_planes(found.name, (found.planes[0].scales.dtype, &found.shape), planes)

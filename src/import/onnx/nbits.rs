@@ -157,6 +157,10 @@ impl Nbits {
         file[range.clone()].get(at).map_or(2, |byte| byte >> (2 * (block % 4)) & 3)
     }
 
+    fn signed_scale(&self, filter: usize, block: usize) -> f32 {
+        self.scales.get(filter * self.blocks() + block)
+    }
+
     /// The bytes of one filter.
     fn row<'a>(&self, data: &'a [u8], filter: usize) -> Option<&'a [u8]> {
         let bytes = self.blocks() * self.order.block / 4;
@@ -177,9 +181,11 @@ impl TernaryLayout for Nbits {
         let row = self.row(data, filter).ok_or("its bytes end early")?;
         for (block, codes) in codes.chunks_mut(self.order.block).enumerate() {
             let (zero, from) = (self.zero(filter, block), block * self.order.block);
+            let negated = self.scales.any_negative() && self.signed_scale(filter, block).is_sign_negative();
             for (j, code) in (from..).zip(codes) {
                 let found = row[j / 4] >> (2 * (j % 4)) & 3;
                 *code = match (found + 1).checked_sub(zero) {
+                    Some(code @ 0..=2) if negated => 2 - code,
                     Some(code @ 0..=2) => code,
                     _ => return Err(super::not_ternary(filter, j, i32::from(found) - i32::from(zero))),
                 };
@@ -190,7 +196,7 @@ impl TernaryLayout for Nbits {
 
     fn t2(&self, data: &[u8], filter: usize, packed: &mut [u8]) -> bool {
         let (Some(row), None) = (self.row(data, filter), &self.zeros) else { return false };
-        if !self.order.inputs.is_multiple_of(4) {
+        if !self.order.inputs.is_multiple_of(4) || self.scales.any_negative() {
             return false;
         }
         packed.iter_mut().zip(row).for_each(|(packed, &byte)| *packed = recode(byte));
@@ -198,11 +204,12 @@ impl TernaryLayout for Nbits {
     }
 
     fn scale(&self, _: &[u8], filter: usize, unit: usize) -> f32 {
-        self.scales.get(filter * self.blocks() + unit)
+        self.signed_scale(filter, unit).abs()
     }
 
     fn scales(&self, _: &[u8], filter: usize, first: usize, scales: &mut [f32]) {
         self.scales.read(filter * self.blocks() + first, scales);
+        scales.iter_mut().for_each(|scale| *scale = scale.abs());
     }
 }
 
