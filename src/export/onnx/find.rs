@@ -101,6 +101,13 @@ impl<'m> Names<'m> {
                     are; export the model with it as an initializer"
                 .to_owned();
         }
+        if let Some(node) = self.model.nodes.iter().find(|node| node.outputs.contains(&name)) {
+            return format!(
+                "it is no initializer of the model, but made by one of its nodes ({}); if it is quantized already, export into \
+                 the model in floats",
+                node.op
+            );
+        }
         "the model has no initializer of that name; exporters fold batch norms and rename weights: export the model with \
          torch.onnx.export(…, dynamo=True, optimize=False), or (dynamo=False) do_constant_folding=False and \
          training=TrainingMode.PRESERVE, or pack the .onnx file itself and export that into it"

@@ -52,13 +52,21 @@ impl<'a> State<'a> {
             name.push_str("tensor");
         }
         walk.visit(root, &mut name, 0)?;
-        if walk.tensors.is_empty() {
-            return Err(format!("it holds no tensors; {RESAVE}"));
-        }
         let (count, examples) = walk.skipped;
+        let skipped = || format!("{}{}", examples.join(", "), if count > examples.len() { ", …" } else { "" });
+        if walk.tensors.is_empty() {
+            let others = match count {
+                0 => String::new(),
+                _ => format!(
+                    " under names or numbers, but {count} other values, of which some may be arrays of numpy, or under keys \
+                     of another kind (first: {})",
+                    skipped()
+                ),
+            };
+            return Err(format!("it holds no tensors{others}; {RESAVE}"));
+        }
         if count > 0 {
-            let dots = if count > examples.len() { ", …" } else { "" };
-            warnings.push(format!("{count} values that are no tensors are left out: {}{dots}", examples.join(", ")));
+            warnings.push(format!("{count} values that are no tensors are left out: {}", skipped()));
         }
         Ok(Self { tensors: walk.tensors, warnings })
     }
@@ -205,7 +213,11 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
     fn skip(&mut self, name: &str) {
         self.skipped.0 += 1;
         if self.skipped.1.len() < 4 {
-            self.skipped.1.push(format!("`{}`", shown(name)));
+            self.skipped.1.push(if name.is_empty() {
+                "one without a name".to_owned()
+            } else {
+                format!("`{}`", shown(name))
+            });
         }
     }
 
