@@ -98,9 +98,10 @@ impl Plan {
             let (keep, reason) = decide(tensor, &settings, (forced, before), &include, &exclude);
             let decision = match keep {
                 Keep::Dense => Decision::Dense,
-                Keep::Ternary => Decision::Ternary(checked_treatment(tensor, &settings, &mut last)?),
+                Keep::Ternary => Decision::Ternary(checked_treatment(checkpoint, tensor, &settings, &mut last)?),
                 Keep::Int8 => {
-                    let Treatment { axis, scale_dtype, .. } = checked_treatment(tensor, &settings, &mut last)?;
+                    let Treatment { axis, scale_dtype, .. } =
+                        checked_treatment(checkpoint, tensor, &settings, &mut last)?;
                     Decision::Int8(Int8 { axis, scale_dtype })
                 }
             };

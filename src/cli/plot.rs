@@ -10,6 +10,7 @@ use twn_pack::train::{METRICS, Metrics, Setup};
 use twn_pack::{Error, write_atomically};
 
 use super::exit::Exit;
+use super::refuse_outputs;
 
 #[derive(Debug, Args)]
 pub(super) struct PlotArgs {
@@ -80,11 +81,8 @@ pub(super) fn run(args: PlotArgs) -> anyhow::Result<Exit> {
             *name = path.display().to_string();
         }
     }
-    let output = args.output.canonicalize().ok();
-    if let Some(run) = args.runs.iter().find(|run| output.is_some() && metrics_of(run).canonicalize().ok() == output) {
-        let (output, run) = (args.output.display(), run.display());
-        return Err(Error::Request(format!("{output}: those are the metrics of {run}; expected another output")).into());
-    }
+    let metrics: Vec<_> = args.runs.iter().map(|run| metrics_of(run)).collect();
+    refuse_outputs(&[Some(&args.output)], &metrics.iter().map(|metrics| Some(&**metrics)).collect::<Vec<_>>())?;
     let mut svg = String::new();
     draw(&curves, args.what.title(), &mut svg).map_err(|e| anyhow!("{}: {e}", args.output.display()))?;
     write_atomically(&args.output, args.force, svg.as_bytes())?;

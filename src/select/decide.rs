@@ -8,7 +8,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use super::{Keep, Moved, Settings, Treatment};
 use crate::dtype::is_float;
 use crate::pack::Encoding;
-use crate::source::TensorView;
+use crate::source::{Checkpoint, TensorView};
 use crate::{Error, Result};
 
 /// A user's glob, compiled.
@@ -151,28 +151,25 @@ pub(super) fn moved(tensor: TensorView<'_>, its: usize, settings: &Settings, exc
 
 /// The treatment, if the tensor can have it. `last` is what was made of the settings before: equal ones share it.
 pub(super) fn checked_treatment(
+    checkpoint: &Checkpoint,
     tensor: TensorView<'_>,
     settings: &Settings,
     last: &mut Option<(Settings, Treatment)>,
 ) -> Result<Treatment> {
+    let wrong = |what| Error::Request(format!("{}: tensor `{}`: {what}", checkpoint.path().display(), tensor.name));
     let treatment = match last {
         Some((its, treatment)) if its == settings => treatment.clone(),
         _ => {
             let treatment = settings.treatment().map_err(|error| match error {
-                Error::Request(message) => Error::Request(format!("tensor `{}`: {message}", tensor.name)),
+                Error::Request(message) => wrong(message),
                 other => other,
             })?;
             last.insert((settings.clone(), treatment)).1.clone()
         }
     };
     if treatment.axis >= tensor.shape.len() {
-        return Err(Error::Request(format!(
-            "tensor `{}`: filter axis {} of shape {:?}; there are axes 0 to {}",
-            tensor.name,
-            treatment.axis,
-            tensor.shape,
-            tensor.shape.len() - 1
-        )));
+        let (axis, shape) = (treatment.axis, tensor.shape);
+        return Err(wrong(format!("filter axis {axis} of shape {shape:?}; there are axes 0 to {}", shape.len() - 1)));
     }
     Ok(treatment)
 }

@@ -187,8 +187,9 @@ fn a_plot_takes_metrics_and_leaves_them_alone() {
     let before = std::fs::read(&metrics).unwrap();
     for given in [&run, &metrics] {
         let (_, stderr) = expect(2, &["plot", given, "-f", "-o", &metrics]);
-        assert!(stderr.contains("those are the metrics of"), "{stderr}");
+        assert!(stderr.contains("is an input; give another output"), "{stderr}");
     }
+    assert!(expect(2, &["plot", &run, "-o", "-"]).1.contains("-: outputs are files"));
     assert_eq!(std::fs::read(&metrics).unwrap(), before);
     // What a kill leaves of the last line is no epoch; runs of one name go by their paths.
     let other = world.path("other/run.run");
