@@ -182,8 +182,14 @@ pub(super) fn nbits<'a>(
         if is_turned(layout) {
             turn(isa, &tensor, plane, rows, out)?;
         } else if tensor.encoding == Encoding::T2 && layout.is_by_filter() {
-            let filters = out.chunks_exact_mut(row_bytes).zip(rows);
-            filters.for_each(|(out, filter)| out[..used].copy_from_slice(tensor.packed_filter(plane, filter)));
+            for (out, filter) in out.chunks_exact_mut(row_bytes).zip(rows) {
+                let packed = tensor.packed_filter(plane, filter);
+                // What fills up the last byte, too, is to be zeros.
+                if !width.is_multiple_of(4) {
+                    Encoding::T2.check(isa, packed, width)?;
+                }
+                out[..used].copy_from_slice(packed);
+            }
         } else {
             let mut codes = vec![0; rows.len() * width];
             let range = rows.start * width..rows.end * width;
