@@ -89,14 +89,13 @@ impl<'a> MovedWork<'a> {
             planes: vec![PlaneBytes::default(); self.planes()],
             ..Output::default()
         };
-        let views: Vec<_> = (0..self.planes()).map(|p| self.view.plane(p)).collect();
-        let planes: Vec<_> = views.iter().map(|view| Plane::new(*view, filters.clone())).collect();
-        let (mut codes, mut counts, mut products) = (Vec::new(), vec![Vec::new(); views.len()], Vec::new());
-        let mut all_scales = vec![Vec::new(); views.len()];
+        let planes: Vec<_> = (0..self.planes()).map(|p| Plane::new(self.view.plane(p), filters.clone())).collect();
+        let (mut codes, mut counts, mut products) = (Vec::new(), vec![Vec::new(); planes.len()], Vec::new());
+        let mut all_scales = vec![Vec::new(); planes.len()];
         output.planes.iter_mut().for_each(|plane| plane.codes.reserve(filters.len() * row));
         for filter in filters {
-            for (view, scales) in views.iter().zip(&mut all_scales) {
-                view.scales(filter, scales).map_err(packed)?;
+            for (plane, scales) in planes.iter().zip(&mut all_scales) {
+                plane.view.scales(filter, scales).map_err(packed)?;
             }
             for ((plane, output), counts) in planes.iter().zip(&mut output.planes).zip(&mut counts) {
                 let from = output.codes.len();
@@ -105,12 +104,12 @@ impl<'a> MovedWork<'a> {
                 *counts = of_plane.map_err(packed)?;
             }
             multiply(&planes, filter, unit_len, &counts, &mut products).map_err(packed)?;
-            for (unit, products) in products.chunks_exact(views.len() * views.len()).enumerate() {
+            for (unit, products) in products.chunks_exact(planes.len() * planes.len()).enumerate() {
                 counts.iter().for_each(|counts| output.tally.add_counts(counts[unit]));
                 // Per plane the scale, as it is stored, and what that takes away.
                 let (mut scales, mut stored, mut rests) = ([0.0; PLANES], [0.0; PLANES], [0.0; PLANES]);
-                for (p, (view, all)) in views.iter().zip(&all_scales).enumerate() {
-                    let scale = shared(*view, all, unit * unit_len, unit_len);
+                for (p, (plane, all)) in planes.iter().zip(&all_scales).enumerate() {
+                    let scale = shared(plane.view, all, unit * unit_len, unit_len);
                     stored[p] = scale_dtype.round(f64::from(scale));
                     if !stored[p].is_finite() || (stored[p] == 0.0) != (scale == 0.0) {
                         return Err(misfit(filter, f64::from(scale), scale_dtype));
@@ -119,7 +118,7 @@ impl<'a> MovedWork<'a> {
                     rests[p] = scales[p] - f64::from(stored[p]);
                 }
                 let (stored, [error, norm]) =
-                    (&stored[..views.len()], [rests, scales].map(|of| square(products, &of[..views.len()])));
+                    (&stored[..planes.len()], [rests, scales].map(|of| square(products, &of[..planes.len()])));
                 if self.granularity == Granularity::Tensor && filter > 0 {
                     output.tally.add_errors(error, norm);
                     continue;

@@ -95,21 +95,19 @@ pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
         _ => match pairs.first_key_value() {
             None => Ok(checkpoint),
             Some((weight, _)) => {
+                let says = |what: &str| {
+                    format!(
+                        "{}: {what}; its quantization_config has to say that quant_method is \"bitnet\" and in \
+                         linear_class whether scales are α (\"autobitlinear\") or 1/α (\"bitlinear\")",
+                        path.display()
+                    )
+                };
                 let reason = match (unread, quantization, method) {
                     (Some(error), ..) if path.exists() => error.to_string(),
-                    (unread, quantization, method) => {
-                        let what = match (quantization, method) {
-                            _ if unread.is_some() => "there is no such file".to_owned(),
-                            (None, _) => "it has no `quantization_config`".to_owned(),
-                            (_, None) => "its quantization_config has no `quant_method`".to_owned(),
-                            (_, Some(found)) => format!("its quant_method is {found}"),
-                        };
-                        format!(
-                            "{}: {what}; its quantization_config has to say that quant_method is \"bitnet\" and in \
-                             linear_class whether scales are α (\"autobitlinear\") or 1/α (\"bitlinear\")",
-                            path.display()
-                        )
-                    }
+                    (Some(_), ..) => says("there is no such file"),
+                    (_, None, _) => says("it has no `quantization_config`"),
+                    (.., None) => says("its quantization_config has no `quant_method`"),
+                    (.., Some(found)) => says(&format!("its quant_method is {found}")),
                 };
                 Err(foreign(
                     checkpoint.path(),

@@ -57,20 +57,22 @@ impl Task for Block<'_> {
     fn portable(self) {
         let (width, height) = (self.columns.end.div_ceil(4), self.rows.div_ceil(4));
         let squares = self.columns.end.div_ceil(SQUARE);
-        let (mut rows, mut turned) = ([Line([0; BLOCK / 4]); BLOCK], [[0_u32; BLOCK / SQUARE]; BLOCK]);
+        let (mut rows, mut turned) = ([[0; BLOCK / 4]; BLOCK], [[0_u32; BLOCK / SQUARE]; BLOCK]);
         for (row, line) in rows[..self.rows].iter_mut().enumerate() {
             let from = &self.from[row * self.row_bytes..];
             match from.first_chunk() {
-                Some(whole) if width == BLOCK / 4 => line.0 = *whole,
-                _ => line.0[..width].copy_from_slice(&from[..width]),
+                Some(whole) if width == BLOCK / 4 => *line = *whole,
+                _ => line[..width].copy_from_slice(&from[..width]),
             }
         }
         for (strip, rows) in rows.chunks_exact(SQUARE).take(self.rows.div_ceil(SQUARE)).enumerate() {
             // Squares side by side are turned together.
             let mut words = [[0_u32; BLOCK / SQUARE]; SQUARE];
             for (words, row) in words.iter_mut().zip(rows) {
-                let bytes = row.0.as_chunks::<4>().0;
-                words.iter_mut().zip(bytes).for_each(|(word, bytes)| *word = u32::from_le_bytes(*bytes));
+                words
+                    .iter_mut()
+                    .zip(row.as_chunks::<4>().0)
+                    .for_each(|(word, bytes)| *word = u32::from_le_bytes(*bytes));
             }
             swap::<8>(&mut words, 0x0000_ffff);
             swap::<4>(&mut words, 0x00ff_00ff);
@@ -78,14 +80,14 @@ impl Task for Block<'_> {
             swap::<1>(&mut words, 0x3333_3333);
             for (column, words) in words.iter().enumerate() {
                 for (square, word) in words.iter().enumerate().take(squares) {
-                    turned[square * SQUARE + column][strip] = word.to_le();
+                    turned[square * SQUARE + column][strip] = *word;
                 }
             }
         }
         for (column, words) in turned[self.columns].iter().enumerate() {
             let to = &mut self.to[column * self.column_bytes..];
             let mut line = [0; BLOCK / 4];
-            line.as_chunks_mut::<4>().0.iter_mut().zip(words).for_each(|(line, word)| *line = word.to_ne_bytes());
+            line.as_chunks_mut::<4>().0.iter_mut().zip(words).for_each(|(line, word)| *line = word.to_le_bytes());
             match to.first_chunk_mut() {
                 Some(whole) if height == BLOCK / 4 => *whole = line,
                 _ => to[..height].copy_from_slice(&line[..height]),
@@ -93,10 +95,6 @@ impl Task for Block<'_> {
         }
     }
 }
-
-/// 256 codes of a row.
-#[derive(Clone, Copy)]
-struct Line([u8; BLOCK / 4]);
 
 /// One step of turning squares: what is `BY` rows down and what is as many columns to the right change places. `mask`
 /// has the columns whose number does not have that bit.

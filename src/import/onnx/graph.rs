@@ -165,8 +165,10 @@ impl Scales {
     /// Whether one of them has a sign. They are looked at when that is needed first: a look at those of every tensor while
     /// the file is opened would keep pages of it from being read as large ones.
     pub fn any_negative(&self) -> bool {
-        let count = self.bytes.1.len() / (self.dtype.bitsize() / 8);
-        *self.negative.get_or_init(|| (0..count).any(|index| self.get(index).is_sign_negative()))
+        *self.negative.get_or_init(|| {
+            let count = self.bytes.1.len() / (self.dtype.bitsize() / 8);
+            (0..count).any(|index| self.get(index).is_sign_negative())
+        })
     }
 
     /// One of them; NaN where there are not so many.

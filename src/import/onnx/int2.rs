@@ -231,7 +231,7 @@ impl TernaryLayout for Int2 {
     }
 
     fn codes(&self, data: &[u8], filter: usize, codes: &mut [u8]) -> Result<(), String> {
-        let Order { filters, inner, .. } = self.order;
+        let (Order { filters, inner, .. }, negative) = (self.order, self.scales.any_negative());
         for (outer, codes) in codes.chunks_mut(inner.max(1)).enumerate() {
             let first = (outer * filters + filter) * inner;
             for ((code, at), j) in codes.iter_mut().zip(first..).zip(outer * inner..) {
@@ -240,7 +240,7 @@ impl TernaryLayout for Int2 {
                 if *code == 3 {
                     return Err(super::not_ternary(filter, j, -2));
                 }
-                if self.scales.any_negative() && self.signed_scale(filter, j / self.order.unit_len).is_sign_negative() {
+                if negative && self.signed_scale(filter, j / self.order.unit_len).is_sign_negative() {
                     *code = 2 - *code;
                 }
             }

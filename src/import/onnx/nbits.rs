@@ -179,9 +179,10 @@ impl TernaryLayout for Nbits {
 
     fn codes(&self, data: &[u8], filter: usize, codes: &mut [u8]) -> Result<(), String> {
         let row = self.row(data, filter).ok_or("its bytes end early")?;
+        let negative = self.scales.any_negative();
         for (block, codes) in codes.chunks_mut(self.order.block).enumerate() {
             let (zero, from) = (self.zero(filter, block), block * self.order.block);
-            let negated = self.scales.any_negative() && self.signed_scale(filter, block).is_sign_negative();
+            let negated = negative && self.signed_scale(filter, block).is_sign_negative();
             for (j, code) in (from..).zip(codes) {
                 let found = row[j / 4] >> (2 * (j % 4)) & 3;
                 *code = match (found + 1).checked_sub(zero) {
