@@ -11,6 +11,8 @@ mod moments;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use bytemuck::{cast_slice, cast_slice_mut};
+
 pub(crate) use self::load::Load;
 pub(super) use self::moments::moments;
 use super::block::{Above, LANES, Parts, RUN};
@@ -103,10 +105,21 @@ fn prefetch(from: *const u8, bytes: usize) {
     (0..bytes).step_by(64).for_each(|at| _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()));
 }
 
-/// With zeros behind them.
+/// With zeros behind them. Not by copying, which is a call for every such end.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi2,popcnt")]
 fn filled_up<L: Load, const N: usize>(weights: &[L]) -> [L; N] {
+    const { assert!(size_of::<[L; N]>().is_multiple_of(64)) };
     let mut all = [L::default(); N];
-    all[..weights.len()].copy_from_slice(weights);
+    let given = cast_slice::<L, u8>(weights);
+    for (bytes, at) in cast_slice_mut::<L, u8>(&mut all).as_chunks_mut::<64>().0.iter_mut().zip((0..).step_by(64)) {
+        let wanted = _bzhi_u64(u64::MAX, given.len().saturating_sub(at).min(64) as u32);
+        // SAFETY: only the bytes in the mask are read, and those lie inside `given`; the array has the 64 bytes that are
+        // written.
+        unsafe {
+            let some = _mm512_maskz_loadu_epi8(wanted, given.as_ptr().wrapping_add(at).cast());
+            _mm512_storeu_si512(bytes.as_mut_ptr().cast(), some);
+        }
+    }
     all
 }
 
@@ -203,7 +216,9 @@ pub(super) unsafe fn select_packed<L: Load>(
         }
         if !rest.is_empty() {
             let last = pack(L::sides(&mut outside, &filled_up(rest)));
-            packed_rest.copy_from_slice(&last.as_flattened()[..packed_rest.len()]);
+            // SAFETY: only the bytes in the mask are written, and those lie inside `packed_rest`.
+            let last = _mm_loadu_si128(last.as_ptr().cast());
+            _mm_mask_storeu_epi8(packed_rest.as_mut_ptr().cast(), lanes_of(packed_rest.len()), last);
         }
         let sum = L::total(outside);
         Above { count, positive, sum: sum.unwrap_or_else(|| sum_above(weights, delta)) }
