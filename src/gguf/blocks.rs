@@ -213,14 +213,14 @@ impl Task for Read<'_> {
             Block::Tq2_0 => {
                 let blocks = blocks.as_chunks::<66>().0.iter();
                 for (bytes, packed) in blocks.zip(packed.as_chunks_mut::<64>().0) {
-                    t2_of_strided(&bytes[..64], packed);
+                    *packed = t2_of_strided(array::from_fn(|i| bytes[i]));
                     negate_if(block.scale(bytes).is_sign_negative(), packed);
                 }
             }
             Block::Tq1_0 => {
                 let blocks = blocks.as_chunks::<54>().0.iter();
                 for (bytes, packed) in blocks.zip(packed.as_chunks_mut::<64>().0) {
-                    t2_of_strided(&strided_of_tq1(bytes), packed);
+                    *packed = t2_of_strided(strided_of_tq1(bytes));
                     negate_if(block.scale(bytes).is_sign_negative(), packed);
                 }
             }
@@ -243,31 +243,29 @@ fn threes(packed: &[u8]) -> u8 {
 }
 
 /// Four bytes of `t2`, 8 apart, have the codes of four neighbours each; the four bytes that they become have one of
-/// each.
+/// each. In one step the bytes change places and in another the bits, both for the whole block: that becomes vectors.
 #[inline(always)]
 fn strided_of_t2(packed: &[u8; 64]) -> Strided {
-    let mut strided = [0; 64];
-    for (strided, packed) in strided.as_chunks_mut::<32>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
-        for (q, strided) in strided.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let x = u32::from_le_bytes([packed[q], packed[8 + q], packed[16 + q], packed[24 + q]]);
-            *strided = transposed_pairs(x).to_le_bytes();
-        }
-    }
+    let mut strided: Strided = array::from_fn(|i| packed[32 * (i / 32) + 8 * (i % 4) + i % 32 / 4]);
+    transpose_words(&mut strided);
     strided
 }
 
+/// Codes of the same place in four neighbours make a byte; 32 weights further it is the next place.
 #[inline(always)]
-fn t2_of_strided(strided: &[u8], packed: &mut [u8; 64]) {
-    for (strided, packed) in strided.as_chunks::<32>().0.iter().zip(packed.as_chunks_mut::<32>().0) {
-        // Codes of the same place in four neighbours make a byte; 32 weights further it is the next place.
-        let mut words = [0; 8];
-        for (word, strided) in words.iter_mut().zip(strided.as_chunks().0) {
-            *word = transposed_pairs(u32::from_le_bytes(*strided));
-        }
-        for (k, packed) in packed.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            packed.iter_mut().zip(&words).for_each(|(packed, word)| *packed = (word >> (8 * k)) as u8);
-        }
-    }
+fn t2_of_strided(mut strided: Strided) -> [u8; 64] {
+    transpose_words(&mut strided);
+    array::from_fn(|i| strided[32 * (i / 32) + 4 * (i % 8) + i % 32 / 8])
+}
+
+/// [`transposed_pairs`] of every four bytes.
+#[inline(always)]
+fn transpose_words(bytes: &mut Strided) {
+    bytes
+        .as_chunks_mut()
+        .0
+        .iter_mut()
+        .for_each(|word| *word = transposed_pairs(u32::from_le_bytes(*word)).to_le_bytes());
 }
 
 #[inline(always)]
@@ -289,25 +287,29 @@ fn codes_of_tq1(block: &[u8], codes: &mut [u8]) {
 /// The codes of a TQ1_0 block where TQ2_0 has them.
 #[inline(always)]
 fn strided_of_tq1(block: &[u8; 54]) -> Strided {
-    // Three times the low byte, divided by 256, without more than eight bits.
-    let trit = |byte: u8, power: u8| {
-        let top = byte.wrapping_mul(power);
-        u8::from(top > 85) + u8::from(top > 170)
+    // The code is three times the byte, divided by 256: put at place k.
+    let code = |byte: u8, k: u32| if byte > 170 { 2 << (2 * k) } else { u8::from(byte > 85) << (2 * k) };
+    // Times 3 the next code is there; adding is what vectors of bytes can do.
+    let all = |byte: u8| {
+        let mut lifted = [byte; 5];
+        (1..5).for_each(|i| lifted[i] = lifted[i - 1].wrapping_add(lifted[i - 1]).wrapping_add(lifted[i - 1]));
+        lifted
     };
     let mut strided = [0; 64];
     let (low, high) = strided.split_at_mut(32);
     for ((low, high), &byte) in low.iter_mut().zip(&mut *high).zip(&block[..32]) {
-        *low = trit(byte, 1) | trit(byte, 3) << 2 | trit(byte, 9) << 4 | trit(byte, 27) << 6;
-        *high = trit(byte, 81);
+        let [a, b, c, d, e] = all(byte);
+        *low = code(a, 0) | code(b, 1) | code(c, 2) | code(d, 3);
+        *high = code(e, 0);
     }
     let (even, odd) = high.split_at_mut(16);
     for ((even, odd), &byte) in even.iter_mut().zip(&mut *odd).zip(&block[32..48]) {
-        *even |= trit(byte, 1) << 2 | trit(byte, 9) << 4 | trit(byte, 81) << 6;
-        *odd |= trit(byte, 3) << 2 | trit(byte, 27) << 4;
+        let [a, b, c, d, e] = all(byte);
+        *even |= code(a, 1) | code(c, 2) | code(e, 3);
+        *odd |= code(b, 1) | code(d, 2);
     }
-    for (odd, power) in odd.as_chunks_mut::<4>().0.iter_mut().zip([1, 3, 9, 27]) {
-        odd.iter_mut().zip(&block[48..52]).for_each(|(odd, &byte)| *odd |= trit(byte, power) << 6);
-    }
+    let last: [[u8; 5]; 4] = array::from_fn(|m| all(block[48 + m]));
+    odd.iter_mut().enumerate().for_each(|(i, odd)| *odd |= code(last[i % 4][i / 4], 3));
     strided
 }
 
