@@ -12,12 +12,12 @@ mod transpose;
 use serde::{Deserialize, Serialize};
 
 pub use self::transpose::transpose_t2;
-#[cfg(target_arch = "x86_64")]
-use crate::vector::Avx512;
 use crate::vector::block::{Above, AboveOf, codes_of};
 use crate::vector::weight::Weight;
 #[cfg(target_arch = "x86_64")]
-use crate::vector::weight::on_singles;
+use crate::vector::weight::{Singles, on_singles};
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{Avx2, Avx512};
 use crate::vector::{Isa, Task};
 
 /// How codes are packed into bytes. A filter always starts on a byte.
@@ -298,6 +298,22 @@ impl<W: Weight> Task for SelectPacked<'_, W> {
             Pack { encoding, codes, packed }.portable();
         }
         AboveOf { weights, delta }.portable()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx2(self, proof: Avx2) -> Above {
+        let Some(Singles::F32(weights)) = W::as_singles(self.weights) else {
+            return self.portable();
+        };
+        let (encoding, mut outside, mut codes) = (self.encoding, proof.outside(f32::floor_from(self.delta)), [0; 1280]);
+        let bytes = encoding.bytes(codes.len());
+        for (weights, packed) in weights.chunks(codes.len()).zip(self.packed.chunks_mut(bytes)) {
+            let codes = &mut codes[..weights.len()];
+            proof.select(&mut outside, weights, codes);
+            Pack { encoding, codes, packed }.portable();
+        }
+        proof.end(outside)
     }
 
     #[cfg(target_arch = "x86_64")]

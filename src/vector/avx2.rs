@@ -1,12 +1,144 @@
 //! The loops of [`super::block`] over `f32`, by hand for AVX2, where the compiler's form is slower:
-//! it does not vectorise a copy of what passes a test. The same additions in the same order: four
-//! lanes of every sum to a register; the tail's missing lanes add zero.
+//! it does not vectorise a copy of what passes a test, and makes little of sums in `f64`. The same additions in the same
+//! order: four lanes of every sum to a register; the tail's missing lanes add zero.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::block::{LANES, Parts, RUN, tree};
+use super::block::{Above, LANES, Moments, Parts, RUN, tree};
 
 type Sum = [__m256d; 4];
+
+/// 16 weights, with zeros behind the last few.
+#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+fn filled_up(rest: &[f32]) -> [f32; LANES] {
+    let mut all = [0.0; LANES];
+    all[..rest.len()].copy_from_slice(rest);
+    all
+}
+
+/// Σ|w|, Σw² and max|w|.
+#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+pub(super) fn moments(weights: &[f32]) -> Moments {
+    let (sign, sign_f64) = (_mm256_set1_ps(-0.0), _mm256_set1_pd(-0.0));
+    let zero = [_mm256_setzero_pd(); 4];
+    let (mut sum, mut squares, mut largest) = (zero, zero, _mm256_setzero_si256());
+    let mut step = |row: &[f32; LANES]| {
+        for (i, four) in row.as_chunks::<4>().0.iter().enumerate() {
+            // SAFETY: the array has the 4 weights that are read.
+            let x = _mm256_andnot_pd(sign_f64, _mm256_cvtps_pd(unsafe { _mm_loadu_ps(four.as_ptr()) }));
+            sum[i] = _mm256_add_pd(sum[i], x);
+            // The square of an `f32` is exact.
+            squares[i] = _mm256_add_pd(squares[i], _mm256_mul_pd(x, x));
+        }
+        for eight in row.as_chunks::<8>().0 {
+            // SAFETY: the array has the 8 weights that are read.
+            let x = _mm256_andnot_ps(sign, unsafe { _mm256_loadu_ps(eight.as_ptr()) });
+            largest = _mm256_max_epu32(largest, _mm256_castps_si256(x));
+        }
+    };
+    let (rows, rest) = weights.as_chunks();
+    for row in rows {
+        step(row);
+    }
+    if !rest.is_empty() {
+        step(&filled_up(rest));
+    }
+    let mut bits = [0; 8];
+    // SAFETY: the array has the 8 values that are written.
+    unsafe { _mm256_storeu_si256(bits.as_mut_ptr().cast(), largest) };
+    let max = f32::from_bits(bits.into_iter().max().unwrap_or_default());
+    Moments { sum: total(sum), sum_of_squares: total(squares), max: f64::from(max) }
+}
+
+/// What lies outside of ±Δ, under way.
+pub(crate) struct Outside {
+    bound: __m256,
+    minus: __m256,
+    /// Of lanes 0 to 7, and of 8 to 15: those of even lanes and those of odd ones, scaled by 2⁻⁸⁹⁶.
+    sum: Sum,
+    above: Above,
+}
+
+impl Outside {
+    #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+    pub(super) fn new(delta: f32) -> Self {
+        let sum = [_mm256_setzero_pd(); 4];
+        Self { bound: _mm256_set1_ps(delta), minus: _mm256_set1_ps(-delta), sum, above: Above::default() }
+    }
+
+    /// Adds weights, a multiple of 16 of them unless they are the last ones, and writes their codes, one byte each.
+    #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+    pub(super) fn select(&mut self, weights: &[f32], codes: &mut [u8]) {
+        // Multiplication by 2²⁹ looks at the lower 32 bits only. Known to the compiler, it becomes a shift and a mask.
+        let mut shift = _mm256_set1_epi64x(1 << 29);
+        // SAFETY: there is no instruction in it.
+        unsafe { asm!("/* {} */", inout(ymm_reg) shift, options(pure, nomem, nostack, preserves_flags)) };
+        let (bound, minus, sign, upper) =
+            (self.bound, self.minus, _mm256_set1_ps(-0.0), _mm256_set1_epi64x(0xffff_ffff_0000_0000_u64 as i64));
+        let (mut sum, mut count, mut positive) = (self.sum, _mm256_setzero_si256(), _mm256_setzero_si256());
+        let mut step = |row: &[f32; LANES]| {
+            let mut codes_of = |half: usize| {
+                // SAFETY: the array has the 16 weights of which 8 are read.
+                let w = unsafe { _mm256_loadu_ps(row.as_ptr().add(8 * half)) };
+                let over = _mm256_cmp_ps::<_CMP_GT_OQ>(w, bound);
+                let under = _mm256_cmp_ps::<_CMP_LT_OQ>(w, minus);
+                let x = _mm256_and_ps(_mm256_andnot_ps(sign, w), _mm256_or_ps(over, under));
+                // As in AVX-512's `add_scaled`.
+                let x = _mm256_castps_si256(x);
+                let odd = _mm256_srli_epi64::<3>(_mm256_and_si256(x, upper));
+                for (i, x) in [_mm256_mul_epu32(x, shift), odd].into_iter().enumerate() {
+                    sum[2 * half + i] = _mm256_add_pd(sum[2 * half + i], _mm256_castsi256_pd(x));
+                }
+                let (over, under) = (_mm256_castps_si256(over), _mm256_castps_si256(under));
+                positive = _mm256_sub_epi32(positive, over);
+                let code = _mm256_sub_epi32(under, over);
+                count = _mm256_add_epi32(count, _mm256_abs_epi32(code));
+                code
+            };
+            // Words of lanes 0 to 3 and 8 to 11, and of the others.
+            let words = _mm256_packs_epi32(codes_of(0), codes_of(1));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_add_epi8(_mm_shuffle_epi32::<0b11_01_10_00>(bytes), _mm_set1_epi8(1))
+        };
+        let (rows, rest) = weights.as_chunks();
+        let (code_rows, code_rest) = codes.as_chunks_mut::<LANES>();
+        for (row, codes) in rows.iter().zip(code_rows) {
+            let bytes = step(row);
+            // SAFETY: the array has the 16 bytes that are written.
+            unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), bytes) };
+        }
+        if !rest.is_empty() {
+            let (bytes, mut all) = (step(&filled_up(rest)), [0; LANES]);
+            // SAFETY: as above.
+            unsafe { _mm_storeu_si128(all.as_mut_ptr().cast(), bytes) };
+            code_rest.copy_from_slice(&all[..code_rest.len()]);
+        }
+        self.sum = sum;
+        self.above.count += sum_of_words(count);
+        self.above.positive += sum_of_words(positive);
+    }
+
+    #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+    pub(super) fn end(self) -> Above {
+        let [a, b, c, d] = self.sum;
+        let in_order = |even, odd| {
+            let (low, high) = (_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd));
+            [_mm256_permute2f128_pd::<0x20>(low, high), _mm256_permute2f128_pd::<0x31>(low, high)]
+        };
+        let ([a, b], [c, d]) = (in_order(a, b), in_order(c, d));
+        // 2⁸⁹⁶
+        Above { sum: total([a, b, c, d]) * f64::from_bits((1023 + 896) << 52), ..self.above }
+    }
+}
+
+#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+fn sum_of_words(words: __m256i) -> u64 {
+    let mut all = [0u32; 8];
+    // SAFETY: the array has the 8 values that are written.
+    unsafe { _mm256_storeu_si256(all.as_mut_ptr().cast(), words) };
+    all.into_iter().map(u64::from).sum()
+}
 
 /// For every mask of 8 lanes: which lanes it has, in order.
 static PLACES: [[u8; 8]; 256] = {

@@ -73,8 +73,8 @@ impl<W: Weight, const N: usize> Task for MomentsOf<'_, W, N> {
 
     #[inline(always)]
     fn portable(self) -> [Moments; N] {
-        let n = self.0.len() / N;
-        std::array::from_fn(|part| {
+        let (n, mut all) = (self.0.len() / N, [Moments::default(); N]);
+        for (part, moments) in all.iter_mut().enumerate() {
             let (mut sum, mut squares, mut max) = ([0.0; LANES], [0.0; LANES], [W::Bits::default(); LANES]);
             each_lane(&self.0[part * n..(part + 1) * n], |lane, w| {
                 let x = w.magnitude().to_f64();
@@ -83,8 +83,22 @@ impl<W: Weight, const N: usize> Task for MomentsOf<'_, W, N> {
                 max[lane] = max[lane].max(w.magnitude_bits());
             });
             let max = max.into_iter().max().unwrap_or_default();
-            Moments { sum: tree(sum), sum_of_squares: tree(squares), max: W::from_bits(max).to_f64() }
-        })
+            *moments = Moments { sum: tree(sum), sum_of_squares: tree(squares), max: W::from_bits(max).to_f64() };
+        }
+        all
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx2(self, proof: Avx2) -> Self::Output {
+        let Some(Singles::F32(weights)) = W::as_singles(self.0) else {
+            return self.portable();
+        };
+        let (n, mut all) = (weights.len() / N, [Moments::default(); N]);
+        for (part, moments) in all.iter_mut().enumerate() {
+            *moments = proof.moments(&weights[part * n..(part + 1) * n]);
+        }
+        all
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -162,6 +176,17 @@ impl<W: Weight> Task for Select<'_, W> {
     fn portable(self) -> Above {
         codes_of(self.weights, self.delta, self.codes);
         AboveOf { weights: self.weights, delta: self.delta }.portable()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn avx2(self, proof: Avx2) -> Self::Output {
+        let Some(Singles::F32(weights)) = W::as_singles(self.weights) else {
+            return self.portable();
+        };
+        let mut outside = proof.outside(f32::floor_from(self.delta));
+        proof.select(&mut outside, weights, self.codes);
+        proof.end(outside)
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use raw_cpuid::{CacheType, CpuId};
 
+use super::avx2::Outside;
 use super::avx512::Load;
 use super::block::{Above, Moments, Parts};
 use super::{Task, avx2, avx512};
@@ -54,6 +55,31 @@ impl Avx2 {
     pub(super) fn partition(self, weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> Parts {
         // SAFETY: as in `run`.
         unsafe { avx2::partition(weights, lo, hi, kept) }
+    }
+
+    #[inline]
+    pub(super) fn moments(self, weights: &[f32]) -> Moments {
+        // SAFETY: as in `run`.
+        unsafe { avx2::moments(weights) }
+    }
+
+    #[inline]
+    pub(crate) fn outside(self, delta: f32) -> Outside {
+        // SAFETY: as in `run`.
+        unsafe { Outside::new(delta) }
+    }
+
+    /// Adds weights, a multiple of 16 of them unless they are the last ones, and writes their codes, one byte each.
+    #[inline]
+    pub(crate) fn select(self, outside: &mut Outside, weights: &[f32], codes: &mut [u8]) {
+        // SAFETY: as in `run`.
+        unsafe { outside.select(weights, codes) }
+    }
+
+    #[inline]
+    pub(crate) fn end(self, outside: Outside) -> Above {
+        // SAFETY: as in `run`.
+        unsafe { outside.end() }
     }
 }
 
