@@ -308,9 +308,11 @@ impl<W: Weight> Task for SelectPacked<'_, W> {
         };
         let (encoding, mut outside, mut codes) = (self.encoding, proof.outside(f32::floor_from(self.delta)), [0; 1280]);
         let bytes = encoding.bytes(codes.len());
+        let mut next = weights.as_ptr_range().end.wrapping_add(self.ahead);
         for (weights, packed) in weights.chunks(codes.len()).zip(self.packed.chunks_mut(bytes)) {
             let codes = &mut codes[..weights.len()];
-            proof.select(&mut outside, weights, codes);
+            proof.select(&mut outside, weights, next.cast(), codes);
+            next = next.wrapping_add(weights.len() / 2);
             Pack { encoding, codes, packed }.portable();
         }
         proof.end(outside)

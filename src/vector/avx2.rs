@@ -9,17 +9,23 @@ use super::block::{Above, LANES, Moments, Parts, RUN, tree};
 
 type Sum = [__m256d; 4];
 
-/// 16 weights, with zeros behind the last few.
-#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
-fn filled_up(rest: &[f32]) -> [f32; LANES] {
-    let mut all = [0.0; LANES];
+/// The last few weights, with zeros behind them.
+#[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
+fn filled_up<const N: usize>(rest: &[f32]) -> [f32; N] {
+    let mut all = [0.0; N];
     all[..rest.len()].copy_from_slice(rest);
     all
 }
 
-/// Σ|w|, Σw² and max|w|.
-#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
-pub(super) fn moments(weights: &[f32]) -> Moments {
+/// Asks for line `i` from there on.
+#[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
+fn prefetch(from: *const u8, i: usize) {
+    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(64 * i).cast());
+}
+
+/// Σ|w|, Σw² and max|w|; prefetches half as many bytes from `next` on.
+#[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
+pub(super) fn moments(weights: &[f32], next: *const u8) -> Moments {
     let (sign, sign_f64) = (_mm256_set1_ps(-0.0), _mm256_set1_pd(-0.0));
     let zero = [_mm256_setzero_pd(); 4];
     let (mut sum, mut squares, mut largest) = (zero, zero, _mm256_setzero_si256());
@@ -28,8 +34,8 @@ pub(super) fn moments(weights: &[f32]) -> Moments {
             // SAFETY: the array has the 4 weights that are read.
             let x = _mm256_andnot_pd(sign_f64, _mm256_cvtps_pd(unsafe { _mm_loadu_ps(four.as_ptr()) }));
             sum[i] = _mm256_add_pd(sum[i], x);
-            // The square of an `f32` is exact.
-            squares[i] = _mm256_add_pd(squares[i], _mm256_mul_pd(x, x));
+            // The square of an `f32` is exact in `f64`: fused or not, only the addition rounds.
+            squares[i] = _mm256_fmadd_pd(x, x, squares[i]);
         }
         for eight in row.as_chunks::<8>().0 {
             // SAFETY: the array has the 8 weights that are read.
@@ -37,11 +43,14 @@ pub(super) fn moments(weights: &[f32]) -> Moments {
             largest = _mm256_max_epu32(largest, _mm256_castps_si256(x));
         }
     };
-    let (rows, rest) = weights.as_chunks();
-    for row in rows {
-        step(row);
+    let (chunks, rest) = weights.as_chunks::<32>();
+    for (i, chunk) in chunks.iter().enumerate() {
+        prefetch(next, i);
+        for row in chunk.as_chunks().0 {
+            step(row);
+        }
     }
-    if !rest.is_empty() {
+    for rest in rest.chunks(LANES) {
         step(&filled_up(rest));
     }
     let mut bits = [0; 8];
@@ -54,72 +63,72 @@ pub(super) fn moments(weights: &[f32]) -> Moments {
 /// What lies outside of ±Δ, under way.
 pub(crate) struct Outside {
     bound: __m256,
-    minus: __m256,
-    /// Of lanes 0 to 7, and of 8 to 15: those of even lanes and those of odd ones, scaled by 2⁻⁸⁹⁶.
+    /// Of lanes 0 to 7, and of 8 to 15: the even ones and the odd ones, scaled by 2⁻⁸⁹⁶.
     sum: Sum,
     above: Above,
 }
 
 impl Outside {
-    #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+    #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
     pub(super) fn new(delta: f32) -> Self {
-        let sum = [_mm256_setzero_pd(); 4];
-        Self { bound: _mm256_set1_ps(delta), minus: _mm256_set1_ps(-delta), sum, above: Above::default() }
+        Self { bound: _mm256_set1_ps(delta), sum: [_mm256_setzero_pd(); 4], above: Above::default() }
     }
 
-    /// Adds weights, a multiple of 16 of them unless they are the last ones, and writes their codes, one byte each.
-    #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
-    pub(super) fn select(&mut self, weights: &[f32], codes: &mut [u8]) {
-        // Multiplication by 2²⁹ looks at the lower 32 bits only. Known to the compiler, it becomes a shift and a mask.
+    /// Adds weights, a multiple of 16 of them unless they are the last ones, and writes their codes, one byte each;
+    /// prefetches half as many bytes from `next` on.
+    #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
+    pub(super) fn select(&mut self, weights: &[f32], next: *const u8, codes: &mut [u8]) {
+        let (chunks, rest) = weights.as_chunks();
+        let (code_chunks, code_rest) = codes.as_chunks_mut::<32>();
+        for (i, (chunk, codes)) in chunks.iter().zip(code_chunks).enumerate() {
+            prefetch(next, i);
+            *codes = self.codes(chunk);
+        }
+        if !rest.is_empty() {
+            code_rest.copy_from_slice(&self.codes(&filled_up(rest))[..code_rest.len()]);
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
+    #[inline]
+    fn codes(&mut self, weights: &[f32; 32]) -> [u8; 32] {
+        let (sign, upper) = (_mm256_set1_ps(-0.0), _mm256_set1_epi64x(0xffff_ffff_0000_0000_u64 as i64));
+        // As in AVX-512's `add_scaled`.
         let mut shift = _mm256_set1_epi64x(1 << 29);
         // SAFETY: there is no instruction in it.
         unsafe { asm!("/* {} */", inout(ymm_reg) shift, options(pure, nomem, nostack, preserves_flags)) };
-        let (bound, minus, sign, upper) =
-            (self.bound, self.minus, _mm256_set1_ps(-0.0), _mm256_set1_epi64x(0xffff_ffff_0000_0000_u64 as i64));
-        let (mut sum, mut count, mut positive) = (self.sum, _mm256_setzero_si256(), _mm256_setzero_si256());
-        let mut step = |row: &[f32; LANES]| {
-            let mut codes_of = |half: usize| {
-                // SAFETY: the array has the 16 weights of which 8 are read.
-                let w = unsafe { _mm256_loadu_ps(row.as_ptr().add(8 * half)) };
-                let over = _mm256_cmp_ps::<_CMP_GT_OQ>(w, bound);
-                let under = _mm256_cmp_ps::<_CMP_LT_OQ>(w, minus);
-                let x = _mm256_and_ps(_mm256_andnot_ps(sign, w), _mm256_or_ps(over, under));
-                // As in AVX-512's `add_scaled`.
-                let x = _mm256_castps_si256(x);
-                let odd = _mm256_srli_epi64::<3>(_mm256_and_si256(x, upper));
-                for (i, x) in [_mm256_mul_epu32(x, shift), odd].into_iter().enumerate() {
-                    sum[2 * half + i] = _mm256_add_pd(sum[2 * half + i], _mm256_castsi256_pd(x));
-                }
-                let (over, under) = (_mm256_castps_si256(over), _mm256_castps_si256(under));
-                positive = _mm256_sub_epi32(positive, over);
-                let code = _mm256_sub_epi32(under, over);
-                count = _mm256_add_epi32(count, _mm256_abs_epi32(code));
-                code
-            };
-            // Words of lanes 0 to 3 and 8 to 11, and of the others.
-            let words = _mm256_packs_epi32(codes_of(0), codes_of(1));
-            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            _mm_add_epi8(_mm_shuffle_epi32::<0b11_01_10_00>(bytes), _mm_set1_epi8(1))
+        let mut eight = |i: usize| {
+            // SAFETY: the array has the 32 weights of which 8 are read.
+            let w = unsafe { _mm256_loadu_ps(weights.as_ptr().add(8 * i)) };
+            let x = _mm256_andnot_ps(sign, w);
+            let out = _mm256_cmp_ps::<_CMP_GT_OQ>(x, self.bound);
+            let mut x = _mm256_castps_si256(_mm256_and_ps(x, out));
+            // SAFETY: as above. The compiler would mask what the multiplication does not look at.
+            unsafe { asm!("/* {} */", inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags)) };
+            let parts = [_mm256_mul_epu32(x, shift), _mm256_srli_epi64::<3>(_mm256_and_si256(x, upper))];
+            for (sum, x) in self.sum[i % 2 * 2..].iter_mut().zip(parts) {
+                *sum = _mm256_add_pd(*sum, _mm256_castsi256_pd(x));
+            }
+            [w, out].map(|x| _mm256_castps_si256(x))
         };
-        let (rows, rest) = weights.as_chunks();
-        let (code_rows, code_rest) = codes.as_chunks_mut::<LANES>();
-        for (row, codes) in rows.iter().zip(code_rows) {
-            let bytes = step(row);
-            // SAFETY: the array has the 16 bytes that are written.
-            unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), bytes) };
-        }
-        if !rest.is_empty() {
-            let (bytes, mut all) = (step(&filled_up(rest)), [0; LANES]);
-            // SAFETY: as above.
-            unsafe { _mm_storeu_si128(all.as_mut_ptr().cast(), bytes) };
-            code_rest.copy_from_slice(&all[..code_rest.len()]);
-        }
-        self.sum = sum;
-        self.above.count += sum_of_words(count);
-        self.above.positive += sum_of_words(positive);
+        let [[w0, out0], [w1, out1], [w2, out2], [w3, out3]] = [eight(0), eight(1), eight(2), eight(3)];
+        // Saturated, words and bytes keep their sign.
+        let bytes = |a, b, c, d| _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        let (w, out) = (bytes(w0, w1, w2, w3), bytes(out0, out1, out2, out3));
+        // −1, 0 or 1; what is outside is not zero.
+        let t = _mm256_sign_epi8(_mm256_abs_epi8(out), w);
+        let (out, negative) = (_mm256_movemask_epi8(out).count_ones(), _mm256_movemask_epi8(t).count_ones());
+        self.above.count += u64::from(out);
+        self.above.positive += u64::from(out - negative);
+        let code = _mm256_add_epi8(t, _mm256_set1_epi8(1));
+        let code = _mm256_permutevar8x32_epi32(code, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        let mut codes = [0; 32];
+        // SAFETY: the array has the 32 bytes that are written.
+        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), code) };
+        codes
     }
 
-    #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+    #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
     pub(super) fn end(self) -> Above {
         let [a, b, c, d] = self.sum;
         let in_order = |even, odd| {
@@ -130,14 +139,6 @@ impl Outside {
         // 2⁸⁹⁶
         Above { sum: total([a, b, c, d]) * f64::from_bits((1023 + 896) << 52), ..self.above }
     }
-}
-
-#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
-fn sum_of_words(words: __m256i) -> u64 {
-    let mut all = [0u32; 8];
-    // SAFETY: the array has the 8 values that are written.
-    unsafe { _mm256_storeu_si256(all.as_mut_ptr().cast(), words) };
-    all.into_iter().map(u64::from).sum()
 }
 
 /// For every mask of 8 lanes: which lanes it has, in order.
@@ -159,13 +160,13 @@ static PLACES: [[u8; 8]; 256] = {
 };
 
 /// Adds 8 values, of lanes 0 to 7 where `half` is 0, and 8 to 15 where it is 2.
-#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+#[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
 fn add(sum: &mut Sum, half: usize, x: __m256) {
     sum[half] = _mm256_add_pd(sum[half], _mm256_cvtps_pd(_mm256_castps256_ps128(x)));
     sum[half + 1] = _mm256_add_pd(sum[half + 1], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(x)));
 }
 
-#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+#[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
 fn total(sum: Sum) -> f64 {
     let mut lanes = [0.0; LANES];
     for (lanes, sum) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(sum) {
@@ -176,7 +177,7 @@ fn total(sum: Sum) -> f64 {
 }
 
 /// Copies the magnitudes in (lo, hi] to the front of `kept`, which is as long as `weights`.
-#[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+#[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
 pub(super) fn partition(weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> Parts {
     let (low, high, sign) = (_mm256_set1_ps(lo), _mm256_set1_ps(hi), _mm256_set1_ps(-0.0));
     let zero = [_mm256_setzero_pd(); 4];
@@ -210,8 +211,7 @@ pub(super) fn partition(weights: &[f32], lo: f32, hi: f32, kept: &mut [f32]) -> 
             at += count;
         };
         let (chunks, rest) = run.as_chunks::<LANES>();
-        let mut last = [0.0; LANES];
-        last[..rest.len()].copy_from_slice(rest);
+        let last = filled_up(rest);
         for chunk in chunks.iter().chain([&last]) {
             let [first, second] = chunk.as_chunks::<8>().0 else { unreachable!("16 are twice 8") };
             step(first, 0);

@@ -96,7 +96,8 @@ impl<W: Weight, const N: usize> Task for MomentsOf<'_, W, N> {
         };
         let (n, mut all) = (weights.len() / N, [Moments::default(); N]);
         for (part, moments) in all.iter_mut().enumerate() {
-            *moments = proof.moments(&weights[part * n..(part + 1) * n]);
+            let next = weights.as_ptr_range().end.wrapping_add(part * n / 2);
+            *moments = proof.moments(&weights[part * n..(part + 1) * n], next.cast());
         }
         all
     }
@@ -185,7 +186,7 @@ impl<W: Weight> Task for Select<'_, W> {
             return self.portable();
         };
         let mut outside = proof.outside(f32::floor_from(self.delta));
-        proof.select(&mut outside, weights, self.codes);
+        proof.select(&mut outside, weights, weights.as_ptr_range().end.cast(), self.codes);
         proof.end(outside)
     }
 

@@ -21,7 +21,7 @@ pub(super) fn nearest_cache() -> Option<usize> {
     *BYTES
 }
 
-/// Proof that AVX2, F16C, BMI2 and POPCNT are there.
+/// Proof that AVX2, F16C, FMA, BMI2 and POPCNT are there.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
@@ -29,6 +29,7 @@ impl Avx2 {
     pub(super) fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("bmi2")
             && is_x86_feature_detected!("popcnt"))
         .then_some(Self(()))
@@ -36,7 +37,7 @@ impl Avx2 {
 
     #[inline]
     pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx2,f16c,bmi2,popcnt")]
+        #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
         fn inner<T: Task>(task: T, proof: Avx2) -> T::Output {
             task.avx2(proof)
         }
@@ -58,9 +59,9 @@ impl Avx2 {
     }
 
     #[inline]
-    pub(super) fn moments(self, weights: &[f32]) -> Moments {
+    pub(super) fn moments(self, weights: &[f32], next: *const u8) -> Moments {
         // SAFETY: as in `run`.
-        unsafe { avx2::moments(weights) }
+        unsafe { avx2::moments(weights, next) }
     }
 
     #[inline]
@@ -71,9 +72,9 @@ impl Avx2 {
 
     /// Adds weights, a multiple of 16 of them unless they are the last ones, and writes their codes, one byte each.
     #[inline]
-    pub(crate) fn select(self, outside: &mut Outside, weights: &[f32], codes: &mut [u8]) {
+    pub(crate) fn select(self, outside: &mut Outside, weights: &[f32], next: *const u8, codes: &mut [u8]) {
         // SAFETY: as in `run`.
-        unsafe { outside.select(weights, codes) }
+        unsafe { outside.select(weights, next, codes) }
     }
 
     #[inline]
@@ -94,7 +95,7 @@ impl AvxVnni {
 
     #[inline]
     pub(super) fn run<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx2,f16c,bmi2,popcnt,avxvnni")]
+        #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt,avxvnni")]
         fn inner<T: Task>(task: T, proof: AvxVnni) -> T::Output {
             task.avxvnni(proof)
         }
@@ -119,7 +120,7 @@ impl Avx512Vnni {
 
     #[inline]
     pub(super) fn run<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,bmi2,popcnt,avx512vnni")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,fma,bmi2,popcnt,avx512vnni")]
         fn inner<T: Task>(task: T, proof: Avx512Vnni) -> T::Output {
             task.avx512vnni(proof)
         }
@@ -149,7 +150,7 @@ impl Avx512 {
 
     #[inline]
     pub(super) fn run<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,bmi2,popcnt")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c,fma,bmi2,popcnt")]
         fn inner<T: Task>(task: T, proof: Avx512) -> T::Output {
             task.avx512(proof)
         }
