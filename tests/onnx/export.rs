@@ -400,6 +400,30 @@ fn square_matrices_are_compared() {
             assert_eq!(exported.weight("w"), expected, "axis {axis}");
         }
     }
+    // Floats of another training say nothing: the name does, unless the filters are not the outputs then.
+    let by_row = [attribute_int("transB", 1)];
+    for (axis, op, attributes, expected) in [
+        (0, "Gemm", &by_row[..], true),
+        (1, "Gemm", &by_row, false),
+        (0, "MatMul", &[], false),
+        (1, "MatMul", &[], true),
+    ] {
+        for seed in 2..12 {
+            let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &[16, 16], 1)], &format!("axis={axis}"));
+            let others = Made::gaussian("w", Dtype::F32, &[16, 16], seed).values();
+            let others: Vec<f32> = others.iter().map(|&w| w as f32).collect();
+            let nodes = [node(op, &["x", "w"], "y", attributes)];
+            let file = model(21, &graph(&nodes, &[raw("w", FLOAT, &[16, 16], &floats(&others))]));
+            let options = packed.with(&file);
+            if expected {
+                assert_eq!(read(&packed.export("onnx", &options)).weight("w"), packed.values("w"), "{op}, axis {axis}");
+            } else {
+                let line = &packed.plan("onnx", &options).unwrap().tensors[0];
+                let reason = line.becomes.as_ref().unwrap_err();
+                assert!(reason.contains("which way this square matrix lies"), "{op}, axis {axis}: {reason}");
+            }
+        }
+    }
     // Dense ones likewise.
     let packed = Packed::new(&[Made::gaussian("dense", Dtype::F32, &[8, 8], 1)], "");
     let own: Vec<f32> = Made::gaussian("dense", Dtype::F32, &[8, 8], 1).values().iter().map(|&w| w as f32).collect();

@@ -67,12 +67,12 @@ impl<'m> Names<'m> {
     /// `is_turned` does.
     ///
     /// # Errors
-    /// There is none, or it has another shape.
+    /// There is none, or it has another shape; what `is_turned` says.
     pub fn find(
         &self,
         name: &str,
         shape: &[u64],
-        is_turned: impl Fn(&Initializer<'m>) -> bool,
+        is_turned: impl Fn(&Initializer<'m>) -> Result<bool, String>,
     ) -> Result<Found, String> {
         let fits = |initializer: usize| {
             let dims = &self.model.initializers[initializer].dims;
@@ -86,7 +86,7 @@ impl<'m> Names<'m> {
                 format!("the initializer of that name has shape {dims:?}, should have {shape:?}; is it the same model?")
             })?;
             let is_square = matches!(shape, [rows, columns] if rows == columns);
-            return Ok(Found { transposed: if is_square { is_turned(known) } else { found.transposed }, ..found });
+            return Ok(Found { transposed: if is_square { is_turned(known)? } else { found.transposed }, ..found });
         }
         // PyTorch's exporters transpose the weights of linear layers and give them names of their own.
         let module = name.strip_suffix(".weight").and_then(|module| *self.modules.get(module)?);
@@ -144,9 +144,9 @@ impl<'m> Names<'m> {
         (!products.is_empty()).then_some((products, transposes))
     }
 
-    /// The products that take a weight, as it is, transposed or by way of what a runtime optimizes away, with the outputs
-    /// along its last axis; whatever else it is used for.
-    pub fn products_by_columns(&self, weight: &'m str) -> Vec<&'m Node<'m>> {
+    /// The products that take a matrix, as it is, transposed or by way of what a runtime optimizes away, with the outputs
+    /// along that axis of it; whatever else it is used for.
+    pub fn products_along(&self, axis: usize, weight: &'m str) -> Vec<&'m Node<'m>> {
         let (mut found, mut values, mut seen) = (Vec::new(), vec![(weight, false)], HashSet::new());
         while let Some((value, turned)) = values.pop() {
             if !seen.insert((value, turned)) {
@@ -154,7 +154,7 @@ impl<'m> Names<'m> {
             }
             for &(number, slot) in self.uses.get(value).into_iter().flatten() {
                 let node = &self.model.nodes[number];
-                if output_axis(node, slot) == Some(usize::from(!turned)) {
+                if output_axis(node, slot) == Some(if turned { 1 - axis } else { axis }) {
                     found.push(node);
                 }
                 let turns = match (node.op, node.domain, slot) {

@@ -127,7 +127,18 @@ impl<'m, 'a> Planner<'m, 'a> {
             Tensor::Ternary(ternary) => (&ternary.shape, ternary.axis),
         };
         let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
-        let is_turned = |initializer: &_| turned::is_turned(self.path, self.model.file, initializer, tensor);
+        let is_turned = |initializer: &Initializer<'m>| {
+            match turned::is_turned(self.path, self.model.file, initializer, tensor) {
+                Some(turned) => Ok(turned),
+                // The name says that it lies as in the model, unless what it is used for says otherwise.
+                None if self.names.products_along(1 - axis, initializer.name).is_empty() => Ok(false),
+                None => Err(format!(
+                    "the model's floats are other ones, so that they do not say which way this square matrix lies, and \
+                     the model has the outputs along axis {}, not {axis}; give the model that was packed with --into",
+                    1 - axis
+                )),
+            }
+        };
         let found = match (self.names.find(name, &shape64, is_turned), tensor) {
             (Ok(found), _) => found,
             // Counters of a training, which no graph has.
@@ -248,7 +259,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         }
         // Of codes [inputs, outputs] onnxruntime (to 1.32) makes its own MatMulNBits, which has wrong values where the
         // outputs are no multiple of 4; where the other factor has codes as well (to 1.31), an operation without INT2.
-        let products = self.names.products_by_columns(target.name());
+        let products = self.names.products_along(1, target.name());
         let of_weights = |node: &&Node<'_>| self.names.initializer(node.inputs[0]).is_some();
         let turned = dims.len() == 2
             && planes == 1
