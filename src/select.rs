@@ -6,6 +6,7 @@ mod decision;
 mod layers;
 mod order;
 mod rules_file;
+mod scales;
 mod settings;
 mod trained;
 
@@ -14,6 +15,7 @@ use std::borrow::Cow;
 use self::decide::{Pattern, checked_treatment, decide, is_layer, matching, moved, segments};
 pub use self::decision::{BUDGET, Decision, Int8, MOVED, Moved, Treatment};
 pub(crate) use self::decision::{became, became_int8};
+use self::scales::Quantized;
 pub use self::settings::{Keep, Override, Rules, Settings};
 pub use self::trained::{TRAINED_KEY, trained};
 pub(crate) use self::trained::{found_again, found_again_as_int8, stays_dense, trained_metadata};
@@ -60,6 +62,7 @@ impl Plan {
         let (mut overruled, mut last) = (None, None);
         // Weight layers, and whether they stay what they are: a `keep` said so, or they are ternary already.
         let mut layers = Vec::new();
+        let (quantized, mut scales) = (Quantized::new(checkpoint), Vec::new());
         for (i, tensor) in checkpoint.tensors().enumerate() {
             let hits = overrides.iter().filter(|(pattern, _)| pattern.matcher.is_match(tensor.name));
             let mut settings = rules.settings.clone();
@@ -95,7 +98,12 @@ impl Plan {
                 fixed = true;
             }
             let before = before.filter(|_| !says_method).and_then(|before| before.keep);
-            let (keep, reason) = decide(tensor, &settings, (forced, before), &include, &exclude);
+            let scales_of = quantized.scales_of(tensor.name);
+            if scales_of.is_some() {
+                scales.push(tensor.name);
+            }
+            let is_layer = is_layer(tensor) && scales_of.is_none();
+            let (keep, reason) = decide(tensor, &settings, (forced, before), scales_of, &include, &exclude);
             let decision = match keep {
                 Keep::Dense => Decision::Dense,
                 Keep::Ternary => Decision::Ternary(checked_treatment(checkpoint, tensor, &settings, &mut last)?),
@@ -105,7 +113,7 @@ impl Plan {
                     Decision::Int8(Int8 { axis, scale_dtype })
                 }
             };
-            if !matches!(decision, Decision::Dense) || is_layer(tensor) {
+            if !matches!(decision, Decision::Dense) || is_layer {
                 layers.push((i, forced.is_some()));
             }
             plan.tensors.push(Planned { name: tensor.name.to_owned(), decision, reason, fixed });
@@ -116,6 +124,13 @@ impl Plan {
             plan.warnings.push(format!(
                 "`{first}` and {others} others were trained in another way than is asked for: what is packed is not what \
                  was trained"
+            ));
+        }
+        if let Some(first) = scales.first() {
+            let others = if scales.len() > 1 { format!(" and {} others", scales.len() - 1) } else { String::new() };
+            plan.warnings.push(format!(
+                "`{first}`{others} are scales of weights that another program has quantized: unless asked for they stay dense, integers stay \
+                 integers, and 8-bit floats become ternary without their scales; give the floats that the model was made from"
             ));
         }
         plan.warn_of_unused(checkpoint, include.iter().chain(&exclude).chain(overrides.iter().map(|o| &o.0)));

@@ -326,3 +326,43 @@ fn files_are_called_what_their_names_say() {
     let path = common::checkpoint(directory.path(), "m.bin", &[common::Made::gaussian("w", Dtype::F32, &[2, 2], 1)]);
     assert_eq!(twn_pack::import::open(path).unwrap().len(), 1);
 }
+
+/// Scales of weights that other programs have quantized, by what they call them; and what is only called so.
+#[test]
+fn scales_of_quantized_weights_stay_dense() {
+    use Dtype::{BF16, F8_E4M3, F16, F32, I8, I32, U8};
+    for (weights, dtype, scales, scales_dtype, expected) in [
+        ("a.qweight", I32, "a.scales", F16, true),
+        ("a.weight", F8_E4M3, "a.weight_scale_inv", F32, true),
+        ("a.weight", F8_E4M3, "a.weight_scale", BF16, true),
+        ("a.weight", I8, "a.weight_scale", F32, true),
+        ("a.weight_packed", I32, "a.weight_scale", BF16, true),
+        ("a.W_q", U8, "a.zero", F16, true),
+        ("a.weight._data", U8, "a.weight._scale", F32, true),
+        ("a.weight", F32, "a.weight_scale", F32, false),
+        ("b.qweight", I32, "a.scales", F16, false),
+        ("a.weight", I8, "a.rescale", F32, false),
+    ] {
+        let zeros = |name: &str, dtype: Dtype| {
+            let data = vec![0; 16 * dtype.bitsize() / 8];
+            common::Made { name: name.to_owned(), dtype, shape: vec![4, 4], data }
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let path = common::checkpoint(
+            directory.path(),
+            "q.safetensors",
+            &[zeros(weights, dtype), zeros(scales, scales_dtype)],
+        );
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let of = |rules: &Rules| {
+            let plan = Plan::new(&checkpoint, rules).unwrap();
+            let planned = plan.tensors.iter().find(|planned| planned.name == scales).unwrap();
+            (matches!(planned.decision, Decision::Dense), planned.reason.to_string(), plan.warnings.len())
+        };
+        let (dense, reason, warnings) = of(&Rules::default());
+        assert_eq!((dense, warnings), (expected, usize::from(expected)), "{scales} of {weights}: {reason}");
+        assert!(!expected || reason == format!("scales of `{weights}`"), "{reason}");
+        // Who asks for it gets it.
+        assert!(!of(&Rules { include: vec![scales.to_owned()], ..Rules::default() }).0, "{scales}");
+    }
+}

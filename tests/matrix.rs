@@ -212,6 +212,14 @@ fn check(table: &[(&str, &[usize], &str)], planes_as_tensors: bool) {
                     let checkpoint = import::open(path).unwrap();
                     assert_eq!(checkpoint.by_name("x.qweight").unwrap().dtype, Dtype::I32, "{case}");
                     assert!((0..checkpoint.len()).all(|i| checkpoint.ternary(i).is_none()), "{case}");
+                    // Its scales stay what they are, too.
+                    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+                    assert_eq!(plan.ternary_count(), 0, "{case}");
+                    assert!(
+                        plan.warnings[0].contains("`x.scales` are scales of weights"),
+                        "{case}: {:?}",
+                        plan.warnings
+                    );
                 }
                 ("=" | "~", Ok(path)) => compare(&world, &path, cell == "~", &case),
                 ("-", Err(error)) => {

@@ -38,6 +38,7 @@ pub(super) fn decide(
     tensor: TensorView<'_>,
     settings: &Settings,
     (forced, trained): (Option<&str>, Option<Keep>),
+    scales_of: Option<String>,
     include: &[Pattern],
     exclude: &[Pattern],
 ) -> (Keep, Cow<'static, str>) {
@@ -65,6 +66,7 @@ pub(super) fn decide(
         (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text).into()),
         (None, _) if !include.is_empty() => dense("not included".into()),
         (None, Some(reason)) => dense(reason.into()),
+        (None, None) if let Some(weights) = scales_of => dense(format!("scales of {weights}").into()),
         (None, None) => ternary("floating point, rank 2 or more".into()),
     }
 }

@@ -1,7 +1,7 @@
 //! A checkpoint from parts: what readers of other formats than safetensors hand in, held to the same limits and
 //! checks. Not here: any format.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +45,7 @@ impl CheckpointBuilder {
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
+            scales: BTreeSet::new(),
         };
         Self { checkpoint }
     }
@@ -192,6 +193,11 @@ impl CheckpointBuilder {
     /// Adds to the metadata; of one key the last value counts.
     pub fn metadata(&mut self, key: &str, value: &str) {
         self.checkpoint.metadata.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Says that the tensor of that name is scales of weights which are quantized already: it stays dense unless asked for.
+    pub fn scales(&mut self, name: &str) {
+        self.checkpoint.scales.insert(name.to_owned());
     }
 
     /// Adds a warning.

@@ -13,7 +13,7 @@ pub(crate) mod weights;
 #[cfg(feature = "eval")]
 pub(crate) mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub struct Checkpoint {
     tensors: Vec<Entry>,
     metadata: BTreeMap<String, String>,
     warnings: Vec<String>,
+    /// Names of tensors that are scales of weights which are quantized already.
+    scales: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -146,6 +148,7 @@ impl Checkpoint {
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
+            scales: BTreeSet::new(),
         };
         for file in &shards.files {
             checkpoint.add(file, &shards)?;
@@ -201,6 +204,11 @@ impl Checkpoint {
     /// What looked odd but does not stop anything.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Whether its format says that the tensor of that name is scales of weights which are quantized already.
+    pub fn is_scales(&self, name: &str) -> bool {
+        self.scales.contains(name)
     }
 
     /// How many tensors.

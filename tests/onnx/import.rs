@@ -283,6 +283,8 @@ fn products_of_others_are_ternary_or_said_to_be_none() {
         let checkpoint = import(&directory, &model(21, &graph(&nodes, &tensors))).unwrap();
         assert!((0..checkpoint.len()).all(|i| checkpoint.ternary(i).is_none()));
         assert!(checkpoint.warnings()[0].contains("`q` are codes of MatMulNBits"), "{:?}", checkpoint.warnings());
+        let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+        assert_eq!(plan.ternary_count(), 0, "{:?}", plan.tensors);
     }
     // Data that are not there.
     let short = raw("q", UINT8, &[2, 2, 4], &[0; 15]);

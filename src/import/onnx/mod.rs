@@ -70,6 +70,7 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
             start = end;
         }
     }
+    graph.scales().for_each(|name| builder.scales(name));
     if !left_out.is_empty() {
         builder.warn(format!("{} are left out: types that are not read", some(&left_out)));
     }
