@@ -115,6 +115,11 @@ def pytorch(out):
     model, checkpoint = training()
     safetensors.torch.save_file(model, out / "training.safetensors")
     torch.save(checkpoint, out / "training.pt")
+    # As PyTorch's own ImageNet example writes it: a number that is a tensor beside the state dict.
+    best = {"best_acc1": torch.tensor([71.25]), "rng": torch.arange(8, dtype=torch.uint8)}
+    torch.save({"epoch": 1, "arch": "net", "state_dict": model, "optimizer": checkpoint["optimizer"], **best}, out / "imagenet.pt")
+    torch.save({"net": model, "optimizer": checkpoint["optimizer"]}, out / "net.pt")
+    torch.save(checkpoint["optimizer"], out / "optimizer.pt")
     torch.save({"generator": model, "critic": model, "step": 1}, out / "two-models.pt")
     torch.save([small["f32"], small["transposed"]], out / "list.pt")
     torch.save(small["f32"], out / "tensor.pt")

@@ -54,6 +54,23 @@ fn checkpoints_of_a_training_give_the_state_dict() {
     let warnings = checkpoint.warnings().join("\n");
     assert!(warnings.contains("the tensors under `state_dict` are taken; left out: epoch, optimizer, "), "{warnings}");
 
+    // Numbers that are tensors stand beside it in PyTorch's own example.
+    let checkpoint = open("imagenet.pt");
+    assert_eq!(tensors(&checkpoint), golden("training.safetensors"));
+    let warnings = checkpoint.warnings().join("\n");
+    assert!(
+        warnings.contains("under `state_dict` are taken; left out: epoch, arch, optimizer, best_acc1, …"),
+        "{warnings}"
+    );
+    // By another name, and an optimizer's state.
+    let checkpoint = open("net.pt");
+    let names: Vec<String> = tensors(&checkpoint).into_keys().collect();
+    assert_eq!(names, ["net.linear.bias", "net.linear.weight"]);
+    let warnings = checkpoint.warnings().concat();
+    assert!(warnings.contains("what an optimizer remembers is left out: `optimizer`"), "{warnings}");
+    // Who gives an optimizer's state alone means it.
+    assert!(open("optimizer.pt").by_name("state.0.exp_avg").is_some());
+
     let golden = golden("state.safetensors");
     let checkpoint = open("nested.pt");
     for name in ["f32", "tied", "transposed"] {

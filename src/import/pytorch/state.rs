@@ -46,6 +46,7 @@ impl<'a> State<'a> {
             name_bytes: 0,
             visits: 1024 + 4 * pickle.values.len(),
             skipped: (0, Vec::new()),
+            optimizers: Vec::new(),
         };
         let mut name = String::new();
         if is_tensor(pickle, root) {
@@ -64,6 +65,9 @@ impl<'a> State<'a> {
                 ),
             };
             return Err(format!("it holds no tensors{others}; {RESAVE}"));
+        }
+        if !walk.optimizers.is_empty() {
+            warnings.push(format!("what an optimizer remembers is left out: {}", walk.optimizers.join(", ")));
         }
         if count > 0 {
             warnings.push(format!("{count} values that are no tensors are left out: {}", skipped()));
@@ -97,12 +101,35 @@ fn is_tensor(pickle: &Pickle<'_, Name>, id: Id) -> bool {
     matches!(pickle.get(id), Value::Object(Object { class, .. }) if tensors.contains(class) || matches!(class, Unread(_)))
 }
 
-/// The dict that the tensors are in: the whole; or, where none of its values is a tensor, the one under a well-known
-/// name, if there is only one.
+/// Whether it is a tensor of several axes: a number, a state of random numbers or a mean is no weight.
+fn is_matrix(pickle: &Pickle<'_, Name>, mut id: Id) -> bool {
+    let is_one = is_tensor(pickle, id);
+    while let Value::Object(Object { class: Name::Parameter, args, .. }) = pickle.get(id)
+        && let Some(&[data, ..]) = pickle.tuple(*args)
+    {
+        id = data;
+    }
+    let Value::Object(Object { class: Name::Tensor | Name::TensorV2 | Name::TensorV3, args, .. }) = pickle.get(id)
+    else {
+        return is_one;
+    };
+    let shape = pickle.tuple(*args).and_then(|args| pickle.tuple(*args.get(2)?));
+    is_one && shape.is_none_or(|shape| shape.len() > 1)
+}
+
+/// Whether it is what `state_dict` of an optimizer of torch returns.
+fn is_optimizer(pickle: &Pickle<'_, Name>, items: &[(Id, Id)]) -> bool {
+    ["state", "param_groups"]
+        .iter()
+        .all(|expected| items.iter().any(|&(key, _)| matches!(pickle.get(key), Value::Text(key) if key == expected)))
+}
+
+/// The dict that the tensors are in: the whole; or, where none of its values is a tensor of several axes, the one under a
+/// well-known name, if there is only one.
 fn unwrap(pickle: &Pickle<'_, Name>, warnings: &mut Vec<String>) -> Id {
     let mut root = pickle.root;
     for _ in 0..WRAPPERS.len() {
-        let Some(all) = items(pickle, root).filter(|items| !items.iter().any(|&(_, value)| is_tensor(pickle, value)))
+        let Some(all) = items(pickle, root).filter(|items| !items.iter().any(|&(_, value)| is_matrix(pickle, value)))
         else {
             break;
         };
@@ -146,6 +173,8 @@ struct Walk<'p, 'a, S> {
     visits: usize,
     /// How many values were no tensors, and the names of some.
     skipped: (usize, Vec<String>),
+    /// The names of optimizers' states.
+    optimizers: Vec<String>,
 }
 
 impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
@@ -177,6 +206,10 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
             return Err(format!("`{}`: a dict that is made of a list, as Python 2 writes it; {RESAVE}", shown(name)));
         }
         if let Some(items) = items(pickle, id) {
+            if depth > 0 && is_optimizer(pickle, items) {
+                self.optimizers.push(format!("`{}`", shown(name)));
+                return Ok(());
+            }
             for &(key, value) in items {
                 match part(pickle, key) {
                     Some(part) => self.inside(value, &part, name, depth)?,
