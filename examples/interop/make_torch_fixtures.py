@@ -120,6 +120,9 @@ def pytorch(out):
     torch.save({"epoch": 1, "arch": "net", "state_dict": model, "optimizer": checkpoint["optimizer"], **best}, out / "imagenet.pt")
     torch.save({"net": model, "optimizer": checkpoint["optimizer"]}, out / "net.pt")
     torch.save(checkpoint["optimizer"], out / "optimizer.pt")
+    # BitNet's weights: codes 0, 1, 2 and 1 in the row quarters of each byte.
+    codes = {"a.weight": torch.full((1, 3), 0b01_10_01_00, dtype=torch.uint8), "a.weight_scale": torch.tensor([0.5])}
+    torch.save(codes, out / "bitnet.pt")
     torch.save({"generator": model, "critic": model, "step": 1}, out / "two-models.pt")
     torch.save([small["f32"], small["transposed"]], out / "list.pt")
     torch.save(small["f32"], out / "tensor.pt")

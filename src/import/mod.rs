@@ -44,7 +44,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
 /// By what it begins with, or by its name.
 fn recognised(path: &Path) -> Result<Checkpoint> {
     if let Some(checkpoint) = pytorch::open_shards(path)? {
-        return Ok(checkpoint);
+        return bitnet::recognise(checkpoint);
     }
     if path.is_dir()
         && let Some(only) = only_file(path)?
@@ -147,7 +147,7 @@ fn plain(checkpoint: Checkpoint) -> Result<Checkpoint> {
 fn open_zip(path: &Path, file: MappedFile) -> Result<Checkpoint> {
     let entries = file.glance(zip::entries).map_err(|message| foreign(path, "PyTorch or numpy", message))?;
     if pytorch::is(&entries) {
-        return pytorch::open(path, file, &entries);
+        return bitnet::recognise(pytorch::open(path, file, &entries)?);
     }
     if npz::is(&entries) {
         return npz::open(path, file, &entries);

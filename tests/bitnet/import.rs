@@ -401,3 +401,25 @@ fn many_tensors_are_no_trouble() {
     assert_eq!(import::open(repository.path()).unwrap().len(), 20_000);
     assert!(start.elapsed().as_secs() < 200, "{:?}", start.elapsed());
 }
+
+/// As a file of PyTorch they are the same weights, and ask for the same config.
+#[test]
+fn weights_in_a_pytorch_file_are_read_alike() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pytorch_model.bin");
+    std::fs::copy("fixtures/foreign/pytorch/bitnet.pt", &path).unwrap();
+    for given in [&path, directory.path()] {
+        let error = twn_pack::import::open(given).unwrap_err().to_string();
+        assert!(error.contains("tensor `a.weight` is U8") && error.contains("there is no such file"), "{error}");
+    }
+    let config = r#"{"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear"}}"#;
+    std::fs::write(directory.path().join("config.json"), config).unwrap();
+    for given in [&path, directory.path()] {
+        let checkpoint = twn_pack::import::open(given).unwrap();
+        let container = pack_checkpoint(&checkpoint, &Rules::default(), &directory.path().join("m.twn"));
+        let twn_pack::Tensor::Ternary(tensor) = container.by_name("a.weight").unwrap() else { panic!("dense") };
+        let mut values = [0.0; 12];
+        (0..4).for_each(|row| tensor.dequantize_filter(row, &mut values[3 * row..3 * row + 3]).unwrap());
+        assert_eq!(values, [-0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0]);
+    }
+}
