@@ -239,3 +239,21 @@ fn a_damaged_header_is_an_answer_and_no_panic() {
         }
     }
 }
+
+/// What a clone has where Git LFS fetched nothing, whatever it is called.
+#[test]
+fn pointers_of_git_lfs_are_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n";
+    for name in ["model.safetensors", "pytorch_model.bin", "model.gguf", "model.onnx", "a.npz"] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, pointer).unwrap();
+        let error = twn_pack::import::open(&path).unwrap_err();
+        assert!(error.to_string().contains(name) && words(&error, &path).contains("`git lfs pull`"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+    }
+    // One of several.
+    std::fs::write(directory.path().join("model-00001-of-00002.safetensors"), pointer).unwrap();
+    let error = twn_pack::import::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("model-00001-of-00002.safetensors"), "{error}");
+}

@@ -321,7 +321,13 @@ fn what_is_wrong_with_rules_is_said_with_its_line() {
     std::fs::write(&rules, good).unwrap();
     expect(0, &[&world.model, "-n", "--rules", &rules]);
     for (from, to, line, says) in [
-        ("method = \"twn\"", "mehtod = 1", 2, "unknown field `mehtod`"),
+        (
+            "method = \"twn\"",
+            "mehtod = 1",
+            2,
+            "unknown field `mehtod`, expected `include`, `exclude`, `int8`, `keep-first-last`,",
+        ),
+        ("method = \"twn\"", "int8 = [\"a[b\"]", 2, "pattern `a[b`"),
         ("method = \"twn\"", "method = 1", 2, "expected a string"),
         ("method = \"twn\"", "method = \"magic\"", 2, "unknown method `magic`"),
         ("method = \"twn\"", "method = \"bwn\"\nfactor = 0.7", 3, "takes no factor"),
@@ -346,6 +352,15 @@ fn what_is_wrong_with_rules_is_said_with_its_line() {
         let start = format!("rules.toml: line {line}: ");
         assert!(stderr.contains(&start) && stderr.contains(says) && stderr.lines().count() == 1, "{to}: {stderr}");
     }
+    std::fs::write(&rules, "int8 = [\"layer1*\"]\n[[override]]\nmatch = \"*downsample*\"\nkeep = \"dense\"\n").unwrap();
+    let (stdout, _) = expect(0, &[&world.model, "-n", "--rules", &rules, "--json"]);
+    let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let became = |name: &str| {
+        let tensors = plan["tensors"].as_array().unwrap();
+        tensors.iter().find(|tensor| tensor["name"] == name).unwrap()["became"].to_string()
+    };
+    let [int8, dense] = [became("layer1.0.conv1.weight"), became("layer1.0.downsample.0.weight")];
+    assert!(int8.contains("int8") && dense.contains("dense"), "{stdout}");
     std::fs::write(&rules, "override = 7").unwrap();
     let (_, stderr) = expect(2, &[&world.model, "-n", "--rules", &rules]);
     assert!(stderr.contains("line 1: overrides are tables"), "{stderr}");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use twn_pack::select::{Keep, Override};
+use twn_pack::select::Override;
 use twn_pack::{Checkpoint, Error, Plan, Result, Rules, Settings, import};
 
 use super::Session;
@@ -112,9 +112,7 @@ impl RuleArgs {
             None => Rules::default(),
         };
         rules.settings = self.settings()?.or(&rules.settings);
-        let int8 = Settings { keep: Some(Keep::Int8), ..Settings::default() };
-        let int8 = self.int8.iter().map(|pattern| Override { pattern: pattern.clone(), settings: int8.clone() });
-        rules.overrides.extend(int8);
+        rules.overrides.extend(self.int8.iter().cloned().map(Override::int8));
         self.which.add_to(&mut rules)?;
         Ok(rules)
     }

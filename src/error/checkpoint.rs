@@ -14,6 +14,9 @@ pub enum CheckpointProblem {
         /// Bytes there.
         found: u64,
     },
+    /// What a clone has in place of a file that was not fetched.
+    #[error("a pointer of Git LFS stands here instead of the file; fetch that with `git lfs pull`")]
+    LfsPointer,
     /// The header's length is over the limit.
     #[error("header of {found} bytes is over the limit of {limit}; is this really a safetensors file?")]
     HeaderTooLong {

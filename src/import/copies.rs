@@ -40,7 +40,7 @@ impl<'a> Copies<'a> {
         let foreign = |message: String| super::foreign(self.path, self.format, format!("tensor `{tensor}`: {message}"));
         let io = |source| Error::Io {
             path: self.path.to_path_buf(),
-            action: "write the temporary copy of tensors that are packed or do not lie side by side of",
+            action: "write the temporary copy of its tensors (TMPDIR says where)",
             source,
         };
         let end = length.checked_add(self.len).filter(|end| *end <= self.limit);
@@ -53,7 +53,11 @@ impl<'a> Copies<'a> {
         };
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(tempfile::tempfile().map_err(io)?),
+            none => none.insert(tempfile::tempfile().map_err(|source| Error::Io {
+                path: std::env::temp_dir(),
+                action: "make a temporary file there (TMPDIR says where)",
+                source,
+            })?),
         };
         match write(file).map_err(Failure::from) {
             Ok(()) => {}

@@ -32,7 +32,7 @@ pub(super) type Check<'a> = &'a dyn Fn(&str, Option<f64>) -> crate::Result<()>;
 
 type Result<T> = std::result::Result<T, Wrong>;
 
-/// Settings, `include`, `exclude`, `keep-first-last`, and `[[override]]` tables.
+/// Settings, `include`, `exclude`, `int8`, `keep-first-last`, and `[[override]]` tables.
 ///
 /// # Errors
 /// The line, and what is wrong there.
@@ -52,6 +52,8 @@ fn rules(text: &str, check: Check<'_>) -> Result<Rules> {
         keep_first_last: take(&mut table, "keep-first-last")?.is_some_and(Spanned::into_inner),
         ..Rules::default()
     };
+    let int8 = patterns(&mut table, "int8")?;
+    rules.overrides.extend(int8.into_iter().map(Override::int8));
     if let Some(overrides) = table.remove("override") {
         let at = overrides.span();
         let DeValue::Array(overrides) = overrides.into_inner() else {
@@ -64,7 +66,14 @@ fn rules(text: &str, check: Check<'_>) -> Result<Rules> {
     if let Some((key, _)) = table.get_key_value("keep") {
         return Err(Wrong::at(key.span(), "`keep` belongs into an [[override]]; see include and exclude"));
     }
-    rules.settings = settings(table, whole, check)?;
+    rules.settings = settings(table, whole, check).map_err(|Wrong { at, what }| {
+        // What stood for other things is taken out already, and `keep` is none of these.
+        let what = what.replace(
+            "expected one of",
+            "expected `include`, `exclude`, `int8`, `keep-first-last`, `override` or one of",
+        );
+        Wrong { at, what: what.replace(", `keep`", "") }
+    })?;
     Ok(rules)
 }
 

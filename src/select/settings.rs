@@ -195,9 +195,16 @@ impl Settings {
     }
 }
 
+impl Override {
+    /// 8 bits a weight for what matches, whatever its name.
+    pub fn int8(pattern: String) -> Self {
+        Self { pattern, settings: Settings { keep: Some(Keep::Int8), ..Settings::default() } }
+    }
+}
+
 impl Rules {
-    /// Reads rules from a TOML file: settings, `include`, `exclude`, `keep-first-last`, and
-    /// `[[override]]` tables with a `match` glob and settings.
+    /// Reads rules from a TOML file: settings, `include`, `exclude`, `int8` (globs whose tensors get `keep = "int8"`, as if
+    /// before all others), `keep-first-last`, and `[[override]]` tables with a `match` glob and settings.
     ///
     /// # Errors
     /// A file that cannot be read, or says what is not understood; with the line.

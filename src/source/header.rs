@@ -17,6 +17,9 @@ use crate::error::CheckpointProblem as Problem;
 use crate::limits;
 use crate::strict_json::{UniqueMap, duplicate, duplicate_key, object};
 
+/// What stands in place of a file that Git LFS has not fetched begins so.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
 /// A checked header: tensors in the order of their bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Header {
@@ -86,6 +89,9 @@ impl Header {
         let found = file.len() as u64;
         let prefix = file.first_chunk::<8>().ok_or(Problem::TooShort { expected: 8, found })?;
         let length = u64::from_le_bytes(*prefix);
+        if file.starts_with(LFS_POINTER) {
+            return Err(Problem::LfsPointer);
+        }
         if length > limits::HEADER_BYTES {
             return Err(Problem::HeaderTooLong { found: length, limit: limits::HEADER_BYTES });
         }

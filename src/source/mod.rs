@@ -21,13 +21,15 @@ use std::sync::Arc;
 pub use self::builder::{CheckpointBuilder, Taken};
 pub use self::config::model_config;
 use self::header::Header;
-pub use self::header::{PACKED_KEY, safetensors_header, safetensors_order};
+
+pub use self::header::{LFS_POINTER, PACKED_KEY, safetensors_header, safetensors_order};
 pub use self::npy::NpyHeader;
 pub use self::shards::{ShardIndex, missing_shard};
 pub use self::strided::Strided;
 pub use self::ternary::{TernaryLayout, TernaryPlane, TernaryView};
 pub use self::weights::FilterView;
 pub use crate::dtype::Dtype;
+use crate::error::CheckpointProblem;
 pub use crate::mapped::MappedFile;
 use crate::{Error, Result};
 
@@ -333,13 +335,13 @@ impl Checkpoint {
     fn owners(&self) -> Result<BTreeMap<&str, usize>> {
         let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
         for tensor in &self.tensors {
-            if let Some(first) = owners.insert(&tensor.name, tensor.file) {
-                return Err(Error::checkpoint(&self.path)(crate::error::CheckpointProblem::DuplicateTensor {
-                    tensor: tensor.name.to_string(),
-                    first: file_name(self.files[first].path()),
-                    second: file_name(self.files[tensor.file].path()),
-                }));
-            }
+            let Some(first) = owners.insert(&tensor.name, tensor.file) else { continue };
+            let (tensor, [first, second]) =
+                (tensor.name.to_string(), [first, tensor.file].map(|file| file_name(self.files[file].path())));
+            return Err(Error::checkpoint(&self.path)(match first == second {
+                true => CheckpointProblem::DuplicateKey(tensor),
+                false => CheckpointProblem::DuplicateTensor { tensor, first, second },
+            }));
         }
         Ok(owners)
     }
