@@ -181,7 +181,10 @@ pub(super) fn summary(report: &Report) -> String {
         ));
     }
     if let (Some(sparsity), Some(error)) = (t.sparsity, t.relative_squared_error) {
-        lines.push(format!("sparsity  {:.1} % zeros", 100.0 * sparsity));
+        let several = report.tensors.iter().any(|tensor| tensor.became.contains(" planes "));
+        // Zeros of one plane are weights with another.
+        let of = if several { " among the codes of all planes" } else { "" };
+        lines.push(format!("sparsity  {:.1} % zeros{of}", 100.0 * sparsity));
         lines.push(format!("error     {error:.4} of ‖W‖² lost over all ternary tensors (relative squared error)"));
         for (i, tensor) in report.worst(3).into_iter().enumerate() {
             let title = if i == 0 { "largest " } else { "        " };
