@@ -297,6 +297,10 @@ fn inputs_are_not_replaced() {
     std::fs::copy(&world.model, world.path("other.safetensors")).unwrap();
     let (_, stderr) = expect(0, &[directory, "-n"]);
     assert!(stderr.contains("`other.safetensors` left out: the index does not name it"), "{stderr}");
+    for arguments in [[world.model.as_str(), &world.twn], ["verfy", &world.twn]] {
+        let (_, stderr) = expect(2, &arguments);
+        assert!(stderr.contains("into what -o names; the commands are inspect, sweep, verify"), "{stderr}");
+    }
     let (_, stderr) = expect(2, &[&world.model, "-o", "-"]);
     assert!(stderr.contains("give ./-"), "{stderr}");
 }

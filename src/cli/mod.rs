@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use twn_pack::net::Source;
 use twn_pack::{Container, Error, Plan, Rules, Settings, convert, import, select};
@@ -129,8 +130,23 @@ struct Session {
     cancel: Arc<AtomicBool>,
 }
 
+/// Of two arguments that are no options clap says that the second cannot be a command there.
+fn clearer(error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(second)) = error.get(ContextKind::InvalidSubcommand) else { return error };
+    let mut command = Cli::command();
+    if error.kind() != ErrorKind::ArgumentConflict || command.find_subcommand(second).is_some() {
+        return error;
+    }
+    let commands: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    let message = format!(
+        "unexpected argument `{second}`: one checkpoint is packed at a time, into what -o names; the commands are {}",
+        commands.join(", ")
+    );
+    command.error(ErrorKind::UnknownArgument, message)
+}
+
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| clearer(error).exit());
     match run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {

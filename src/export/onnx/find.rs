@@ -81,6 +81,9 @@ impl<'m> Names<'m> {
         };
         if let Some(&initializer) = self.by_name.get(name) {
             let known = &self.model.initializers[initializer];
+            if self.model.elsewhere.contains(&name) {
+                return Err("a nested graph has a value of that name as well; rename one of them".to_owned());
+            }
             let found = fits(initializer).ok_or_else(|| {
                 let dims = &known.dims;
                 format!("the initializer of that name has shape {dims:?}, should have {shape:?}; is it the same model?")
