@@ -365,7 +365,7 @@ impl<'a> Ladder<'a> {
 
 fn too_small(target: Target, smallest: &str) -> Error {
     Error::Request(format!(
-        "{target} cannot be kept: the smallest file that these rules allow has {smallest}, with what is said of each choice; \
-         ask for that, or let more tensors take part (--include)"
+        "{target} cannot be kept: the smallest file that these rules allow has {smallest}; ask for that, let more \
+         tensors take part (--include), or ask for no budget: what one says of each tensor takes a few bytes"
     ))
 }
