@@ -107,7 +107,7 @@ fn bad_models_are_refused_by_name() {
         (model(20, &graph(&[], &[raw("w", FLOAT, &[1 << 40, 1 << 40], &[0; 8])])), "more than 2^63 bytes"),
         (model(20, &graph(&[], &[tensor("w", FLOAT, &[2], &bytes(4, [0; 7]))])), "needs 8 bytes"),
         (model(20, &graph(&[], &[tensor("w", FLOAT, &[1; 17], &bytes(9, [0; 4]))])), "rank is 17"),
-        (model(20, &graph(&[], &[weights("w", &[1]), weights("w", &[1])])), "`w` is in both"),
+        (model(20, &graph(&[], &[weights("w", &[1]), weights("w", &[1])])), "key `w` stands twice"),
         (model(20, &graph(&[], &[tensor("w", 7, &[1], &bytes(7, [0xff; 11]))])), "longer than ten bytes"),
         (model(20, &graph(&[], &[tensor("w", 7, &[2], &int(7, 1))])), "needs 16 bytes"),
         (beside(&[entry("location", "../m.bin")]), "own directory"),
