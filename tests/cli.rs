@@ -91,6 +91,13 @@ fn a_dry_run_reads_no_weights_and_writes_nothing() {
     let before = names(world.directory.path());
     let (stdout, stderr) = expect(0, &[&path, "--dry-run", "-o", &world.twn]);
     assert!(stdout.contains("t2 twn filter") && stderr.is_empty(), "{stdout}{stderr}");
+    // An output that is there is said, and stays.
+    std::fs::write(&world.twn, "old").unwrap();
+    let (_, stderr) = expect(0, &[&path, "-n", "-o", &world.twn]);
+    assert!(stderr.contains("model.twn exists already: the run will need --force"), "{stderr}");
+    assert!(!expect(0, &[&path, "-n", "-f", "-o", &world.twn]).1.contains("exists already"));
+    assert_eq!(std::fs::read_to_string(&world.twn).unwrap(), "old");
+    std::fs::remove_file(&world.twn).unwrap();
     let (stdout, _) = expect(0, &[&path, "-n", "--json"]);
     assert_eq!(json(&stdout)["plan"], true);
     assert_eq!(names(world.directory.path()), before);

@@ -7,7 +7,7 @@ use serde_json::json;
 use twn_pack::{Container, Error, export, report};
 
 use super::exit::Exit;
-use super::{Session, print, printable, refuse_outputs};
+use super::{Session, print, printable, refuse_outputs, warn_of_existing};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -70,6 +70,11 @@ pub(super) fn run(args: ExportArgs, session: &Session) -> anyhow::Result<Exit> {
             export::write(&container, &export, output, &options)?;
         }
         None if !args.dry_run => return Err(Error::Request("give an output with -o".to_owned()).into()),
+        Some(output) if !args.force => {
+            let beside = export.beside.iter().map(|(name, _)| output.with_file_name(name));
+            let all: Vec<_> = std::iter::once(output.clone()).chain(beside).collect();
+            warn_of_existing(all.iter().map(PathBuf::as_path), session);
+        }
         _ => {}
     }
     let exit = if complete { Exit::Success } else { Exit::Usage };

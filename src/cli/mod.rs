@@ -243,6 +243,14 @@ fn refuse_outputs(outputs: &[Option<&Path>], inputs: &[Option<&Path>]) -> Result
     Ok(())
 }
 
+/// Of outputs that a run would not replace, where a dry run does not get so far.
+fn warn_of_existing<'a>(outputs: impl IntoIterator<Item = &'a Path>, session: &Session) {
+    let existing = outputs.into_iter().filter(|output| output.exists());
+    let warnings: Vec<_> =
+        existing.map(|path| format!("{} exists already: the run will need --force", path.display())).collect();
+    session.warn(&warnings);
+}
+
 /// By its first bytes; a file called .twn stays one even where they are damaged.
 fn is_container(path: &Path) -> Result<bool, Error> {
     // A directory is a checkpoint; to look into a pipe would wait for ever, and opening it as a

@@ -15,7 +15,7 @@ use super::exit::Exit;
 use super::progress::Display;
 use super::repair::RepairArgs;
 use super::rules::RuleArgs;
-use super::{ColorWhen, Session, naming_input, print_with, refuse_outputs};
+use super::{ColorWhen, Session, naming_input, print_with, refuse_outputs, warn_of_existing};
 
 #[derive(Debug, Args)]
 pub(super) struct PackArgs {
@@ -68,6 +68,9 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         return Err(Error::Request("give a checkpoint to pack; see --help".to_owned()).into());
     };
     refuse_outputs(&[args.output.as_deref()], &[args.rules.file(), args.repair.net()])?;
+    if args.dry_run && !args.force && !args.resume {
+        warn_of_existing(args.output.as_deref(), session);
+    }
     let (checkpoint, plan) = args.rules.open(model, session)?;
     // When the process ends, the system lets go of a mapping faster than we would.
     let checkpoint = ManuallyDrop::new(checkpoint);
