@@ -15,7 +15,7 @@ pub use self::transpose::transpose_t2;
 use crate::vector::block::{Above, AboveOf, codes_of};
 use crate::vector::weight::Weight;
 #[cfg(target_arch = "x86_64")]
-use crate::vector::weight::{Singles, on_singles};
+use crate::vector::weight::on_singles;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{Avx2, Avx512};
 use crate::vector::{Isa, Task};
@@ -303,18 +303,20 @@ impl<W: Weight> Task for SelectPacked<'_, W> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx2(self, proof: Avx2) -> Above {
-        let Some(Singles::F32(weights)) = W::as_singles(self.weights) else {
+        let Some(singles) = W::as_singles(self.weights) else {
             return self.portable();
         };
         let (encoding, mut outside, mut codes) = (self.encoding, proof.outside(f32::floor_from(self.delta)), [0; 1280]);
         let bytes = encoding.bytes(codes.len());
-        let mut next = weights.as_ptr_range().end.wrapping_add(self.ahead);
-        for (weights, packed) in weights.chunks(codes.len()).zip(self.packed.chunks_mut(bytes)) {
-            let codes = &mut codes[..weights.len()];
-            proof.select(&mut outside, weights, next.cast(), codes);
-            next = next.wrapping_add(weights.len() / 2);
-            Pack { encoding, codes, packed }.portable();
-        }
+        on_singles!(singles, weights => {
+            let mut next = weights.as_ptr_range().end.wrapping_add(self.ahead);
+            for (weights, packed) in weights.chunks(codes.len()).zip(self.packed.chunks_mut(bytes)) {
+                let codes = &mut codes[..weights.len()];
+                proof.select(&mut outside, weights, next, codes);
+                next = next.wrapping_add(weights.len() / 2);
+                Pack { encoding, codes, packed }.portable();
+            }
+        });
         proof.end(outside)
     }
 

@@ -172,7 +172,7 @@ impl<'a> TernaryWork<'a> {
     /// The work on weights `range` (filter axis first), which [`TernaryWork::pieces`] gave.
     pub fn run(&self, range: Range<usize>, isa: Isa) -> Result<Output, WeightsProblem> {
         // Halves are widened as they are loaded where that saves a pass.
-        let as_they_are = self.packs_at_once() && isa.loads_halves();
+        let as_they_are = self.packs_at_once() && isa.has_vectors();
         if self.view.is_f64() {
             self.run_as::<f64>(range, isa)
         } else if as_they_are && self.view.borrows::<f16>() {

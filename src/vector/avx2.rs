@@ -1,49 +1,89 @@
-//! The loops of [`super::block`] over `f32`, by hand for AVX2, where the compiler's form is slower:
+//! The loops of [`super::block`] over `f32` and what it holds exactly, by hand for AVX2, where the compiler's form is slower:
 //! it does not vectorise a copy of what passes a test, and makes little of sums in `f64`. The same additions in the same
 //! order: four lanes of every sum to a register; the tail's missing lanes add zero.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::block::{Above, LANES, Moments, Parts, RUN, tree};
+use super::weight::Weight;
 
 type Sum = [__m256d; 4];
 
+/// Weights of which eight become `f32` as they are loaded.
+///
+/// Its function is inlined into loops that are compiled for AVX2, and must be called there only: that is what makes it unsafe.
+pub(crate) trait Load: Weight {
+    unsafe fn load(weights: &[Self; 8]) -> __m256;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn load(weights: &[f32; 8]) -> __m256 {
+        // SAFETY: the array has the 8 weights that are read, and the caller the instructions.
+        unsafe { _mm256_loadu_ps(weights.as_ptr()) }
+    }
+}
+
+impl Load for f16 {
+    #[inline(always)]
+    unsafe fn load(weights: &[f16; 8]) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(weights.as_ptr().cast())) }
+    }
+}
+
+impl Load for bf16 {
+    #[inline(always)]
+    unsafe fn load(weights: &[bf16; 8]) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(weights.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+}
+
 /// The last few weights, with zeros behind them.
 #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
-fn filled_up<const N: usize>(rest: &[f32]) -> [f32; N] {
-    let mut all = [0.0; N];
+fn filled_up<W: Weight, const N: usize>(rest: &[W]) -> [W; N] {
+    let mut all = [W::default(); N];
     all[..rest.len()].copy_from_slice(rest);
     all
 }
 
-/// Asks for line `i` from there on.
+/// Asks for chunk `i` of half as many bytes as the weights have, from there on.
 #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
-fn prefetch(from: *const u8, i: usize) {
-    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(64 * i).cast());
+fn prefetch<W>(from: *const W, i: usize) {
+    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(CHUNK / 2 * i).cast());
 }
+
+/// Weights that codes are made of at a time.
+const CHUNK: usize = 32;
 
 /// Σ|w|, Σw² and max|w|; prefetches half as many bytes from `next` on.
 #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
-pub(super) fn moments(weights: &[f32], next: *const u8) -> Moments {
-    let (sign, sign_f64) = (_mm256_set1_ps(-0.0), _mm256_set1_pd(-0.0));
+pub(super) fn moments<W: Load>(weights: &[W], next: *const W) -> Moments {
+    let sign = _mm256_set1_ps(-0.0);
     let zero = [_mm256_setzero_pd(); 4];
     let (mut sum, mut squares, mut largest) = (zero, zero, _mm256_setzero_si256());
-    let mut step = |row: &[f32; LANES]| {
-        for (i, four) in row.as_chunks::<4>().0.iter().enumerate() {
-            // SAFETY: the array has the 4 weights that are read.
-            let x = _mm256_andnot_pd(sign_f64, _mm256_cvtps_pd(unsafe { _mm_loadu_ps(four.as_ptr()) }));
-            sum[i] = _mm256_add_pd(sum[i], x);
-            // The square of an `f32` is exact in `f64`: fused or not, only the addition rounds.
-            squares[i] = _mm256_fmadd_pd(x, x, squares[i]);
-        }
-        for eight in row.as_chunks::<8>().0 {
-            // SAFETY: the array has the 8 weights that are read.
-            let x = _mm256_andnot_ps(sign, unsafe { _mm256_loadu_ps(eight.as_ptr()) });
+    let mut step = |row: &[W; LANES]| {
+        for (half, eight) in row.as_chunks().0.iter().enumerate() {
+            // SAFETY: this function is compiled for AVX2.
+            let x = _mm256_andnot_ps(sign, unsafe { W::load(eight) });
             largest = _mm256_max_epu32(largest, _mm256_castps_si256(x));
+            let parts = [_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)];
+            for (i, part) in parts.into_iter().enumerate() {
+                let (x, at) = (_mm256_cvtps_pd(part), 2 * half + i);
+                sum[at] = _mm256_add_pd(sum[at], x);
+                // The square of an `f32` is exact in `f64`: fused or not, only the addition rounds.
+                squares[at] = _mm256_fmadd_pd(x, x, squares[at]);
+            }
         }
     };
-    let (chunks, rest) = weights.as_chunks::<32>();
+    let (chunks, rest) = weights.as_chunks::<CHUNK>();
     for (i, chunk) in chunks.iter().enumerate() {
         prefetch(next, i);
         for row in chunk.as_chunks().0 {
@@ -77,9 +117,9 @@ impl Outside {
     /// Adds weights, a multiple of 16 of them unless they are the last ones, and writes their codes, one byte each;
     /// prefetches half as many bytes from `next` on.
     #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
-    pub(super) fn select(&mut self, weights: &[f32], next: *const u8, codes: &mut [u8]) {
+    pub(super) fn select<W: Load>(&mut self, weights: &[W], next: *const W, codes: &mut [u8]) {
         let (chunks, rest) = weights.as_chunks();
-        let (code_chunks, code_rest) = codes.as_chunks_mut::<32>();
+        let (code_chunks, code_rest) = codes.as_chunks_mut::<CHUNK>();
         for (i, (chunk, codes)) in chunks.iter().zip(code_chunks).enumerate() {
             prefetch(next, i);
             *codes = self.codes(chunk);
@@ -91,15 +131,15 @@ impl Outside {
 
     #[target_feature(enable = "avx2,f16c,fma,bmi2,popcnt")]
     #[inline]
-    fn codes(&mut self, weights: &[f32; 32]) -> [u8; 32] {
+    fn codes<W: Load>(&mut self, weights: &[W; CHUNK]) -> [u8; CHUNK] {
         let (sign, upper) = (_mm256_set1_ps(-0.0), _mm256_set1_epi64x(0xffff_ffff_0000_0000_u64 as i64));
         // As in AVX-512's `add_scaled`.
         let mut shift = _mm256_set1_epi64x(1 << 29);
         // SAFETY: there is no instruction in it.
         unsafe { asm!("/* {} */", inout(ymm_reg) shift, options(pure, nomem, nostack, preserves_flags)) };
         let mut eight = |i: usize| {
-            // SAFETY: the array has the 32 weights of which 8 are read.
-            let w = unsafe { _mm256_loadu_ps(weights.as_ptr().add(8 * i)) };
+            // SAFETY: this function is compiled for AVX2.
+            let w = unsafe { W::load(&weights.as_chunks().0[i]) };
             let x = _mm256_andnot_ps(sign, w);
             let out = _mm256_cmp_ps::<_CMP_GT_OQ>(x, self.bound);
             let mut x = _mm256_castps_si256(_mm256_and_ps(x, out));
@@ -122,7 +162,7 @@ impl Outside {
         self.above.positive += u64::from(out - negative);
         let code = _mm256_add_epi8(t, _mm256_set1_epi8(1));
         let code = _mm256_permutevar8x32_epi32(code, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        let mut codes = [0; 32];
+        let mut codes = [0; CHUNK];
         // SAFETY: the array has the 32 bytes that are written.
         unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), code) };
         codes

@@ -91,14 +91,14 @@ impl<W: Weight, const N: usize> Task for MomentsOf<'_, W, N> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx2(self, proof: Avx2) -> Self::Output {
-        let Some(Singles::F32(weights)) = W::as_singles(self.0) else {
+        let Some(singles) = W::as_singles(self.0) else {
             return self.portable();
         };
-        let (n, mut all) = (weights.len() / N, [Moments::default(); N]);
-        for (part, moments) in all.iter_mut().enumerate() {
+        let (n, mut all) = (self.0.len() / N, [Moments::default(); N]);
+        on_singles!(singles, weights => for (part, moments) in all.iter_mut().enumerate() {
             let next = weights.as_ptr_range().end.wrapping_add(part * n / 2);
-            *moments = proof.moments(&weights[part * n..(part + 1) * n], next.cast());
-        }
+            *moments = proof.moments(&weights[part * n..(part + 1) * n], next);
+        });
         all
     }
 
@@ -182,11 +182,11 @@ impl<W: Weight> Task for Select<'_, W> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn avx2(self, proof: Avx2) -> Self::Output {
-        let Some(Singles::F32(weights)) = W::as_singles(self.weights) else {
+        let Some(singles) = W::as_singles(self.weights) else {
             return self.portable();
         };
         let mut outside = proof.outside(f32::floor_from(self.delta));
-        proof.select(&mut outside, weights, weights.as_ptr_range().end.cast(), self.codes);
+        on_singles!(singles, w => proof.select(&mut outside, w, w.as_ptr_range().end, self.codes));
         proof.end(outside)
     }
 

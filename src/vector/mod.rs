@@ -98,17 +98,10 @@ impl Isa {
         })
     }
 
-    /// Whether it is more than plain Rust.
+    /// Whether it is more than plain Rust: loops over 16-bit weights take no longer than over `f32` then, those by hand widen
+    /// them as they are loaded.
     pub(crate) fn has_vectors(self) -> bool {
         !matches!(self.0, Token::Portable)
-    }
-
-    /// Whether loops over 16-bit weights take no longer than over `f32`: those by hand widen them as they are loaded.
-    pub(crate) fn loads_halves(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return matches!(self.0, Token::Avx512(_) | Token::Avx512Vnni(_));
-        #[cfg(not(target_arch = "x86_64"))]
-        false
     }
 
     /// Its name.

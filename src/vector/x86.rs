@@ -59,7 +59,7 @@ impl Avx2 {
     }
 
     #[inline]
-    pub(super) fn moments(self, weights: &[f32], next: *const u8) -> Moments {
+    pub(super) fn moments<W: avx2::Load>(self, weights: &[W], next: *const W) -> Moments {
         // SAFETY: as in `run`.
         unsafe { avx2::moments(weights, next) }
     }
@@ -72,7 +72,7 @@ impl Avx2 {
 
     /// Adds weights, a multiple of 16 of them unless they are the last ones, and writes their codes, one byte each.
     #[inline]
-    pub(crate) fn select(self, outside: &mut Outside, weights: &[f32], next: *const u8, codes: &mut [u8]) {
+    pub(crate) fn select<W: avx2::Load>(self, outside: &mut Outside, weights: &[W], next: *const W, codes: &mut [u8]) {
         // SAFETY: as in `run`.
         unsafe { outside.select(weights, next, codes) }
     }
