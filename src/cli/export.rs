@@ -72,8 +72,7 @@ pub(super) fn run(args: ExportArgs, session: &Session) -> anyhow::Result<Exit> {
         None if !args.dry_run => return Err(Error::Request("give an output with -o".to_owned()).into()),
         Some(output) if !args.force => {
             let beside = export.beside.iter().map(|(name, _)| output.with_file_name(name));
-            let all: Vec<_> = std::iter::once(output.clone()).chain(beside).collect();
-            warn_of_existing(all.iter().map(PathBuf::as_path), session);
+            warn_of_existing(std::iter::once(output.clone()).chain(beside), session);
         }
         _ => {}
     }

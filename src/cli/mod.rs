@@ -244,11 +244,10 @@ fn refuse_outputs(outputs: &[Option<&Path>], inputs: &[Option<&Path>]) -> Result
 }
 
 /// Of outputs that a run would not replace, where a dry run does not get so far.
-fn warn_of_existing<'a>(outputs: impl IntoIterator<Item = &'a Path>, session: &Session) {
-    let existing = outputs.into_iter().filter(|output| output.exists());
-    let warnings: Vec<_> =
-        existing.map(|path| format!("{} exists already: the run will need --force", path.display())).collect();
-    session.warn(&warnings);
+fn warn_of_existing(outputs: impl IntoIterator<Item = PathBuf>, session: &Session) {
+    for path in outputs.into_iter().filter(|output| output.exists()) {
+        session.warn(&[format!("{} exists already: the run will need --force", path.display())]);
+    }
 }
 
 /// By its first bytes; a file called .twn stays one even where they are damaged.

@@ -68,8 +68,8 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
         return Err(Error::Request("give a checkpoint to pack; see --help".to_owned()).into());
     };
     refuse_outputs(&[args.output.as_deref()], &[args.rules.file(), args.repair.net()])?;
-    if args.dry_run && !args.force && !args.resume {
-        warn_of_existing(args.output.as_deref(), session);
+    if args.dry_run && !args.force {
+        warn_of_existing(args.output.clone(), session);
     }
     let (checkpoint, plan) = args.rules.open(model, session)?;
     // When the process ends, the system lets go of a mapping faster than we would.

@@ -1,6 +1,7 @@
 //! Tensors that are scales of weights which another program has quantized: ternary ones would ruin those. By their names,
 //! or as the importer says. Not here: weights that are read as the ternary ones that they are.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use crate::Dtype;
@@ -25,12 +26,13 @@ const SUFFIXES: [(&str, &[&str]); 10] = [
 /// The types of a checkpoint's tensors, by name.
 pub(super) struct Quantized<'c> {
     checkpoint: &'c Checkpoint,
-    dtypes: HashMap<&'c str, Dtype>,
+    /// Made when a name asks for it.
+    dtypes: OnceCell<HashMap<&'c str, Dtype>>,
 }
 
 impl<'c> Quantized<'c> {
     pub fn new(checkpoint: &'c Checkpoint) -> Self {
-        Self { checkpoint, dtypes: checkpoint.tensors().map(|tensor| (tensor.name, tensor.dtype)).collect() }
+        Self { checkpoint, dtypes: OnceCell::new() }
     }
 
     /// The weights that the tensor of that name has the scales of, in words.
@@ -42,8 +44,8 @@ impl<'c> Quantized<'c> {
         let mut weights =
             candidates.flat_map(|(stem, weights)| weights.iter().map(move |weight| format!("{stem}{weight}")));
         let is_quantized = |dtype: &Dtype| !is_float(*dtype) || matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
-        weights
-            .find(|weights| self.dtypes.get(weights.as_str()).is_some_and(is_quantized))
-            .map(|name| format!("`{name}`"))
+        let dtypes = || self.checkpoint.tensors().map(|tensor| (tensor.name, tensor.dtype)).collect();
+        let found = weights.find(|name| self.dtypes.get_or_init(dtypes).get(name.as_str()).is_some_and(is_quantized));
+        found.map(|name| format!("`{name}`"))
     }
 }

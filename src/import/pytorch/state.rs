@@ -11,6 +11,12 @@ use crate::{Dtype, limits};
 /// What programs call the state dict in a checkpoint of a training.
 const WRAPPERS: [&str; 7] = ["state_dict", "model_state_dict", "model_state", "model", "module", "network", "params"];
 
+/// How many classes and functions a tensor may be made of, one inside the other.
+const MADE_OF: usize = 4;
+
+/// Entries of an optimizer's state at most, so that what a pickle refers to many times is not searched as often.
+const OPTIMIZER_ENTRIES: usize = 8;
+
 /// The bytes of a storage, and where in the file they begin.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Storage<'a> {
@@ -45,32 +51,30 @@ impl<'a> State<'a> {
             names: HashSet::new(),
             name_bytes: 0,
             visits: 1024 + 4 * pickle.values.len(),
-            skipped: (0, Vec::new()),
-            optimizers: Vec::new(),
+            skipped: Names::default(),
+            optimizers: Names::default(),
         };
         let mut name = String::new();
         if is_tensor(pickle, root) {
             name.push_str("tensor");
         }
         walk.visit(root, &mut name, 0)?;
-        let (count, examples) = walk.skipped;
-        let skipped = || format!("{}{}", examples.join(", "), if count > examples.len() { ", …" } else { "" });
+        let (count, skipped) = (walk.skipped.count, walk.skipped.examples());
         if walk.tensors.is_empty() {
             let others = match count {
                 0 => String::new(),
                 _ => format!(
                     " under names or numbers, but {count} other values, of which some may be arrays of numpy, or under keys \
-                     of another kind (first: {})",
-                    skipped()
+                     of another kind (first: {skipped})"
                 ),
             };
             return Err(format!("it holds no tensors{others}; {RESAVE}"));
         }
-        if !walk.optimizers.is_empty() {
-            warnings.push(format!("what an optimizer remembers is left out: {}", walk.optimizers.join(", ")));
+        if walk.optimizers.count > 0 {
+            warnings.push(format!("what an optimizer remembers is left out: {}", walk.optimizers.examples()));
         }
         if count > 0 {
-            warnings.push(format!("{count} values that are no tensors are left out: {}", skipped()));
+            warnings.push(format!("{count} values that are no tensors are left out: {skipped}"));
         }
         Ok(Self { tensors: walk.tensors, warnings })
     }
@@ -104,10 +108,13 @@ fn is_tensor(pickle: &Pickle<'_, Name>, id: Id) -> bool {
 /// Whether it is a tensor of several axes: a number, a state of random numbers or a mean is no weight.
 fn is_matrix(pickle: &Pickle<'_, Name>, mut id: Id) -> bool {
     let is_one = is_tensor(pickle, id);
-    while let Value::Object(Object { class: Name::Parameter, args, .. }) = pickle.get(id)
-        && let Some(&[data, ..]) = pickle.tuple(*args)
-    {
-        id = data;
+    // As far as tensors are looked for in what they are made of.
+    for _ in 0..MADE_OF {
+        if let Value::Object(Object { class: Name::Parameter, args, .. }) = pickle.get(id)
+            && let Some(&[data, ..]) = pickle.tuple(*args)
+        {
+            id = data;
+        }
     }
     let Value::Object(Object { class: Name::Tensor | Name::TensorV2 | Name::TensorV3, args, .. }) = pickle.get(id)
     else {
@@ -119,9 +126,8 @@ fn is_matrix(pickle: &Pickle<'_, Name>, mut id: Id) -> bool {
 
 /// Whether it is what `state_dict` of an optimizer of torch returns.
 fn is_optimizer(pickle: &Pickle<'_, Name>, items: &[(Id, Id)]) -> bool {
-    ["state", "param_groups"]
-        .iter()
-        .all(|expected| items.iter().any(|&(key, _)| matches!(pickle.get(key), Value::Text(key) if key == expected)))
+    let has = |name: &str| items.iter().any(|&(key, _)| matches!(pickle.get(key), &Value::Text(key) if key == name));
+    items.len() <= OPTIMIZER_ENTRIES && has("state") && has("param_groups")
 }
 
 /// The dict that the tensors are in: the whole; or, where none of its values is a tensor of several axes, the one under a
@@ -171,10 +177,31 @@ struct Walk<'p, 'a, S> {
     name_bytes: u64,
     /// How many more values may be looked at: what a pickle refers to many times could be endless.
     visits: usize,
-    /// How many values were no tensors, and the names of some.
-    skipped: (usize, Vec<String>),
-    /// The names of optimizers' states.
-    optimizers: Vec<String>,
+    /// Values that are no tensors.
+    skipped: Names,
+    /// Optimizers' states.
+    optimizers: Names,
+}
+
+/// What is left out: how many, and the names of some.
+#[derive(Default)]
+struct Names {
+    count: usize,
+    first: Vec<String>,
+}
+
+impl Names {
+    fn add(&mut self, name: &str) {
+        self.count += 1;
+        if self.first.len() < 4 {
+            let name = if name.is_empty() { "one without a name".to_owned() } else { format!("`{}`", shown(name)) };
+            self.first.push(name);
+        }
+    }
+
+    fn examples(&self) -> String {
+        format!("{}{}", self.first.join(", "), if self.count > self.first.len() { ", …" } else { "" })
+    }
 }
 
 impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
@@ -207,13 +234,13 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
         }
         if let Some(items) = items(pickle, id) {
             if depth > 0 && is_optimizer(pickle, items) {
-                self.optimizers.push(format!("`{}`", shown(name)));
+                self.optimizers.add(name);
                 return Ok(());
             }
             for &(key, value) in items {
                 match part(pickle, key) {
                     Some(part) => self.inside(value, &part, name, depth)?,
-                    None => self.skip(name),
+                    None => self.skipped.add(name),
                 }
             }
             return Ok(());
@@ -224,7 +251,7 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
                     self.inside(element, &i.to_string(), name, depth)?;
                 }
             }
-            _ => self.skip(name),
+            _ => self.skipped.add(name),
         }
         Ok(())
     }
@@ -243,17 +270,6 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
         Ok(())
     }
 
-    fn skip(&mut self, name: &str) {
-        self.skipped.0 += 1;
-        if self.skipped.1.len() < 4 {
-            self.skipped.1.push(if name.is_empty() {
-                "one without a name".to_owned()
-            } else {
-                format!("`{}`", shown(name))
-            });
-        }
-    }
-
     /// The tensor that a call of torch's functions would have made.
     fn tensor(&self, id: Id) -> Result<Tensor<'a>, String> {
         let pickle = self.pickle;
@@ -262,7 +278,7 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
         let (mut class, mut args, mut built) =
             (object.class, pickle.tuple(object.args).ok_or_else(malformed)?, object.built);
         // A parameter is made of a tensor, a class of its own of a function and its arguments.
-        for _ in 0..4 {
+        for _ in 0..MADE_OF {
             match (class, args) {
                 (Name::Parameter, &[data, ..]) => {
                     let Value::Object(object) = pickle.get(data) else { return Err(malformed()) };
