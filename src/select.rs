@@ -177,11 +177,17 @@ impl Plan {
         layers.retain(|&(i, _)| !order::is_auxiliary(&self.tensors[i].name));
         layers.sort_by(|&(a, _), &(b, _)| order::of_layers(&self.tensors[a].name, &self.tensors[b].name));
         for (layer, end) in [(layers.first(), "first"), (layers.last(), "last")] {
-            if let Some(&(i, false)) = layer
-                && !matches!(self.tensors[i].decision, Decision::Dense)
-            {
-                self.tensors[i].decision = Decision::Dense;
-                self.tensors[i].reason = format!("{end} layer, by name").into();
+            let Some(&(i, stays)) = layer else { continue };
+            let Planned { name, decision, reason, .. } = &mut self.tensors[i];
+            match decision {
+                Decision::Moved(_) => self.warnings.push(format!(
+                    "`{name}`, the {end} layer by name, is ternary in the checkpoint: no floats of it could stay dense"
+                )),
+                Decision::Ternary(_) | Decision::Int8(_) if !stays => {
+                    *decision = Decision::Dense;
+                    *reason = format!("{end} layer, by name").into();
+                }
+                _ => {}
             }
         }
     }

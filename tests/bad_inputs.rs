@@ -240,6 +240,49 @@ fn a_damaged_header_is_an_answer_and_no_panic() {
     }
 }
 
+/// What was downloaded in place of a checkpoint, or around it.
+#[test]
+fn pages_and_archives_are_called_what_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let good = std::fs::read(self::directory().with_file_name("edges.safetensors")).unwrap();
+    // gzip's fourth to seventh bytes are a time, often 0.
+    let gzip = [b"\x1f\x8b\x08\0\0\0\0\0\0\x03", &*good].concat();
+    let cases: [(&[u8], &str, &str); 5] = [
+        (b"<!doctype html>\n<title>Sign in</title>", "a web page", "browser"),
+        (&gzip, "gzip", "gunzip"),
+        (b"\x28\xb5\x2f\xfd\x04\0\0\0\0\0", "zstd", "zstd -d"),
+        (b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08", "HDF5", "numpy.savez"),
+        (b"{\"weight_map\": {}}", "JSON", "index.json"),
+    ];
+    for (bytes, what, way_out) in cases {
+        for name in ["model.safetensors", "model.bin", "model"] {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let error = words(&twn_pack::import::open(&path).unwrap_err(), &path);
+            assert!(error.contains(what) && error.contains(way_out), "{error}");
+        }
+    }
+    // A header's length may be those same bytes.
+    for length in [u64::from(b'<'), 0x8b1f] {
+        let mut header = br#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#.to_vec();
+        header.resize(length as usize, b' ');
+        let path = directory.path().join("good.safetensors");
+        std::fs::write(&path, [&length.to_le_bytes(), &*header].concat()).unwrap();
+        assert_eq!(twn_pack::import::open(&path).unwrap().tensors().len(), 1);
+    }
+}
+
+/// Other readers take it for none.
+#[test]
+fn metadata_may_be_null() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("null.safetensors");
+    let header = br#"{"__metadata__":null,"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#;
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..]].concat()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(checkpoint.metadata().is_empty() && checkpoint.tensors().len() == 1);
+}
+
 /// What a clone has where Git LFS fetched nothing, whatever it is called.
 #[test]
 fn pointers_of_git_lfs_are_known() {

@@ -251,6 +251,8 @@ fn what_cannot_be_moved_is_refused() {
     let warned = Plan::new(&checkpoint, &rules("method=optimal")).unwrap();
     assert!(warned.warnings[0].contains("`optimal` does not touch them"), "{:?}", warned.warnings);
     assert!(matches!(warned.tensors[0].decision, Decision::Moved(moved) if moved.scale_dtype == ScaleDtype::F32));
+    let warned = Plan::new(&checkpoint, &Rules { keep_first_last: true, ..Rules::default() }).unwrap();
+    assert!(warned.warnings[0].contains("`w`, the first layer by name, is ternary in the checkpoint"));
 }
 
 /// Packs one tensor by `auto` and says what it became, why, and its error.

@@ -104,6 +104,10 @@ fn packed_arrays_are_held_to_their_headers() {
     assert_eq!((tiny.by_name("w").unwrap().shape, tiny.by_name("w").unwrap().stored), (&[][..], &[7][..]));
     assert!(tiny.warnings().concat().contains("`README` is no .npy file"));
 
+    // As Python 2 wrote it.
+    let old = open_bytes(&zip(&[Entry::new("w.npy", &npy("<f4", "False", "(2L, 3L)", &[1; 24]))])).unwrap();
+    assert_eq!(old.by_name("w").unwrap().shape, [2, 3]);
+
     let long = [&array[..], &[1; 1000]].concat();
     let short = &array[..array.len() - 1];
     let claims = |entry: Entry, bytes: usize| Entry { unpacked: Some(bytes as u64), wide: true, ..entry };

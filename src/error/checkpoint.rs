@@ -14,9 +14,14 @@ pub enum CheckpointProblem {
         /// Bytes there.
         found: u64,
     },
-    /// What a clone has in place of a file that was not fetched.
-    #[error("a pointer of Git LFS stands here instead of the file; fetch that with `git lfs pull`")]
-    LfsPointer,
+    /// What stands in place of a checkpoint: a pointer of Git LFS, a web page, an archive.
+    #[error("it is no checkpoint but {what}; {way_out}")]
+    StandsInstead {
+        /// What it is.
+        what: &'static str,
+        /// The way from there to a checkpoint.
+        way_out: &'static str,
+    },
     /// The header's length is over the limit.
     #[error("header of {found} bytes is over the limit of {limit}; is this really a safetensors file?")]
     HeaderTooLong {

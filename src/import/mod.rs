@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::CheckpointProblem;
-use crate::source::{LFS_POINTER, NpyHeader, PACKED_KEY};
+use crate::source::{NpyHeader, PACKED_KEY, stands_instead};
 use crate::{Checkpoint, Error, MappedFile, Result};
 
 /// What the formats are told apart by, read by itself: their readers have the file read in the pieces that suit them.
@@ -56,8 +56,8 @@ fn recognised(path: &Path) -> Result<Checkpoint> {
     }
     let file = MappedFile::open(path)?;
     let begins = &*beginning(&file);
-    if begins.starts_with(LFS_POINTER) {
-        return Err(Error::Checkpoint { path: path.to_path_buf(), problem: CheckpointProblem::LfsPointer });
+    if let Some(problem) = stands_instead(begins) {
+        return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
     }
     if begins.starts_with(&crate::gguf::MAGIC) {
         return gguf::open(path, file);

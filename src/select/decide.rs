@@ -99,6 +99,13 @@ pub(super) fn exception(name: &str) -> Option<&'static str> {
         if segment == "bias" {
             return Some("bias, by name");
         }
+        // What PyTorch's weight normalisation multiplies each filter by; Mamba's matrix A, whose exponential is taken.
+        if segment == "weight_g" || segment == "original0" {
+            return Some("lengths of filters, by name");
+        }
+        if segment == "a_log" {
+            return Some("state space, by name");
+        }
     }
     // T5 and BART share one between encoder and decoder.
     if name == "shared.weight" || name.ends_with(".shared.weight") {
@@ -197,6 +204,9 @@ mod tests {
             "layers.0.post_attention_layernorm.weight",
             "features.batch_norm2d.weight",
             "blocks.0.norm1.weight",
+            "decoder.conv_pre.weight_g",
+            "conv.parametrizations.weight.original0",
+            "backbone.layers.0.mixer.A_log",
         ] {
             assert!(exception(dense).is_some(), "{dense}");
         }
@@ -204,6 +214,8 @@ mod tests {
             "encoder.layer.0.output.dense.weight",
             "layers.1.mlp.up_proj.weight",
             "conv1.weight",
+            "decoder.conv_pre.weight_v",
+            "conv.parametrizations.weight.original1",
             "fc.weight",
             "enormous.weight",
             "normal_conv.weight",

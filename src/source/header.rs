@@ -17,8 +17,33 @@ use crate::error::CheckpointProblem as Problem;
 use crate::limits;
 use crate::strict_json::{UniqueMap, duplicate, duplicate_key, object};
 
-/// What stands in place of a file that Git LFS has not fetched begins so.
-pub const LFS_POINTER: &[u8] = b"version https://git-lfs";
+/// What may stand where a checkpoint should: how it begins, what it is, and the way from there to a checkpoint.
+const INSTEAD: [(&[u8], &str, &str); 12] = [
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file with `git lfs pull`"),
+    (b"<", "a web page", "the download gave that instead; open the address in a browser and see what it says"),
+    (b"\x1f\x8b", "compressed by gzip", "gunzip it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first (zstd -d)"),
+    (b"\xfd7zXZ\0", "compressed by xz", "unpack it first (unxz)"),
+    (b"BZh", "compressed by bzip2", "bunzip2 it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5, as Keras writes it", HDF5),
+    (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model", "give the float model that it was made from"),
+    (b"{\"", "JSON text", "give the file of weights that lies beside it, or their index (*.safetensors.index.json)"),
+    (b"{\n", "JSON text", "give the file of weights that lies beside it, or their index (*.safetensors.index.json)"),
+    (b"\x89PNG", "an image", "give the model"),
+];
+
+const HDF5: &str = "save its weights with numpy: numpy.savez(OUT, **{w.path: w.numpy() for w in model.weights})";
+
+/// What a file is that stands in place of a checkpoint, by how it begins.
+pub fn stands_instead(begins: &[u8]) -> Option<Problem> {
+    // The length of a safetensors header may be any of these bytes.
+    if header_bytes(begins)? <= limits::HEADER_BYTES && begins.get(8) == Some(&b'{') {
+        return None;
+    }
+    let (_, what, way_out) = INSTEAD.iter().find(|(beginning, ..)| begins.starts_with(beginning))?;
+    Some(Problem::StandsInstead { what, way_out })
+}
 
 /// A checked header: tensors in the order of their bytes.
 #[derive(Debug, Default)]
@@ -73,13 +98,18 @@ pub fn safetensors_header<'t>(
     header
 }
 
+/// What the file says of its header's length.
+fn header_bytes(file: &[u8]) -> Option<u64> {
+    file.first_chunk().map(|length| u64::from_le_bytes(*length))
+}
+
 impl Header {
     /// Parses and checks the header of a whole safetensors file.
     pub fn parse(file: &[u8]) -> Result<Self, Problem> {
         let header = Self::parse_strictly(file)?;
         // Ours is the stricter reader, and sees every file first; where the reference reader still objects, it is right.
         // It takes eight times the header's length of memory, so that very long ones are ours alone.
-        if file.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) <= REFERENCE_BYTES) {
+        if header_bytes(file).is_some_and(|length| length <= REFERENCE_BYTES) {
             safetensors::SafeTensors::deserialize(file).map_err(|e| Problem::Header(e.to_string()))?;
         }
         Ok(header)
@@ -87,10 +117,9 @@ impl Header {
 
     fn parse_strictly(file: &[u8]) -> Result<Self, Problem> {
         let found = file.len() as u64;
-        let prefix = file.first_chunk::<8>().ok_or(Problem::TooShort { expected: 8, found })?;
-        let length = u64::from_le_bytes(*prefix);
-        if file.starts_with(LFS_POINTER) {
-            return Err(Problem::LfsPointer);
+        let length = header_bytes(file).ok_or(Problem::TooShort { expected: 8, found })?;
+        if let Some(problem) = stands_instead(file) {
+            return Err(problem);
         }
         if length > limits::HEADER_BYTES {
             return Err(Problem::HeaderTooLong { found: length, limit: limits::HEADER_BYTES });
@@ -218,7 +247,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                         return Err(duplicate(&key));
                     }
                     if key == "__metadata__" {
-                        header.metadata = map.next_value::<UniqueMap>()?.0;
+                        header.metadata = map.next_value::<Option<UniqueMap>>()?.unwrap_or_default().0;
                     } else {
                         // serde_json takes line and column from the end of the text.
                         let named = |error: A::Error| serde::de::Error::custom(format_args!("tensor `{key}`: {error}"));

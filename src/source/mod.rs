@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub use self::builder::{CheckpointBuilder, Taken};
 pub use self::config::model_config;
 use self::header::Header;
-pub use self::header::{LFS_POINTER, PACKED_KEY, safetensors_header, safetensors_order};
+pub use self::header::{PACKED_KEY, safetensors_header, safetensors_order, stands_instead};
 pub use self::npy::NpyHeader;
 pub use self::shards::{ShardIndex, missing_shard};
 pub use self::strided::Strided;

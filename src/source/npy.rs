@@ -198,11 +198,12 @@ impl Parser<'_> {
         Some(numbers)
     }
 
+    /// Python 2 wrote some with an L behind them.
     fn number(&mut self) -> Option<u64> {
         self.blanks();
         let digits = self.rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (number, rest) = self.rest.split_at(digits);
-        self.rest = rest;
+        self.rest = rest.strip_prefix(b"L").unwrap_or(rest);
         std::str::from_utf8(number).ok()?.parse().ok()
     }
 }
