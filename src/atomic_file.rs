@@ -51,6 +51,12 @@ fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
         let directory = directory(path).display();
         return Err(wrong(io::Error::other(format!("there is no directory {directory}; make it first"))));
     }
+    // A link to what the shell has opened: replacing it would take `/dev/stdout` from everybody.
+    if ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"].iter().any(|special| path.starts_with(special)) {
+        return Err(wrong(io::Error::other(
+            "that is no place for a file, and outputs are no streams; give a file's name",
+        )));
+    }
     match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Err(wrong(error)),
         Ok(kind) if !kind.is_file() => Err(wrong(io::Error::other("it exists and is not a regular file"))),

@@ -246,6 +246,7 @@ fn outputs_that_cannot_be_are_refused_before_the_work() {
     std::fs::create_dir(at("dir")).unwrap();
     refused(4, &at("dir"), &["--force"], "not a regular file");
     refused(4, Path::new("/dev/null"), &["--force"], "not a regular file");
+    refused(4, Path::new("/dev/stdout"), &["--force"], "outputs are no streams");
     refused(2, Path::new("/"), &[], "needs a file name");
     std::fs::write(at("old.twn"), "old").unwrap();
     refused(2, &at("old.twn"), &[], "--force");

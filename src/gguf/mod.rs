@@ -1,5 +1,5 @@
-//! GGUF, the file format of llama.cpp and ggml: its types and, in the two files beside this one, its header and its
-//! ternary blocks, each read and written. Not here: what becomes of tensors ([`crate::import`], [`crate::export`]).
+//! GGUF, the file format of llama.cpp and ggml: its types and, in the files beside this one, its header and its
+//! ternary blocks, each read and written, and other blocks, which are only read. Not here: what becomes of tensors ([`crate::import`], [`crate::export`]).
 //!
 //! ```text
 //! "GGUF"  u32 version  u64 tensors  u64 keys
@@ -10,11 +10,13 @@
 
 mod blocks;
 mod header;
+mod quantized;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::blocks::Block;
 pub use self::header::{Header, Key, Tensor, Value, number_pair, text_pair, write_tensor};
+pub use self::quantized::Quantized;
 use crate::Dtype;
 
 /// The first bytes of every file.
@@ -82,6 +84,8 @@ pub enum Kind {
     Plain(Dtype),
     /// Ternary codes and a scale per block.
     Ternary(Block),
+    /// Small integers with scales, which floats are made of.
+    Quantized(Quantized),
     /// Anything else: its length is known, its meaning is not.
     Other,
 }
@@ -94,6 +98,10 @@ const fn ternary(id: u32, name: &'static str, block: Block) -> Type {
     Type { id, name, block: block.weights() as u64, bytes: block.bytes() as u64, kind: Kind::Ternary(block) }
 }
 
+const fn quantized(id: u32, name: &'static str, block: Quantized) -> Type {
+    Type { id, name, block: block.weights() as u64, bytes: block.bytes() as u64, kind: Kind::Quantized(block) }
+}
+
 const fn other(id: u32, name: &'static str, block: u64, bytes: u64) -> Type {
     Type { id, name, block, bytes, kind: Kind::Other }
 }
@@ -102,17 +110,17 @@ const fn other(id: u32, name: &'static str, block: u64, bytes: u64) -> Type {
 static TYPES: [Type; 35] = [
     plain(0, "F32", 4, Dtype::F32),
     plain(1, "F16", 2, Dtype::F16),
-    other(2, "Q4_0", 32, 18),
+    quantized(2, "Q4_0", Quantized::Q4_0),
     other(3, "Q4_1", 32, 20),
-    other(6, "Q5_0", 32, 22),
+    quantized(6, "Q5_0", Quantized::Q5_0),
     other(7, "Q5_1", 32, 24),
-    other(8, "Q8_0", 32, 34),
+    quantized(8, "Q8_0", Quantized::Q8_0),
     other(9, "Q8_1", 32, 36),
     other(10, "Q2_K", 256, 84),
     other(11, "Q3_K", 256, 110),
-    other(12, "Q4_K", 256, 144),
+    quantized(12, "Q4_K", Quantized::Q4K),
     other(13, "Q5_K", 256, 176),
-    other(14, "Q6_K", 256, 210),
+    quantized(14, "Q6_K", Quantized::Q6K),
     other(15, "Q8_K", 256, 292),
     other(16, "IQ2_XXS", 256, 66),
     other(17, "IQ2_XS", 256, 74),

@@ -1,14 +1,17 @@
-//! GGUF → a checkpoint: TQ1_0, TQ2_0 and Q2_0 as the ternary weights that they are, plain elements as they lie, of one
+//! GGUF → a checkpoint: TQ1_0, TQ2_0 and Q2_0 as the ternary weights that they are, plain elements as they lie, and what
+//! llama-quantize makes of embeddings and heads as floats, in a temporary file; of one
 //! file or of all `-00001-of-0000N.gguf`. What [`crate::export`] said of shapes, types and granularity is heeded. Not
 //! here: the bytes ([`crate::gguf`]); other quantized types, which are refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::gguf::{Block, Described, FORMAT, Header, Kind, METADATA_KEY, TENSORS_KEY, Tensor, Value};
+use super::copies::Copies;
+use crate::gguf::{Block, Described, FORMAT, Header, Kind, METADATA_KEY, Quantized, TENSORS_KEY, Tensor, Value};
 use crate::source::{CheckpointBuilder, TernaryLayout, TernaryPlane};
 use crate::{Checkpoint, Dtype, Error, Granularity, Isa, MappedFile, Result, limits};
 
@@ -118,11 +121,13 @@ fn add(builder: &mut CheckpointBuilder, planes: &mut Planes, file: MappedFile) -
     let header = Header::parse(&file).map_err(foreign(&path))?;
     let number = builder.file(file.clone());
     let described: BTreeMap<String, Described> = json(&header, TENSORS_KEY).map_err(foreign(&path))?;
+    let mut floats = Floats::new(&path, &file);
     for tensor in &header.tensors {
         let nothing = Described::default();
         let described = described.get(tensor.name).unwrap_or(&nothing);
-        add_tensor(builder, planes, tensor, described, number, &foreign(&path))?;
+        add_tensor(builder, planes, &mut floats, tensor, described, number, &foreign(&path))?;
     }
+    floats.finish(builder)?;
     let mut arrays = Vec::new();
     for key in header.keys.iter().filter(|key| !OF_THE_FILE.contains(&key.name) && !key.name.starts_with("split.")) {
         match text(key.value) {
@@ -166,6 +171,7 @@ fn text(value: Value<'_>) -> Option<String> {
 fn add_tensor(
     builder: &mut CheckpointBuilder,
     planes: &mut Planes,
+    floats: &mut Floats<'_>,
     tensor: &Tensor<'_>,
     described: &Described,
     file: usize,
@@ -199,11 +205,68 @@ fn add_tensor(
             planes.by_weight.entry(weight.to_owned()).or_default().push(plane);
             Ok(())
         }
+        Kind::Quantized(block) => floats.add(name, &shape, block, tensor),
         Kind::Other => Err(wrong(format!(
-            "type {}, which is neither ternary nor plain numbers; turn it into floats first, with llama-quantize \
-             --allow-requantize IN.gguf OUT.gguf F16 (weights that are ternary stay so)",
+            "type {}, which is not read; turn it into floats first, with llama-quantize --allow-requantize IN.gguf OUT.gguf \
+             F16 (weights that are ternary stay so)",
             tensor.kind.name
         ))),
+    }
+}
+
+/// Tensors of small integers while they become floats.
+struct Floats<'a> {
+    copies: Copies<'a>,
+    file: &'a MappedFile,
+    /// Name, shape and place of each.
+    done: Vec<(String, Vec<usize>, Range<usize>)>,
+    types: BTreeSet<&'static str>,
+}
+
+/// Weights that become floats at once.
+const CHUNK: usize = 1 << 20;
+
+impl<'a> Floats<'a> {
+    fn new(path: &'a Path, file: &'a MappedFile) -> Self {
+        // Four bits become 32, with a scale for 32 of them.
+        let limit = 8 * file.len() as u64;
+        Self { copies: Copies::new(path, FORMAT, limit), file, done: Vec::new(), types: BTreeSet::new() }
+    }
+
+    fn add(&mut self, name: &str, shape: &[usize], block: Quantized, tensor: &Tensor<'_>) -> Result<()> {
+        let blocks = &self.file[tensor.range.clone()];
+        let (weights, bytes) = (block.weights(), block.bytes());
+        let range = self.copies.add(name, (blocks.len() / bytes * weights * 4) as u64, |out| {
+            let (mut values, mut stored) = (Vec::new(), Vec::new());
+            for blocks in blocks.chunks(CHUNK / weights * bytes) {
+                values.resize(blocks.len() / bytes * weights, 0.0);
+                block.values(blocks, &mut values);
+                stored.clear();
+                stored.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                out.write_all(&stored)?;
+            }
+            Ok::<_, io::Error>(())
+        })?;
+        self.done.push((name.to_owned(), shape.to_vec(), range));
+        self.types.insert(tensor.kind.name);
+        Ok(())
+    }
+
+    fn finish(self, builder: &mut CheckpointBuilder) -> Result<()> {
+        let Some(file) = self.copies.map()? else { return Ok(()) };
+        let number = builder.file(file);
+        if let [(first, ..), others @ ..] = &self.done[..] {
+            let others = if others.is_empty() { String::new() } else { format!(" and {} others", others.len()) };
+            let types = Vec::from_iter(self.types).join(", ");
+            builder.warn(format!(
+                "{}: `{first}`{others} are {types}: they are read as the F32 values that ggml makes of them, which take more bytes \
+                 (--int8 GLOB stores them in 8 bits); what becomes ternary of them has lost precision twice",
+                self.file.path().display()
+            ));
+        }
+        self.done
+            .into_iter()
+            .try_for_each(|(name, shape, range)| builder.tensor(&name, Dtype::F32, &shape, number, range))
     }
 }
 

@@ -39,6 +39,20 @@ fn a_file_of_gguf_py_is_read() {
     assert!(checkpoint.warnings()[0].contains("2 keys that are arrays (or no text) are not kept (`k.strings`"));
 }
 
+/// As gguf-py's dequantizers have them, bit by bit.
+#[test]
+fn what_llama_quantize_makes_of_embeddings_and_heads_is_read_as_floats() {
+    let checkpoint = import::open("fixtures/foreign/gguf/quantized.gguf").unwrap();
+    for name in ["Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K"] {
+        let (found, expected) =
+            (checkpoint.by_name(name).unwrap(), checkpoint.by_name(&format!("{name}.values")).unwrap());
+        assert_eq!((found.shape, found.dtype), (&[3, 512][..], Dtype::F32));
+        assert!(found.stored == expected.stored, "{name}");
+    }
+    let warning = &checkpoint.warnings()[0];
+    assert!(warning.contains("`Q4_0` and 4 others are Q4_0, Q4_K, Q5_0, Q6_K, Q8_0: they are read"), "{warning}");
+}
+
 #[test]
 fn files_in_parts_are_one_checkpoint() {
     let directory = tempfile::tempdir().unwrap();
@@ -194,8 +208,8 @@ fn headers_that_lie_are_refused() {
     let zero = |dims: &[u64]| assemble(32, &[], &[raw("w", dims, 0, vec![])]);
     open(directory.path(), &zero(&[0, 5])).unwrap();
     check(&zero(&[0, 1 << 62, 1 << 62]), "2^63");
-    let q4 = raw("w", &[256], 12, vec![0; 144]);
-    check(&assemble(32, &[], &[q4]), "tensor `w`: type Q4_K, which is neither ternary nor plain numbers");
+    let q5 = raw("w", &[256], 13, vec![0; 176]);
+    check(&assemble(32, &[], &[q5]), "tensor `w`: type Q5_K, which is not read");
     check(&assemble(32, &[], &[raw("w", &[256], 35, vec![0; 66])]), "expected filters along the first dimension");
     let w = || raw("w", &[1], 0, vec![0; 4]);
     check(&assemble(32, &[], &[w(), w()]), "tensor `w` stands twice");
