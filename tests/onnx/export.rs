@@ -233,23 +233,34 @@ fn everything_else_stays_byte_for_byte() {
 #[test]
 fn pytorch_models_are_recognised() {
     let shapes = [("blocks.0.0", [12, 8]), ("blocks.0.2", [8, 12]), ("blocks.1.0", [12, 8]), ("blocks.1.2", [8, 12])];
-    let mut tensors = Vec::new();
-    for (i, (module, shape)) in shapes.iter().enumerate() {
-        tensors.push(Made::gaussian(&format!("{module}.weight"), Dtype::F32, shape, i as u64));
-    }
-    tensors.push(Made::gaussian("blocks.0.0.bias", Dtype::F32, &[12], 10));
-    tensors.push(Made::gaussian("blocks.1.0.bias", Dtype::F32, &[12], 11));
-    tensors.push(Made {
-        name: "blocks.num_batches_tracked".to_owned(),
-        dtype: Dtype::I64,
-        shape: vec![],
-        data: vec![0; 8],
-    });
-    let packed = Packed::new(&tensors, "");
     for (file, names) in [
         ("linear-script.onnx", ["onnx::MatMul_21", "onnx::MatMul_22", "onnx::MatMul_23", "onnx::MatMul_24"]),
         ("linear-dynamo.onnx", ["val_0", "val_2", "val_3", "val_5"]),
     ] {
+        // The other way first: the same files as checkpoints.
+        let checkpoint = import::open(fixture(&format!("foreign/onnx/{file}"))).unwrap();
+        let own = |name: &str, shape: &[usize]| -> Vec<f64> {
+            let tensor = checkpoint.by_name(name).unwrap();
+            let values: Vec<f64> =
+                tensor.stored.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes).into()).collect();
+            // Stored as [inputs, outputs].
+            if shape.len() == 2 { transpose(&values, shape[0]) } else { values }
+        };
+        assert_eq!(checkpoint.by_name(names[0]).unwrap().shape, [8, 12]);
+        let mut tensors = Vec::new();
+        for (name, (module, shape)) in names.iter().zip(shapes) {
+            tensors.push(Made::new(&format!("{module}.weight"), Dtype::F32, &shape, &own(name, &shape)));
+        }
+        for bias in ["blocks.0.0.bias", "blocks.1.0.bias"] {
+            tensors.push(Made::new(bias, Dtype::F32, &[12], &own(bias, &[12])));
+        }
+        tensors.push(Made {
+            name: "blocks.num_batches_tracked".to_owned(),
+            dtype: Dtype::I64,
+            shape: vec![],
+            data: vec![0; 8],
+        });
+        let packed = Packed::new(&tensors, "");
         let options = Options { into: Some(fixture(&format!("foreign/onnx/{file}"))), ..Options::default() };
         let lines = packed.plan("onnx", &options).unwrap().tensors;
         let becomes = |tensor: &str| lines.iter().find(|line| line.tensor == tensor).unwrap().becomes.clone().unwrap();
@@ -275,9 +286,43 @@ fn pytorch_models_are_recognised() {
         let bias = packed.container.by_name("blocks.1.0.bias").unwrap();
         let Tensor::Dense(bias) = bias else { panic!("{bias:?}") };
         assert_eq!(int2.tensors["blocks.1.0.bias"].2, bias.data);
-        // The other way: the same files as checkpoints.
-        let checkpoint = import::open(fixture(&format!("foreign/onnx/{file}"))).unwrap();
-        assert_eq!(checkpoint.by_name(names[0]).unwrap().shape, [8, 12]);
+        // Half of the floats, or others, are not the module's weight.
+        for changed in [0.5, -1.0] {
+            let values: Vec<f64> = own(names[0], &[12, 8]).iter().map(|value| changed * value).collect();
+            let packed = Packed::new(&[Made::new("blocks.0.0.weight", Dtype::F32, &[12, 8], &values)], "");
+            let refusal = packed.refusal("onnx", &options);
+            assert!(refusal.contains("are not those that were packed"), "{refusal}");
+        }
+    }
+}
+
+/// Exporters fold what a module makes of its weight: that is another weight, whichever way it lies.
+#[test]
+fn what_a_module_makes_of_its_weight_is_not_the_weight() {
+    let nodes = [bytes(
+        1,
+        [bytes(1, "x"), bytes(1, "folded"), bytes(2, "y"), bytes(3, "/fc/MatMul"), bytes(4, "MatMul")].concat(),
+    )];
+    for (shape, axis) in [([16, 12], 0), ([12, 16], 0), ([12, 12], 0), ([16, 12], 1), ([12, 12], 1)] {
+        let made = Made::gaussian("fc.weight", Dtype::F32, &shape, 1);
+        let packed = Packed::new(std::slice::from_ref(&made), &format!("axis={axis}"));
+        let own: Vec<f32> = made.values().iter().map(|&w| w as f32).collect();
+        let turned = transpose(&own, shape[1]);
+        let export = |values: &[f32], dims: [usize; 2]| {
+            let file = nodes.concat();
+            let file =
+                model(21, &[file, bytes(2, "g"), bytes(5, raw("folded", FLOAT, &dims, &floats(values)))].concat());
+            packed.plan("onnx", &packed.with(&file)).unwrap().tensors[0].becomes.clone()
+        };
+        assert!(export(&turned, [shape[1], shape[0]]).unwrap().ends_with(", transposed"), "{shape:?} {axis}");
+        assert!(!export(&own, shape).unwrap().ends_with(", transposed"), "{shape:?} {axis}");
+        for change in [|w: f32| 0.5 * w, |w: f32| w - 0.1, |w: f32| 2.0 * w] {
+            for (values, dims) in [(&turned, [shape[1], shape[0]]), (&own, shape)] {
+                let changed: Vec<f32> = values.iter().map(|&w| change(w)).collect();
+                let refusal = export(&changed, dims).unwrap_err();
+                assert!(refusal.contains("(`folded`) are not those that were packed"), "{shape:?} {axis}: {refusal}");
+            }
+        }
     }
 }
 
@@ -400,6 +445,23 @@ fn square_matrices_are_compared() {
             assert_eq!(exported.weight("w"), expected, "axis {axis}");
         }
     }
+    // Where both ways are alike, or the first filters are empty, the error says it.
+    let made =
+        |value: &dyn Fn(usize) -> f64| Made::new("w", Dtype::F32, &[80, 80], &Vec::from_iter((0..6400).map(value)));
+    let gaussian = Made::gaussian("w", Dtype::F32, &[80, 80], 3).values();
+    for made in [made(&|i| 1.0 + 0.1 * gaussian[i]), made(&|i| if i < 70 * 80 { 0.0 } else { gaussian[i] })] {
+        let own: Vec<f32> = made.values().iter().map(|&w| w as f32).collect();
+        for settings in ["", "granularity=tensor", "method=absmean", "planes=2", "axis=1"] {
+            let packed = Packed::new(std::slice::from_ref(&made), settings);
+            for (there, turned) in [(own.clone(), false), (transpose(&own, 80), true)] {
+                let nodes = [node("MatMul", &["x", "w"], "y", &[])];
+                let file = model(21, &graph(&nodes, &[raw("w", FLOAT, &[80, 80], &floats(&there))]));
+                let options = Options { planes_as_tensors: true, ..packed.with(&file) };
+                let becomes = packed.plan("onnx", &options).unwrap().tensors[0].becomes.clone().unwrap();
+                assert_eq!(becomes.contains(", transposed"), turned, "{settings}: {becomes}");
+            }
+        }
+    }
     // Floats of another training say nothing: the name does, unless the filters are not the outputs then.
     let by_row = [attribute_int("transB", 1)];
     for (axis, op, attributes, expected) in [
@@ -447,6 +509,12 @@ fn codes_of_odd_columns_lie_by_output() {
         nodes.chain([node("MatMul", &["x", &value(ops.len())], "y", &[])]).collect::<Vec<_>>()
     };
     let by_row = attribute_int("transB", 1);
+    let in_a_branch = |op: &str, attributes: &[Vec<u8>]| {
+        let branch =
+            [bytes(1, node(op, &["x", "w"], "inner", attributes)), bytes(2, "branch"), bytes(12, value("inner"))];
+        let branch = bytes(5, [bytes(1, "then_branch"), bytes(6, branch.concat()), int(20, 5)].concat());
+        vec![node("If", &["condition"], "y", &[branch])]
+    };
     let doubled = bytes(5, [bytes(1, "alpha"), float(2, 2.0), int(20, 1)].concat());
     let also = || [product("MatMul", &[]), vec![node("Relu", &["w"], "z", &[])]].concat();
     for (nodes, columns, turned) in [
@@ -462,7 +530,14 @@ fn codes_of_odd_columns_lie_by_output() {
         (by_way_of(&["Cast", "Dropout"]), 6, true),
         (by_way_of(&["Transpose", "Identity", "Transpose"]), 6, true),
         (by_way_of(&["Transpose", "Identity"]), 6, false),
-        (by_way_of(&["Identity", "Relu"]), 6, false),
+        (by_way_of(&["Expand", "CastLike"]), 6, true),
+        (by_way_of(&["Add", "Mul", "Div", "Sub"]), 6, true),
+        (by_way_of(&["Add", "Mul", "Transpose"]), 6, false),
+        // What may hide one.
+        (by_way_of(&["Identity", "Concat"]), 6, true),
+        (in_a_branch("MatMul", &[]), 6, true),
+        (in_a_branch("Gemm", std::slice::from_ref(&by_row)), 6, false),
+        (vec![node("Gather", &["w", "x"], "y", &[])], 6, false),
         (vec![node("Conv", &["x", "w"], "y", &[])], 6, false),
     ] {
         for settings in ["axis=1", "axis=0", "granularity=tensor", "axis=1,granularity=group:16", "granularity=group:2"]

@@ -97,7 +97,7 @@ fn bad_models_are_refused_by_name() {
     });
     for (file, expected) in [
         (vec![], "0 graphs"),
-        (b"{\"a\": 1}".to_vec(), "it should be the protobuf"),
+        (b"{\"a\": 1}".to_vec(), "it is no checkpoint but JSON text"),
         (safetensors(), "it should be the protobuf"),
         ([int(1, 8), bytes(7, graph(&[], &[]))].concat(), "0 operator sets"),
         (model(20, &deep), "inside each other more than"),

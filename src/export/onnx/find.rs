@@ -11,11 +11,17 @@ pub(super) struct Names<'m> {
     by_name: BTreeMap<&'m str, usize>,
     /// Node and number of the input, of the main graph.
     uses: BTreeMap<&'m str, Vec<(usize, usize)>>,
+    /// The same of nested graphs.
+    nested: BTreeMap<&'m str, Vec<(&'m Node<'m>, usize)>>,
     /// What nested graphs use, and the graph's outputs.
     elsewhere: BTreeSet<&'m str>,
     /// The initializers that are factors of the `MatMul` of a PyTorch module; `None` where it is not one alone.
     modules: BTreeMap<String, Option<usize>>,
 }
+
+/// How PyTorch's exporters leave weights and their names alone.
+pub(super) const WITH_NAMES: &str = "with torch.onnx.export(…, dynamo=True, optimize=False), or (dynamo=False) \
+                                     do_constant_folding=False and training=TrainingMode.PRESERVE";
 
 /// An initializer that a tensor stands for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,6 +30,15 @@ pub(super) struct Found {
     pub initializer: usize,
     /// Whether it is transposed.
     pub transposed: bool,
+}
+
+/// How an initializer was found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum By {
+    /// It is called like the tensor.
+    Name,
+    /// It is the factor of a product of the tensor's module.
+    Module,
 }
 
 /// A product that a weight is the second factor of.
@@ -58,13 +73,19 @@ impl<'m> Names<'m> {
                 *known = known.filter(|&known| known == factor);
             }
         }
-        let nested = model.nested.iter().flat_map(|node| node.inputs.iter().copied());
-        let elsewhere = nested.chain(model.outputs.iter().copied()).collect();
-        Ok(Self { model, by_name, uses, elsewhere, modules })
+        let mut nested: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for node in &model.nested {
+            node.inputs
+                .iter()
+                .enumerate()
+                .for_each(|(slot, input)| nested.entry(input).or_default().push((node, slot)));
+        }
+        let elsewhere = nested.keys().copied().chain(model.outputs.iter().copied()).collect();
+        Ok(Self { model, by_name, uses, nested, elsewhere, modules })
     }
 
-    /// The initializer for a tensor of that name and shape. The shape of a square matrix does not say which way it lies;
-    /// `is_turned` does.
+    /// The initializer for a tensor of that name and shape. Neither says which way a square matrix lies, nor what a product
+    /// of the tensor's module takes: `is_turned` does, by name or not.
     ///
     /// # Errors
     /// There is none, or it has another shape; what `is_turned` says.
@@ -72,7 +93,7 @@ impl<'m> Names<'m> {
         &self,
         name: &str,
         shape: &[u64],
-        is_turned: impl Fn(&Initializer<'m>) -> Result<bool, String>,
+        is_turned: impl Fn(&'m Initializer<'m>, By) -> Result<bool, String>,
     ) -> Result<Found, String> {
         let fits = |initializer: usize| {
             let dims = &self.model.initializers[initializer].dims;
@@ -89,13 +110,17 @@ impl<'m> Names<'m> {
                 format!("the initializer of that name has shape {dims:?}, should have {shape:?}; is it the same model?")
             })?;
             let is_square = matches!(shape, [rows, columns] if rows == columns);
-            return Ok(Found { transposed: if is_square { is_turned(known)? } else { found.transposed }, ..found });
+            return Ok(Found {
+                transposed: if is_square { is_turned(known, By::Name)? } else { found.transposed },
+                ..found
+            });
         }
-        // PyTorch's exporters transpose the weights of linear layers and give them names of their own.
+        // PyTorch's exporters transpose the weights of linear layers and give them names of their own. A factor may also be
+        // what the module makes of its weight.
         let module = name.strip_suffix(".weight").and_then(|module| *self.modules.get(module)?);
-        let found = module.filter(|_| shape.len() == 2).and_then(fits);
-        // The exporters always transpose.
-        found.map(|found| Found { transposed: true, ..found }).ok_or_else(|| self.missing(name))
+        let found = module.filter(|_| shape.len() == 2).and_then(fits).ok_or_else(|| self.missing(name))?;
+        let transposed = is_turned(&self.model.initializers[found.initializer], By::Module)?;
+        Ok(Found { transposed, ..found })
     }
 
     fn missing(&self, name: &str) -> String {
@@ -111,10 +136,10 @@ impl<'m> Names<'m> {
                 node.op
             );
         }
-        "the model has no initializer of that name; exporters fold batch norms and rename weights: export the model with \
-         torch.onnx.export(…, dynamo=True, optimize=False), or (dynamo=False) do_constant_folding=False and \
-         training=TrainingMode.PRESERVE, or pack the .onnx file itself and export that into it"
-            .to_owned()
+        format!(
+            "the model has no initializer of that name; exporters fold batch norms and rename weights: export the model {WITH_NAMES}, or \
+             pack the .onnx file itself and export that into it"
+        )
     }
 
     /// Whether any value is called that.
@@ -147,23 +172,31 @@ impl<'m> Names<'m> {
         (!products.is_empty()).then_some((products, transposes))
     }
 
-    /// The products that take a matrix, as it is, transposed or by way of what a runtime optimizes away, with the outputs
-    /// along that axis of it; whatever else it is used for.
-    pub fn products_along(&self, axis: usize, weight: &'m str) -> Vec<&'m Node<'m>> {
-        let (mut found, mut values, mut seen) = (Vec::new(), vec![(weight, false)], HashSet::new());
+    /// What a matrix is a factor of, as it is, transposed, or by way of what a runtime may optimize away; in nested graphs, too.
+    pub fn factor_of(&self, matrix: &'m str) -> FactorOf<'m> {
+        let (mut found, mut values, mut seen) = (FactorOf::default(), vec![(matrix, false)], HashSet::new());
         while let Some((value, turned)) = values.pop() {
             if !seen.insert((value, turned)) {
                 continue;
             }
-            for &(number, slot) in self.uses.get(value).into_iter().flatten() {
-                let node = &self.model.nodes[number];
-                if output_axis(node, slot) == Some(if turned { 1 - axis } else { axis }) {
-                    found.push(node);
-                }
-                let turns = match (node.op, node.domain, slot) {
-                    ("Identity" | "Cast" | "Dropout", "", 0) => false,
-                    ("Transpose", "", 0) => node.attribute("perm").is_none_or(|perm| perm.ints == [1, 0]),
-                    _ => continue,
+            let uses =
+                self.uses.get(value).into_iter().flatten().map(|&(number, slot)| (&self.model.nodes[number], slot));
+            let nested = self.nested.get(value).into_iter().flatten().copied();
+            for (node, slot) in uses.chain(nested) {
+                let turns = match (node.op, node.domain) {
+                    _ if let Some(axis) = output_axis(node, slot) => {
+                        found.products[if turned { 1 - axis } else { axis }].push(node);
+                        continue;
+                    }
+                    ("MatMul" | "Gemm" | "Gather" | "Conv" | "ConvTranspose", "") => continue,
+                    ("Add" | "Cast" | "CastLike" | "Div" | "Dropout" | "Expand" | "Identity" | "Mul" | "Sub", "") => {
+                        false
+                    }
+                    ("Transpose", "") => node.attribute("perm").is_none_or(|perm| perm.ints == [1, 0]),
+                    _ => {
+                        found.unknown = true;
+                        continue;
+                    }
                 };
                 values.extend(node.outputs.first().map(|&output| (output, turned ^ turns)));
             }
@@ -188,6 +221,15 @@ impl<'m> Names<'m> {
         let output_axis = output_axis(node, slot).filter(|_| plain && node.outputs.len() == 1)?;
         (node.inputs[0] != node.inputs[1]).then_some(Product { node: number, output_axis })
     }
+}
+
+/// The products that a matrix is the second factor of.
+#[derive(Debug, Default)]
+pub(super) struct FactorOf<'m> {
+    /// With the outputs along its rows, and along its columns.
+    pub products: [Vec<&'m Node<'m>>; 2],
+    /// Whether it also goes into operations that may hide a product.
+    pub unknown: bool,
 }
 
 /// Which axis of a product's second factor counts the outputs; nothing for other inputs and operations.

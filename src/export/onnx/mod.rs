@@ -2,16 +2,17 @@
 //! file decode (`docs/onnx.md`); everything else of it stays byte for byte. Not here: models without a file to put the
 //! weights into, for a container has no graph; reading weights from a model ([`crate::import`]).
 
+mod compare;
 mod find;
 mod opset;
 mod rewrite;
-mod turned;
 mod values;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use self::find::{Names, Product};
+use self::compare::Likeness;
+use self::find::{By, FactorOf, Names, Product, WITH_NAMES};
 use self::rewrite::{New, Rewrite};
 use self::values::Layout;
 use super::{Export, Exporter, Line, Options, as_floats, float};
@@ -68,7 +69,7 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     for (entry, tensor) in options.tensors_with_scales(container)? {
         let name = entry.name.as_str();
         let before = planner.rewrite.bytes;
-        let planned = planner.plan(name, &tensor, &mut taken);
+        let planned = planner.plan(name, entry.dtype, &tensor, &mut taken);
         let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
         tensors.push(Line { tensor: name.to_owned(), becomes, bytes: planner.rewrite.bytes - before, rounding });
     }
@@ -120,21 +121,33 @@ impl Target<'_> {
 type Planned = Result<(String, f64), String>;
 
 impl<'m, 'a> Planner<'m, 'a> {
-    fn plan(&mut self, name: &str, tensor: &Tensor<'a>, taken: &mut BTreeSet<usize>) -> Planned {
+    fn plan(&mut self, name: &str, source: Dtype, tensor: &Tensor<'a>, taken: &mut BTreeSet<usize>) -> Planned {
         let (shape, axis) = match tensor {
             Tensor::Dense(dense) => (&dense.shape, 0),
             Tensor::Int8(int8) => (&int8.shape, int8.axis),
             Tensor::Ternary(ternary) => (&ternary.shape, ternary.axis),
         };
         let shape64: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
-        let is_turned = |initializer: &Initializer<'m>| {
-            match turned::is_turned(self.path, self.model.file, initializer, tensor) {
+        let is_turned = |initializer: &'m Initializer<'m>, by: By| {
+            let likeness = compare::compare(self.path, self.model.file, initializer, tensor, source);
+            if let Some(turned) = likeness.and_then(Likeness::same) {
+                return Ok(turned);
+            }
+            if by == By::Module {
+                return Err(format!(
+                    "the floats that its module multiplies by (`{}`) are not those that were packed: the model has others, or \
+                     something made of them; export the checkpoint that was packed, {WITH_NAMES}",
+                    initializer.name
+                ));
+            }
+            match likeness.and_then(Likeness::alike) {
                 Some(turned) => Ok(turned),
                 // The name says that it lies as in the model, unless what it is used for says otherwise.
-                None if self.names.products_along(1 - axis, initializer.name).is_empty() => Ok(false),
+                None if self.names.factor_of(initializer.name).products[1 - axis].is_empty() => Ok(false),
                 None => Err(format!(
-                    "the model's floats are other ones, so that they do not say which way this square matrix lies, and \
-                     the model has the outputs along axis {}, not {axis}; give the model that was packed with --into",
+                    "the model's floats are others than were packed, so that they do not say which way this square matrix \
+                     lies, and the model has the outputs along axis {}, not {axis}; give the model that was packed with \
+                     --into",
                     1 - axis
                 )),
             }
@@ -258,12 +271,14 @@ impl<'m, 'a> Planner<'m, 'a> {
             ));
         }
         // Of codes [inputs, outputs] onnxruntime (to 1.32) makes its own MatMulNBits, which has wrong values where the
-        // outputs are no multiple of 4; where the other factor has codes as well (to 1.31), an operation without INT2.
-        let products = self.names.products_along(1, target.name());
+        // outputs are no multiple of 4, however hidden the product is; where the other factor has codes as well (to 1.31), an
+        // operation without INT2.
+        let FactorOf { products: [by_rows, by_columns], unknown } = self.names.factor_of(target.name());
         let of_weights = |node: &&Node<'_>| self.names.initializer(node.inputs[0]).is_some();
+        let is_or_may_be = !by_columns.is_empty() || by_rows.is_empty() && unknown;
         let turned = dims.len() == 2
             && planes == 1
-            && (!dims[1].is_multiple_of(4) && !products.is_empty() || products.iter().any(of_weights));
+            && (is_or_may_be && !dims[1].is_multiple_of(4) || by_columns.iter().any(of_weights));
         let (dims, axis, layout) = if turned {
             let (dims, axis) = (vec![dims[1], dims[0]], 1 - target.axis);
             let layout = Layout::new(&[dims[0] as usize, dims[1] as usize], axis);

@@ -1,0 +1,201 @@
+//! Whether a model has a matrix of the container among its floats, and which way round: by the error that the container
+//! says its codes have. Not here: initializers whose name and shape say it.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use crate::container::DenseTensor;
+use crate::export::float;
+use crate::onnx::{Data, Externals, Initializer, dtype};
+use crate::{Dtype, Tensor};
+
+/// Filters, and weights of each, that are compared at once.
+const BLOCK: [usize; 2] = [64, 16 << 10];
+
+/// Bytes of an initializer that are decoded where they are not stored as they are.
+const DECODED: usize = 64 << 20;
+
+/// The cosine that floats and what became of them have at least, and how far from the other way's: ternary weights have
+/// 0.7 and more, those of another training next to nothing.
+const CLEAR: f64 = 0.5;
+
+/// What an initializer's floats are to a matrix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Likeness {
+    /// As it is, and transposed.
+    ways: [Way; 2],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Way {
+    /// Whether they are the floats that the container's tensor was made of.
+    same: bool,
+    cosine: f64,
+}
+
+impl Likeness {
+    /// Whether the very floats are there transposed, or as they are; nothing where they are others.
+    pub fn same(self) -> Option<bool> {
+        let [as_it_is, turned] = self.ways;
+        (as_it_is.same || turned.same).then_some(!as_it_is.same)
+    }
+
+    /// The same of floats that are merely alike, such as those of a training that went on.
+    pub fn alike(self) -> Option<bool> {
+        let [as_it_is, turned] = self.ways.map(|way| way.cosine);
+        (as_it_is.max(turned) > CLEAR && (as_it_is - turned).abs() > CLEAR / 2.0).then_some(turned > as_it_is)
+    }
+}
+
+/// Compares the initializer's floats with a matrix that was made of floats of type `source`; nothing where there are none to
+/// compare with, or of another shape both ways.
+pub(super) fn compare(
+    path: &Path,
+    file: &[u8],
+    initializer: &Initializer<'_>,
+    tensor: &Tensor<'_>,
+    source: Dtype,
+) -> Option<Likeness> {
+    let dtype = dtype(initializer.data_type)?;
+    let (external, range);
+    let mut decoded = Vec::new();
+    let data = match &initializer.data {
+        Data::Here(range) => &file[range.clone()],
+        Data::External { .. } => match Externals::of(path).find(initializer, None) {
+            Ok(Some(found)) => {
+                (external, range) = found;
+                &external[range]
+            }
+            _ => return None,
+        },
+        Data::Fields => {
+            let decode = |bytes: &[u8]| {
+                decoded.extend_from_slice(bytes);
+                if decoded.len() > DECODED { Err(String::new()) } else { Ok(()) }
+            };
+            initializer.decode(file, decode).ok()?;
+            &decoded
+        }
+    };
+    let matrix = Matrix::new(tensor)?;
+    let [rows, columns] = initializer.dims[..] else { return None };
+    let found = [rows, columns].map(|dim| dim as usize);
+    // Filters along rows, then along columns.
+    let fits = [found == [matrix.filters, matrix.weights], found == [matrix.weights, matrix.filters]];
+    if fits == [false; 2] || matrix.filters * matrix.weights > data.len() / (dtype.bitsize() / 8).max(1) {
+        return None;
+    }
+    let blocks: Vec<_> = (0..matrix.filters).step_by(BLOCK[0]).collect();
+    let blocks: Option<Vec<Sums>> = blocks.into_par_iter().map(|first| matrix.sums(first, fits, dtype, data)).collect();
+    let sums = blocks?.into_iter().fold(Sums::default(), Sums::add);
+    let [squared_norm, squared_error] = matrix.said.unwrap_or([sums.norm, 0.0]);
+    // In a shorter type every float is another one; their sums are hardly.
+    let off = match dtype {
+        Dtype::F16 if source != Dtype::F16 => 1e-3,
+        Dtype::BF16 if source != Dtype::BF16 => 8e-3,
+        _ => 1e-6,
+    };
+    let ways = [0, 1].map(|way| {
+        let (product, there) = (sums.products[way], sums.there[way]);
+        let error = there - 2.0 * product + sums.norm;
+        let is = |found: f64, said: f64| (found - said).abs() <= off * squared_norm;
+        let same = fits[way] && is(there, squared_norm) && is(error, squared_error);
+        Way { same, cosine: if fits[way] { product / (sums.norm * there).sqrt() } else { 0.0 } }
+    });
+    let [along_rows, along_columns] = ways;
+    Some(Likeness { ways: if matrix.axis == 0 { ways } else { [along_columns, along_rows] } })
+}
+
+/// A matrix of the container.
+struct Matrix<'t, 'a> {
+    tensor: &'t Tensor<'a>,
+    axis: usize,
+    filters: usize,
+    weights: usize,
+    /// ‖W‖² and ‖W − Ŵ‖² of what it was made of; nothing for floats, which are what they are.
+    said: Option<[f64; 2]>,
+}
+
+/// Sums over weights v of the container and w of the model, along rows and along columns.
+#[derive(Default)]
+struct Sums {
+    norm: f64,
+    products: [f64; 2],
+    there: [f64; 2],
+}
+
+impl Sums {
+    fn add(mut self, other: Self) -> Self {
+        self.norm += other.norm;
+        for way in 0..2 {
+            self.products[way] += other.products[way];
+            self.there[way] += other.there[way];
+        }
+        self
+    }
+}
+
+impl<'t, 'a> Matrix<'t, 'a> {
+    fn new(tensor: &'t Tensor<'a>) -> Option<Self> {
+        let (shape, axis, said) = match tensor {
+            Tensor::Dense(dense) => (&dense.shape, 0, None),
+            Tensor::Int8(int8) => (&int8.shape, int8.axis, Some([int8.stats.squared_norm, int8.stats.squared_error])),
+            Tensor::Ternary(ternary) => {
+                (&ternary.shape, ternary.axis, Some([ternary.stats.squared_norm, ternary.stats.squared_error]))
+            }
+        };
+        let [rows, columns] = shape[..] else { return None };
+        let (filters, weights) = if axis == 0 { (rows, columns) } else { (columns, rows) };
+        Some(Self { tensor, axis, filters, weights, said })
+    }
+
+    /// Over filters from `first` on; both ways that fit.
+    fn sums(&self, first: usize, fits: [bool; 2], dtype: Dtype, data: &[u8]) -> Option<Sums> {
+        let filters = first..(first + BLOCK[0]).min(self.filters);
+        let (mut sums, mut values) = (Sums::default(), Vec::new());
+        for from in (0..self.weights).step_by(BLOCK[1]) {
+            let weights = from..(from + BLOCK[1]).min(self.weights);
+            values.resize(filters.len() * weights.len(), 0.0);
+            for (filter, values) in filters.clone().zip(values.chunks_exact_mut(weights.len())) {
+                match self.tensor {
+                    Tensor::Dense(dense) => row(dense, filter * self.weights + weights.start, values)?,
+                    Tensor::Int8(int8) => int8.dequantize_range(filter, weights.clone(), values).ok()?,
+                    Tensor::Ternary(ternary) => ternary.dequantize_range(filter, weights.clone(), values).ok()?,
+                }
+            }
+            sums.norm += values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+            let mut add = |way: usize, value: f32, at: usize| {
+                let there = float(dtype, data, at)?;
+                sums.products[way] += f64::from(value) * there;
+                sums.there[way] += there * there;
+                Some(())
+            };
+            if fits[0] {
+                for (filter, values) in filters.clone().zip(values.chunks_exact(weights.len())) {
+                    for (weight, &value) in weights.clone().zip(values) {
+                        add(0, value, filter * self.weights + weight)?;
+                    }
+                }
+            }
+            // Neighbours in the file are those of one weight.
+            if fits[1] {
+                for weight in weights.clone() {
+                    for filter in filters.clone() {
+                        let value = values[(filter - first) * weights.len() + weight - from];
+                        add(1, value, weight * self.filters + filter)?;
+                    }
+                }
+            }
+        }
+        Some(sums)
+    }
+}
+
+/// Floats from number `from` on.
+fn row(tensor: &DenseTensor<'_>, from: usize, values: &mut [f32]) -> Option<()> {
+    for (i, value) in values.iter_mut().enumerate() {
+        *value = float(tensor.dtype, tensor.data, from + i)? as f32;
+    }
+    Some(())
+}
