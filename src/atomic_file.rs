@@ -42,7 +42,8 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> Result<PathBuf> {
     Ok(directory(path).join(stem(path)? + suffix))
 }
 
-fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
+/// Refuses an output that exists, unless `overwrite`, or that could not be written.
+pub(crate) fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
     let wrong = |source| Error::Io { path: path.to_path_buf(), action: "write", source };
     if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return Err(wrong(io::Error::other("its name ends as a directory's; give the name of a file")));

@@ -192,10 +192,23 @@ pub enum WeightsProblem {
         /// The way out.
         advice: &'static str,
     },
+    /// A [`Ternarizer`](crate::Ternarizer) gave what its interface does not allow.
+    #[error("filter {filter}: method `{method}` gave {what}; that is a bug of the method")]
+    Method {
+        /// Its name.
+        method: &'static str,
+        /// Filter number.
+        filter: usize,
+        /// What it gave.
+        what: &'static str,
+    },
     /// A tensor that is ternary in the checkpoint has codes or scales that are none.
-    #[error("{message}; the checkpoint is damaged, or not ternary: get it again")]
+    #[error(
+        "{message}{}",
+        if message.contains("; ") { "" } else { "; the checkpoint is damaged, or not ternary: get it again" }
+    )]
     Packed {
-        /// What was found, and what was expected.
+        /// What was found, what was expected, and a way out where there is a better one.
         message: String,
     },
     /// A sum over the whole tensor that no `f64` holds, so that its file could not say it.

@@ -105,7 +105,16 @@ impl Plan {
             let is_layer = is_layer(tensor) && scales_of.is_none();
             let (keep, reason) = decide(tensor, &settings, (forced, before), scales_of, &include, &exclude);
             let decision = match keep {
-                Keep::Dense => Decision::Dense,
+                Keep::Dense => {
+                    // What a pattern of many does not fit is nothing to speak of.
+                    let forced = forced.filter(|_| settings.keep != Some(Keep::Dense));
+                    let by_name = |pattern: &str| pattern == tensor.name;
+                    if forced.is_some_and(by_name) || rules.include.iter().any(|pattern| by_name(pattern)) {
+                        plan.warnings
+                            .push(format!("`{}` was asked for by name, but stays dense: {reason}", tensor.name));
+                    }
+                    Decision::Dense
+                }
                 Keep::Ternary => Decision::Ternary(checked_treatment(checkpoint, tensor, &settings, &mut last)?),
                 Keep::Int8 => {
                     let Treatment { axis, scale_dtype, .. } =
@@ -175,7 +184,16 @@ impl Plan {
     /// What was set by a `keep`, or is dense for another reason, stays as it is.
     fn keep_first_last(&mut self, mut layers: Vec<(usize, bool)>) {
         layers.retain(|&(i, _)| !order::is_auxiliary(&self.tensors[i].name));
-        layers.sort_by(|&(a, _), &(b, _)| order::of_layers(&self.tensors[a].name, &self.tensors[b].name));
+        let skip = order::common(layers.iter().map(|&(i, _)| &*self.tensors[i].name));
+        let name = |i: usize| &self.tensors[i].name[skip..];
+        layers.sort_by(|&(a, _), &(b, _)| order::of_layers(name(a), name(b)));
+        if let [(first, _), .., (last, _)] = layers[..] {
+            let [first, last] = [first, last].map(|i| &self.tensors[i].name);
+            self.warnings.push(format!(
+                "the first layer is taken to be `{first}`, the last `{last}`, by their names; where that is wrong, name the layers \
+                 with --exclude"
+            ));
+        }
         for (layer, end) in [(layers.first(), "first"), (layers.last(), "last")] {
             let Some(&(i, stays)) = layer else { continue };
             let Planned { name, decision, reason, .. } = &mut self.tensors[i];

@@ -43,7 +43,7 @@ pub struct Options<'a> {
 /// section's checksum is checked on the way.
 ///
 /// # Errors
-/// A damaged container, a scale that the wanted type cannot hold, an output that exists or cannot
+/// A damaged container, a scale or a sum of planes that the wanted type cannot hold, an output that exists or cannot
 /// be written, or cancellation.
 pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Result<u64> {
     if container.path().canonicalize().is_ok_and(|input| output.canonicalize().is_ok_and(|out| out == input)) {
@@ -122,20 +122,24 @@ fn write_values(
     if let Some(problem) = tensor.bad_scale(name) {
         return Err(Error::container(input)(problem));
     }
-    for (index, scale) in (0..tensor.scale_count()).map(|index| (index, tensor.scale_at(index))) {
+    // Values are binary32 before they become anything else.
+    let refused = |what: String, value: f32| {
+        let (dtype, way_out) = match value.is_finite() {
+            true => (dtype, "unpack with a type of more range (--dtype f32), or pack it again"),
+            false => (Dtype::F32, "no --dtype holds them: pack it again from the checkpoint"),
+        };
+        let path = input.display();
+        Error::Request(format!("{path}: tensor `{name}`: {what}, which {dtype} cannot hold; {way_out}"))
+    };
+    // Of several planes a small scale may become 0, and large ones go against each other: their sums are looked at.
+    let several = tensor.planes() > 1;
+    let scales = if several { 0 } else { tensor.scale_count() };
+    for (index, scale) in (0..scales).map(|index| (index, tensor.scale_at(index))) {
         let largest = scale * tensor.largest_code();
         let stored = round_to(dtype, largest);
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
-            // Values are binary32 before they become anything else.
-            let (dtype, way_out) = match largest.is_finite() {
-                true => (dtype, "unpack with a type of more range (--dtype f32), or pack it again"),
-                false => (Dtype::F32, "no --dtype holds them: pack it again from the checkpoint"),
-            };
-            return Err(Error::Request(format!(
-                "{}: tensor `{name}`: scale {index} is {scale:e}, with codes up to {}, which {dtype} cannot hold; {way_out}",
-                input.display(),
-                tensor.largest_code()
-            )));
+            let codes = tensor.largest_code();
+            return Err(refused(format!("scale {index} is {scale:e}, with codes up to {codes}"), largest));
         }
     }
     let bad_codes = |message| {
@@ -155,6 +159,12 @@ fn write_values(
         let mut values = vec![0.0; tile.filters.len() * weights.len()];
         for (filter, values) in tile.filters.clone().zip(values.chunks_exact_mut(weights.len())) {
             tensor.dequantize_range(filter, weights.clone(), values).map_err(bad_codes)?;
+            let too_large = |&value: &f32| !round_to(dtype, value).is_finite();
+            if let Some(at) = values.iter().position(|value| several && too_large(value)) {
+                let weight = weights.start + at;
+                let what = format!("weight {weight} of filter {filter} is {:e} over all its planes", values[at]);
+                return Err(refused(what, values[at]));
+            }
         }
         let mut bytes = vec![0; values.len() * size];
         let mut runs = bytes.chunks_exact_mut(width * size);

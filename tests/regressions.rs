@@ -2,16 +2,18 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::Made;
+use twn_pack::convert::Options;
 use twn_pack::error::WeightsProblem;
-use twn_pack::select::Decision;
-use twn_pack::ternarize::{Threshold, Unit};
+use twn_pack::select::{Decision, Treatment};
+use twn_pack::ternarize::{Above, Threshold, Unit};
 use twn_pack::{
-    Checkpoint, Dtype, Encoding, Error, Granularity, Isa, Plan, Rules, Settings, TensorView, Ternarizer, convert,
-    memory,
+    Checkpoint, Container, Dtype, Encoding, Error, Granularity, Isa, Plan, Rules, Settings, Tensor, TensorView,
+    Ternarizer, convert, memory, unpack,
 };
 
 #[cfg(unix)]
@@ -197,6 +199,111 @@ fn a_directory_is_no_output() {
     let output = format!("{}/new/", directory.path().display());
     let (_, stderr) = common::expect(4, &[path.to_str().unwrap(), "-o", &output]);
     assert!(stderr.contains("give the name of a file"), "{stderr}");
+}
+
+/// What a user's method may give that it must not.
+#[derive(Debug, Clone, Copy)]
+struct Broken {
+    threshold: Threshold,
+    scale: f64,
+    binary: bool,
+    parameter: f64,
+}
+
+impl Ternarizer for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    fn parameters(&self) -> BTreeMap<String, f64> {
+        [("p".to_owned(), self.parameter)].into()
+    }
+
+    fn binary(&self) -> bool {
+        self.binary
+    }
+
+    fn threshold(&self, _: &Unit<'_>) -> Threshold {
+        self.threshold
+    }
+
+    fn scale(&self, _: &Unit<'_>, _: &Above) -> f64 {
+        self.scale
+    }
+}
+
+#[test]
+fn methods_that_break_their_word_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let input = common::checkpoint(directory.path(), "in.safetensors", &[Made::gaussian("w", Dtype::F32, &[4, 64], 1)]);
+    let checkpoint = Checkpoint::open(&input).unwrap();
+    let good = Broken { threshold: Threshold::Delta(0.5), scale: 1.0, binary: false, parameter: 1.0 };
+    let pack = |method: Broken, settings: &str| {
+        let mut plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+        let treatment = Treatment { method: Arc::new(method), ..common::treatment(settings) };
+        plan.tensors[0].decision = Decision::Ternary(treatment);
+        convert::pack(
+            &checkpoint,
+            &plan,
+            &directory.path().join("out.twn"),
+            &Options { overwrite: true, ..Options::default() },
+        )
+    };
+    pack(good, "").unwrap();
+    for settings in ["", "granularity=group:32", "granularity=group:5", "granularity=tensor", "encoding=t5"] {
+        for (method, says) in [
+            (Broken { scale: -0.0, ..good }, "a scale that is no α ≥ 0"),
+            (Broken { scale: -1.0, ..good }, "a scale that is no α ≥ 0"),
+            (Broken { threshold: Threshold::Delta(-1.0), ..good }, "a threshold that is no Δ ≥ 0"),
+            (Broken { threshold: Threshold::Delta(f64::NAN), ..good }, "a threshold that is no Δ ≥ 0"),
+            (Broken { threshold: Threshold::Sign, ..good }, "another kind of threshold"),
+            (Broken { parameter: f64::NAN, ..good }, "parameter `p` is NaN"),
+        ] {
+            let error = pack(method, settings).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("`broken`"), "{settings}: {error}");
+        }
+    }
+    let signs = Broken { binary: true, ..good };
+    assert!(pack(signs, "method=bwn,encoding=b1").unwrap_err().to_string().contains("another kind of threshold"));
+    for planes in ["planes=2", "planes=3"] {
+        let error = pack(Broken { threshold: Threshold::Delta(f64::NAN), ..good }, planes).unwrap_err().to_string();
+        assert!(error.contains("`broken` gave"), "{error}");
+    }
+}
+
+#[test]
+fn plans_keep_the_order_of_their_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = ["a", "b"].map(|name| Made::gaussian(name, Dtype::F32, &[4, 6], 1));
+    let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "in.safetensors", &made)).unwrap();
+    let mut plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    plan.tensors.swap(0, 1);
+    let error = convert::measure(&checkpoint, &plan, &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("the plan has `b` in the place of tensor `a`"), "{error}");
+}
+
+/// Each scale fits the type, their sum does not; a small one may be lost.
+#[test]
+fn sums_of_planes_are_held_to_their_type() {
+    let directory = tempfile::tempdir().unwrap();
+    let unpacked = directory.path().join("out.safetensors");
+    let unpack = |container: &Container, dtype| {
+        unpack::unpack(container, &unpacked, &unpack::Options { dtype, overwrite: true, ..Default::default() })
+    };
+    let large = Made::new("w", Dtype::F32, &[1, 4], &[70_000.0, 50_000.0, -70_000.0, -50_000.0]);
+    let container = common::pack(directory.path(), &[(large, "planes=2,method=optimal")]);
+    let Some(Tensor::Ternary(tensor)) = container.by_name("w") else { panic!() };
+    assert!(tensor.scales().all(|scale| scale < 65_504.0));
+    let error = unpack(&container, Some(Dtype::F16)).unwrap_err().to_string();
+    assert!(error.contains("weight 0 of filter 0 is 7e4 over all its planes, which F16 cannot hold"), "{error}");
+    unpack(&container, None).unwrap();
+
+    let two = [0.01, 0.010001, -0.01, -0.010001];
+    let container = common::pack(directory.path(), &[(Made::new("w", Dtype::F32, &[1, 4], &two), "planes=2")]);
+    let Some(Tensor::Ternary(tensor)) = container.by_name("w") else { panic!() };
+    let smallest = tensor.scales().fold(f32::MAX, f32::min);
+    assert!(smallest > 0.0 && half::f16::from_f32(smallest / 64.0).to_f32() == 0.0, "{smallest}");
+    unpack(&container, Some(Dtype::F8_E5M2)).unwrap();
 }
 
 #[test]

@@ -232,7 +232,16 @@ fn another_run_is_refused_and_harms_nothing() {
     let error = run(&world, &output, 1, 0.01, u64::MAX).0.unwrap_err().to_string();
     assert!(error.contains("another run is working on this output"), "{error}");
     drop(lock);
+    // A run that was killed when its output had its name, and not yet been done with the journal, is no run to go on with.
+    let journal = std::fs::read(world.path(".out.twn.twn-journal")).unwrap();
+    std::fs::remove_file(world.path(".out.twn.twn-partial")).unwrap();
+    run(&world, &output, 2, 0.01, u64::MAX).0.unwrap();
+    run(&world, &world.path("two.twn"), 2, 0.01, u64::MAX).0.unwrap();
+    assert!(std::fs::read(&output).unwrap() == std::fs::read(world.path("two.twn")).unwrap());
+    std::fs::remove_file(&output).unwrap();
+    std::fs::write(world.path(".out.twn.twn-journal"), journal).unwrap();
     run(&world, &output, 1, 0.01, u64::MAX).0.unwrap();
+    assert!(world.left("out.twn").is_empty());
     assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
     let error = run(&world, &output, 1, 0.01, u64::MAX).0.unwrap_err();
     assert!(matches!(error, Error::OutputExists { .. }));

@@ -14,6 +14,10 @@ pub(crate) trait Quantized: Sync {
     fn layout(&self) -> (&[usize], usize);
     /// The largest magnitude of a code.
     fn largest_code(&self) -> f32;
+    /// How many planes: what a value is the sum of.
+    fn planes(&self) -> usize {
+        1
+    }
     /// How many scales are stored.
     fn scale_count(&self) -> usize;
     /// Scale number `index`, as stored.

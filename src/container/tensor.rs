@@ -309,6 +309,10 @@ impl Quantized for TernaryTensor<'_> {
         (&self.shape, self.axis)
     }
 
+    fn planes(&self) -> usize {
+        self.planes
+    }
+
     fn largest_code(&self) -> f32 {
         1.0
     }

@@ -64,10 +64,11 @@ impl ContainerWriter {
     /// Reserves the next section. Its checksum is 0 until the caller sets it.
     ///
     /// # Errors
-    /// A file of more than 2^64 bytes.
+    /// A file of more than 2^63 bytes.
     pub fn reserve(&mut self, length: u64) -> Result<Section> {
         let offset = self.end;
-        self.end = offset.checked_add(length).and_then(align).ok_or_else(|| {
+        let end = offset.checked_add(length).and_then(align).filter(|&end| end <= i64::MAX as u64);
+        self.end = end.ok_or_else(|| {
             Error::Request(format!("a section of {length} bytes at {offset} is too long for any file"))
         })?;
         self.file.leave(offset + length..self.end);

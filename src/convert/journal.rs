@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Options, calibrated};
-use crate::atomic_file::{beside, open_kept};
+use crate::atomic_file::{PARTIAL_SUFFIX, beside, open_kept};
 use crate::container::{Producer, TensorEntry};
 use crate::locked_file::LockedFile;
 use crate::select::Plan;
@@ -67,7 +67,10 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         file.read_to_end(&mut text).map_err(io("read the journal"))?;
         let mut lines = text.split_inclusive(|&byte| byte == b'\n');
         let ours = identity(checkpoint, plan, output, options)?;
-        let theirs: Option<Identity> = lines.next().and_then(parse);
+        // One that stayed behind when its run was killed at the very end: the partial file has become the output.
+        let partial = std::fs::metadata(beside(output, PARTIAL_SUFFIX)?).map_or(0, |partial| partial.len());
+        let is_over = suffix == PACKED && partial == 0;
+        let theirs: Option<Identity> = lines.next().and_then(parse).filter(|_| !is_over);
         if let Some(theirs) = &theirs {
             refuse_other(&path, theirs, &ours)?;
         }
@@ -114,7 +117,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
 
     /// The output is there: nothing is to be resumed any more.
     pub fn remove(self) {
-        // One that stays is of no harm: its tensors are looked for in a partial file that is gone.
+        // One that stays does not count, for there is no partial file.
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -43,6 +43,7 @@ pub use self::repair::Repair;
 use self::tally::Tally;
 use self::tensor::{PlaneBytes, TernaryWork};
 use self::work::{Offsets, Work, ternary_entry};
+use crate::atomic_file::refuse_existing;
 #[cfg(feature = "calibration")]
 use crate::calibration::Calibration;
 use crate::container::{Body, ContainerWriter, Index, Producer, Section, TensorEntry, TernaryTensor};
@@ -118,12 +119,22 @@ pub struct Progress<'a> {
 pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Report> {
     refuse_own_input(checkpoint, output, options)?;
     let (writer, mut journal) = if options.resume {
-        let writer = ContainerWriter::resume(output, options.overwrite)?;
+        refuse_existing(output, options.overwrite)?;
         let journal = Journal::open(checkpoint, plan, (output, journal::PACKED), options)?;
-        if journal.is_new() {
-            writer.clear()?;
+        match ContainerWriter::resume(output, options.overwrite) {
+            Ok(writer) if !journal.is_new() => (writer, Some(journal)),
+            Ok(writer) => {
+                writer.clear()?;
+                (writer, Some(journal))
+            }
+            Err(error) => {
+                // Of a run that did not begin nothing is to be left.
+                if journal.is_new() {
+                    journal.remove();
+                }
+                return Err(error);
+            }
         }
-        (writer, Some(journal))
     } else {
         (ContainerWriter::create(output, options.overwrite)?, None)
     };
@@ -188,6 +199,13 @@ fn run_plan(
 ) -> Result<(Index, Option<ContainerWriter>)> {
     if plan.tensors.len() != checkpoint.len() {
         return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
+    }
+    if let Some((planned, tensor)) = plan.tensors.iter().zip(checkpoint.tensors()).find(|(p, t)| p.name != t.name) {
+        return Err(Error::Request(format!(
+            "the plan has `{}` in the place of tensor `{}`; keep its tensors in the order of the checkpoint, or make a plan for \
+             this one",
+            planned.name, tensor.name
+        )));
     }
     let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
     let files: Vec<&[u8]> = checkpoint.mapped().iter().map(|file| &file[..]).collect();

@@ -273,9 +273,8 @@ impl<'a> TernaryWork<'a> {
             let count = isa.run(SelectUnits { weights, n, encoding: *encoding, delta, packed, found: &mut found });
             for (i, Selected { moments, delta, above }) in found[..count].iter().enumerate() {
                 let fit = Fit::new(&**method, &unit(i, *moments), Threshold::Delta(*delta), *above, *scale_dtype);
-                if !fit.scale_fits() {
-                    return Err(self.misfit(start + (done + i) * n, fit.exact_scale));
-                }
+                let misfit = (!fit.scale_fits()).then_some(fit.exact_scale);
+                self.check(fit.breach(false), misfit, start + (done + i) * n)?;
                 push_scale(scales, *scale_dtype, fit.scale);
                 output.tally.count(n, *above);
                 output.tally.add_unit(&[fit.scale], Some(*delta), fit.squared_error, fit.squared_norm);
@@ -397,10 +396,17 @@ impl<'a> TernaryWork<'a> {
     }
 
     fn checked(&self, fit: Fitted, start: usize) -> Result<Fitted, WeightsProblem> {
-        match fit.misfit() {
-            None => Ok(fit),
-            Some(scale) => Err(self.misfit(start, scale)),
-        }
+        let breach = fit.breach(self.treatment.method.binary(), self.treatment.planes.max(1));
+        self.check(breach, fit.misfit(), start)?;
+        Ok(fit)
+    }
+
+    /// Refuses what a method must not give to the unit that begins at weight `start`, and a scale that cannot be stored.
+    fn check(&self, breach: Option<&'static str>, misfit: Option<f64>, start: usize) -> Result<(), WeightsProblem> {
+        let filter = self.first + start / self.view.filter_len();
+        let method = self.treatment.method.name();
+        breach.map_or(Ok(()), |what| Err(WeightsProblem::Method { method, filter, what }))?;
+        misfit.map_or(Ok(()), |scale| Err(self.misfit(start, scale)))
     }
 
     /// The unit that begins at weight `start` has that scale.

@@ -286,6 +286,10 @@ pub(super) fn ternary_entry(
     tally: &Tally,
 ) -> Result<TensorEntry> {
     let method = MethodEntry { name: treatment.method.name().to_owned(), parameters: treatment.method.parameters() };
+    if let Some((parameter, value)) = method.parameters.iter().find(|(_, value)| !value.is_finite()) {
+        let name = &method.name;
+        return Err(Error::Request(format!("method `{name}`: parameter `{parameter}` is {value}, should be finite")));
+    }
     let planes = treatment.planes as u64;
     let entry = TernaryEntry {
         axis: treatment.axis as u64,

@@ -159,10 +159,12 @@ impl<'a> Floats<'a> {
             Tensor::Int8(int8) => (int8.axis, int8.scales().map(|scale| scale * 127.0).collect()),
             Tensor::Dense(_) => (0, Vec::new()),
         };
+        // Of several planes the values say whether their sums can be held.
+        let several = matches!(&tensor, Tensor::Ternary(ternary) if ternary.planes > 1);
         let mut rounding = 0.0_f64;
         for scale in scales {
             let rounded = round_to(dtype, scale);
-            if !rounded.is_finite() || (rounded == 0.0) != (scale == 0.0) {
+            if !several && (!rounded.is_finite() || (rounded == 0.0) != (scale == 0.0)) {
                 return Err(format!("scale {scale:e} is nothing that {dtype} can hold"));
             }
             if scale != 0.0 && matches!(&tensor, Tensor::Ternary(_)) {

@@ -208,7 +208,8 @@ fn add_tensor(
         Kind::Quantized(block) => floats.add(name, &shape, block, tensor),
         Kind::Other => Err(wrong(format!(
             "type {}, which is not read; turn it into floats first, with llama-quantize --allow-requantize IN.gguf OUT.gguf \
-             F16 (weights that are ternary stay so)",
+             F16, and pack that with --method auto, which finds the weights that were ternary (--granularity group:256 where \
+             a row has several scales)",
             tensor.kind.name
         ))),
     }
@@ -342,8 +343,8 @@ impl TernaryLayout for Blocks {
             }
             self.block.codes(block, codes).map_err(|at| {
                 format!(
-                    "filter {filter}: weight {} has code 3, which is +2 times the scale and not ternary; turn the \
-                     tensor into floats with llama-quantize --allow-requantize IN.gguf OUT.gguf F16",
+                    "filter {filter}: weight {} has code 3, which is +2 times the scale and not ternary; turn the file into \
+                     floats with llama-quantize --allow-requantize IN.gguf OUT.gguf F16, and pack that with --method auto",
                     i * self.block.weights() + at
                 )
             })?;

@@ -284,9 +284,10 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
                 let name = self.pop()?;
                 self.make(Value::Persistent(name))
             }
-            other => {
-                Err(Stop::Bad(format!("opcode {other:#04x} ({:?}), which no state dict needs", char::from(other))))
-            }
+            other => Err(Stop::Bad(format!(
+                "opcode {other:#04x} ({:?}), which torch.save does not write by itself (give it no pickle_protocol below 2),",
+                char::from(other)
+            ))),
         }
     }
 

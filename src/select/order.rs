@@ -5,10 +5,21 @@ use std::cmp::Ordering;
 use super::decide::{EMBEDDING, LANGUAGE_HEAD, exception};
 use super::segments;
 
-/// Embeddings before all others, heads after them; blocks by their numbers, and what a transformer's block consists of by
-/// where it stands there.
+/// Embeddings and stems before all others, decoders after encoders, heads last; blocks by their numbers, and what a
+/// transformer's block consists of by where it stands there. Without what all names begin with ([`common`]).
 pub(super) fn of_layers(a: &str, b: &str) -> Ordering {
-    end(a).cmp(&end(b)).then_with(|| natural_order(&staged(a), &staged(b)))
+    stage(a).cmp(&stage(b)).then_with(|| natural_order(&staged(a), &staged(b)))
+}
+
+/// Bytes of the parts that all names begin with, such as `module.` and `backbone.`: they say nothing of the order.
+pub(super) fn common<'n>(mut names: impl Iterator<Item = &'n str>) -> usize {
+    let Some(first) = names.next() else { return 0 };
+    // A name that is all of another one's beginning keeps its last part.
+    let whole = |name: &str| name.rfind(['.', '/']).map_or(0, |dot| dot + 1);
+    names.fold(whole(first), |common, name| {
+        let equal = first.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+        whole(&first[..first.floor_char_boundary(common.min(equal).min(whole(name)))])
+    })
 }
 
 /// A head beside the network's own, which only training uses.
@@ -16,16 +27,32 @@ pub(super) fn is_auxiliary(name: &str) -> bool {
     segments(name).next().is_some_and(|first| first.starts_with("aux"))
 }
 
-/// 0 for embeddings, 2 for heads, 1 for what stands between.
-fn end(name: &str) -> u8 {
-    const HEADS: [&str; 6] = ["fc", "classifier", "head", "heads", "logits", "output"];
-    let head = segments(name).next().is_some_and(|first| HEADS.contains(&first.as_str()));
+/// Where a layer stands in the network, as far as the first parts of its name say so.
+fn stage(name: &str) -> Stage {
+    const STEMS: [&str; 4] = ["conv_in", "feature_extractor", "patch_embed", "stem"];
+    const HEADS: [&str; 10] =
+        ["classifier", "conv_out", "fc", "head", "heads", "logits", "out", "output", "qa_outputs", "score"];
+    let mut first = segments(name).take(2);
+    let (first, second) = (first.next().unwrap_or_default(), first.next().unwrap_or_default());
+    let is = |names: &[&str]| [&first, &second].iter().any(|part| names.contains(&part.as_str()));
+    let is_head = HEADS.contains(&first.as_str()) || first.ends_with("_head");
     match exception(name) {
-        Some(LANGUAGE_HEAD) => 2,
-        _ if head => 2,
-        Some(EMBEDDING) => 0,
-        _ => 1,
+        Some(LANGUAGE_HEAD) => Stage::Head,
+        _ if is_head => Stage::Head,
+        Some(EMBEDDING) => Stage::Embedding,
+        _ if is(&STEMS) => Stage::Stem,
+        _ if is(&["decoder"]) => Stage::Decoder,
+        _ => Stage::Between,
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Embedding,
+    Stem,
+    Between,
+    Decoder,
+    Head,
 }
 
 /// The name, with the place in a numbered block of a transformer in front of what has one.
@@ -136,6 +163,33 @@ mod tests {
             assert_eq!(sorted, names);
         }
         assert_eq!(of_layers("conv1.weight", "fc1.weight"), Ordering::Less);
+        for (names, [first, last]) in [
+            (&["module.conv1.w", "module.fc.w", "module.layer4.1.conv2.w"][..], ["module.conv1.w", "module.fc.w"]),
+            (&["module.head.w", "module.layer1.w", "module.stem.w"], ["module.stem.w", "module.head.w"]),
+            (&["h.0.attn.c_attn.w", "h.10.mlp.c_proj.w", "score.w"], ["h.0.attn.c_attn.w", "score.w"]),
+            (
+                &["decoder.block.0.w", "decoder.block.5.w", "encoder.block.0.w"],
+                ["encoder.block.0.w", "decoder.block.5.w"],
+            ),
+            (
+                &["wav2vec2.encoder.layers.0.w", "wav2vec2.feature_extractor.conv_layers.0.w", "classifier.w"],
+                ["wav2vec2.feature_extractor.conv_layers.0.w", "classifier.w"],
+            ),
+            (&["head.fc.w", "stages.0.blocks.0.conv_dw.w", "stem.0.w"], ["stem.0.w", "head.fc.w"]),
+            (&["conv_in.w", "conv_out.w", "down_blocks.0.w", "up_blocks.3.conv2.w"], ["conv_in.w", "conv_out.w"]),
+            (
+                &["decoder.0.w", "decoder.2.w", "segmentation_head.w", "encoder.0.w"],
+                ["encoder.0.w", "segmentation_head.w"],
+            ),
+        ] {
+            let mut sorted = names.to_vec();
+            let skip = common(sorted.iter().copied());
+            sorted.sort_by(|a, b| of_layers(&a[skip..], &b[skip..]));
+            assert_eq!([sorted[0], sorted[names.len() - 1]], [first, last]);
+        }
+        assert_eq!(common(["a.b.c", "a.b.d", "a.bc.e"].into_iter()), 2);
+        assert_eq!(common(["ä.b", "å.b"].into_iter()), 0);
+        assert_eq!(common(["a.b.c", "a.b"].into_iter()), 2);
         assert!(is_auxiliary("AuxLogits.fc.weight") && !is_auxiliary("Conv2d_1a_3x3.conv.weight"));
     }
 

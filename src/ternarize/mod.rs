@@ -178,6 +178,17 @@ impl Fit {
             && self.squared_norm.is_finite()
     }
 
+    /// What the method has given that it must not, in words.
+    pub(crate) fn breach(&self, binary: bool) -> Option<&'static str> {
+        match self.threshold {
+            Threshold::Delta(delta) if delta.is_nan() || delta < 0.0 => Some("a threshold that is no Δ ≥ 0"),
+            threshold if (threshold == Threshold::Sign) != binary => {
+                Some("another kind of threshold than `binary` says")
+            }
+            _ => self.scale.is_sign_negative().then_some(NO_SCALE),
+        }
+    }
+
     /// From what lies above the threshold, the scale and the error.
     ///
     /// The error is expanded, ‖W‖² − 2αS + α²k, which is free once S and k are known; where that
@@ -209,6 +220,8 @@ impl Fit {
         Self { threshold, exact_scale, scale, above, squared_error, squared_norm }
     }
 }
+
+const NO_SCALE: &str = "a scale that is no α ≥ 0";
 
 /// An error below this share of ‖W‖², expanded, has lost more than five of its fifteen digits: it is summed again.
 pub(crate) const CANCELS: f64 = 1e-5;
@@ -259,6 +272,17 @@ impl Fitted {
         match self {
             Self::One(fit) => (fit.squared_error, fit.squared_norm),
             Self::Several(fit) => (fit.squared_error, fit.squared_norm),
+        }
+    }
+
+    /// What the method has given that it must not, in words.
+    pub fn breach(&self, binary: bool, planes: usize) -> Option<&'static str> {
+        match self {
+            Self::One(fit) => fit.breach(binary),
+            Self::Several(fit) => {
+                let wrong = fit.scales.len() != planes || fit.scales.iter().any(|scale| scale.is_sign_negative());
+                wrong.then_some(NO_SCALE)
+            }
         }
     }
 

@@ -160,10 +160,10 @@ fn what_is_not_read_is_refused_by_name_with_a_way_out() {
     for (name, says, way_out) in [
         ("module.pt", "the class `__main__.Net`, a whole model, expected a state dict", "state_dict()"),
         ("sequential.pt", "`torch.nn.modules.container.Sequential`, a whole model", "state_dict()"),
-        ("complex.pt", "tensor `w`: is a complex tensor", "leave it out"),
+        ("complex.pt", "tensor `w`: is a complex tensor", "delete it from the dict"),
         ("quantized.pt", "tensor `w`: is a quantized tensor", "convert it"),
         ("sparse.pt", "tensor `w`: is a sparse tensor", "convert it"),
-        ("meta.pt", "tensor `w`: is a tensor on the device `meta`", "leave it out"),
+        ("meta.pt", "tensor `w`: is a tensor on the device `meta`", "delete it from the dict"),
         ("negated.pt", "tensor `w`: is a conjugated or negated view", "resolve_neg()"),
         ("legacy.pt", "the form that torch.save wrote before version 1.6", "save it again"),
         ("bare.pkl", "a bare pickle of Python", "safetensors"),

@@ -28,9 +28,9 @@ use crate::{Checkpoint, Dtype, MappedFile, Result, limits};
 const FORMAT: &str = "PyTorch";
 
 /// How to get weights out of what is not read.
-const RESAVE: &str = "where you trust it, load it with the program that made it and save the weights as safetensors: \
-     safetensors.torch.save_file({k: v.contiguous().clone() for k, v in torch.load(FILE, map_location='cpu').items()}, \
-     'model.safetensors')";
+const RESAVE: &str = "where you trust it, save its tensors alone, with the program that made it: \
+     d = torch.load(FILE, map_location='cpu', weights_only=False); \
+     torch.save({str(k): v for k, v in d.items() if torch.is_tensor(v)}, OUT) (of d['model'] or the like where they are inside)";
 
 /// Whether these are the entries of a file of `torch.save`.
 pub(super) fn is(entries: &[Entry]) -> bool {

@@ -14,6 +14,9 @@ const WRAPPERS: [&str; 7] = ["state_dict", "model_state_dict", "model_state", "m
 /// How many classes and functions a tensor may be made of, one inside the other.
 const MADE_OF: usize = 4;
 
+/// Values that are looked at however small a pickle is.
+const VISITS: usize = 4 << 20;
+
 /// Entries of an optimizer's state at most, so that what a pickle refers to many times is not searched as often.
 const OPTIMIZER_ENTRIES: usize = 8;
 
@@ -50,7 +53,7 @@ impl<'a> State<'a> {
             tensors: Vec::new(),
             names: HashSet::new(),
             name_bytes: 0,
-            visits: 1024 + 4 * pickle.values.len(),
+            visits: VISITS + 4 * pickle.values.len(),
             skipped: Names::default(),
             optimizers: Names::default(),
         };
@@ -305,7 +308,9 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
             (Name::TensorV3, &[_, _, _, _, _, _, dtype]) => (Some(dtype), None),
             (Name::TensorV3, &[_, _, _, _, _, _, dtype, metadata]) => (Some(dtype), Some(metadata)),
             (Name::Unread(what), _) => {
-                return Err(format!("is {what}, expected real numbers in C order; leave it out or convert it"));
+                return Err(format!(
+                    "is {what}, expected real numbers in C order; delete it from the dict before saving, or convert it"
+                ));
             }
             _ => return Err(malformed()),
         };
@@ -317,7 +322,7 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
             None => None,
             Some(Value::Global(Name::Type(dtype))) => Some(*dtype),
             Some(Value::Global(Name::Unread(what))) => {
-                return Err(format!("is {what}, which cannot be ternary; leave it out"));
+                return Err(format!("is {what}, which cannot be ternary; delete it from the dict before saving"));
             }
             Some(_) => return Err(malformed()),
         };
@@ -359,7 +364,7 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
             Value::Global(Name::Storage(dtype)) => Some(*dtype),
             Value::Global(Name::Untyped) => None,
             Value::Global(Name::Unread(what)) => {
-                return Err(format!("is {what}, which cannot be ternary; leave it out"));
+                return Err(format!("is {what}, which cannot be ternary; delete it from the dict before saving"));
             }
             _ => return Err(malformed()),
         };
