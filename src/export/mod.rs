@@ -129,7 +129,7 @@ pub struct Export<'a> {
     pub beside: Vec<(String, Vec<u8>)>,
     /// What deserves a second look.
     pub warnings: Vec<String>,
-    /// Files besides those of the parts that the new one needs, and that it must not replace.
+    /// Files besides those of the parts that were read, or that the new one needs: it must not replace them.
     pub inputs: Vec<PathBuf>,
 }
 

@@ -39,7 +39,14 @@ type Result<T> = std::result::Result<T, Wrong>;
 pub(super) fn parse(text: &str, check: Check<'_>) -> std::result::Result<Rules, String> {
     rules(text, check).map_err(|Wrong { at, what }| {
         let line = 1 + text.bytes().take(at.start).filter(|&byte| byte == b'\n').count();
-        format!("line {line}: {what}")
+        // serde names the value and not its key.
+        let source = text.lines().nth(line - 1).unwrap_or_default().trim();
+        match what.strip_prefix("invalid ") {
+            Some(_) if source.len() < 80 => {
+                format!("line {line}: {}, in `{source}`", what.replace("usize", "a whole number"))
+            }
+            _ => format!("line {line}: {what}"),
+        }
     })
 }
 

@@ -280,8 +280,9 @@ impl Fitted {
         match self {
             Self::One(fit) => fit.breach(binary),
             Self::Several(fit) => {
+                // Scales that cannot be stored are the weights' fault.
                 let wrong = fit.scales.len() != planes || fit.scales.iter().any(|scale| scale.is_sign_negative());
-                wrong.then_some(NO_SCALE)
+                (wrong && fit.scale_fits()).then_some(NO_SCALE)
             }
         }
     }

@@ -26,7 +26,9 @@ pub(super) fn export<'a>(block: Block, container: &'a Container, into: &Path, op
         return Err(foreign(format!("it is one of {count} files; merge them with llama-gguf-split --merge first")));
     }
     let numbers: BTreeMap<&str, usize> = header.tensors.iter().enumerate().map(|(i, t)| (t.name, i)).collect();
-    let (mut export, mut replaced) = (Export::default(), BTreeMap::new());
+    // Even where nothing of its data goes into the new one.
+    let inputs = vec![into.to_path_buf()];
+    let (mut export, mut replaced) = (Export { inputs, ..Export::default() }, BTreeMap::new());
     for (entry, tensor) in options.tensors_with_scales(container)? {
         let name = entry.name.as_str();
         let made = find(name, &tensor, &header, &numbers)

@@ -14,8 +14,8 @@ const WRAPPERS: [&str; 7] = ["state_dict", "model_state_dict", "model_state", "m
 /// How many classes and functions a tensor may be made of, one inside the other.
 const MADE_OF: usize = 4;
 
-/// Values that are looked at however small a pickle is.
-const VISITS: usize = 4 << 20;
+/// Dicts, lists and tensors, and values inside of them, that are looked at however small a pickle is.
+const VISITS: [usize; 2] = [1 << 16, 4 << 20];
 
 /// Entries of an optimizer's state at most, so that what a pickle refers to many times is not searched as often.
 const OPTIMIZER_ENTRIES: usize = 8;
@@ -53,7 +53,7 @@ impl<'a> State<'a> {
             tensors: Vec::new(),
             names: HashSet::new(),
             name_bytes: 0,
-            visits: VISITS + 4 * pickle.values.len(),
+            visits: VISITS.map(|at_least| at_least + 4 * pickle.values.len()),
             skipped: Names::default(),
             optimizers: Names::default(),
         };
@@ -178,8 +178,8 @@ struct Walk<'p, 'a, S> {
     tensors: Vec<(String, Tensor<'a>)>,
     names: HashSet<String>,
     name_bytes: u64,
-    /// How many more values may be looked at: what a pickle refers to many times could be endless.
-    visits: usize,
+    /// How many more may be looked at, as in [`VISITS`]: what a pickle refers to many times could be endless.
+    visits: [usize; 2],
     /// Values that are no tensors.
     skipped: Names,
     /// Optimizers' states.
@@ -209,9 +209,10 @@ impl Names {
 
 impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
     fn visit(&mut self, id: Id, name: &mut String, depth: usize) -> Result<(), String> {
-        self.visits =
-            self.visits.checked_sub(1).ok_or_else(|| format!("too much of it stands in several places; {RESAVE}"))?;
         let pickle = self.pickle;
+        let is_value = !matches!(pickle.get(id), Value::Dict(_) | Value::List(_) | Value::Tuple(_) | Value::Object(_));
+        let visits = &mut self.visits[usize::from(is_value)];
+        *visits = visits.checked_sub(1).ok_or_else(|| format!("too much of it stands in several places; {RESAVE}"))?;
         if is_tensor(pickle, id) {
             let wrong = |what: String| format!("tensor `{}`: {what}", shown(name));
             let tensor = self.tensor(id).map_err(wrong)?;
