@@ -191,7 +191,7 @@ impl Plan {
             let [first, last] = [first, last].map(|i| &self.tensors[i].name);
             self.warnings.push(format!(
                 "the first layer is taken to be `{first}`, the last `{last}`, by their names; where that is wrong, name the layers \
-                 with --exclude"
+                 with --exclude instead"
             ));
         }
         for (layer, end) in [(layers.first(), "first"), (layers.last(), "last")] {

@@ -1,7 +1,7 @@
 //! Into ONNX: golden bytes, what comes out decoded as defined, every refusal. Not here: the way back.
 
 use twn_pack::export::Options;
-use twn_pack::{Container, Dtype, Tensor, import};
+use twn_pack::{Container, Dtype, Tensor, export, import};
 
 use crate::common::{self, Made, Random, golden};
 use crate::model::*;
@@ -105,6 +105,21 @@ fn other_forms_are_decoded_alike() {
     let options = Options { refused_as_dense: true, ..options };
     let out = read(&packed.export("onnx", &options));
     assert_eq!((out.weight("w"), out.opsets[""], out.ops()), (packed.values("w"), 11, vec!["MatMul".to_owned()]));
+}
+
+/// Each scale fits FLOAT16, their sum does not.
+#[test]
+fn sums_of_planes_are_held_to_the_type() {
+    let large = Made::new("w", Dtype::F32, &[1, 4], &[70_000.0, 50_000.0, -70_000.0, -50_000.0]);
+    let packed = Packed::new(&[large], "planes=2,method=optimal");
+    let half = raw("w", FLOAT16, &[1, 4], &[0; 8]);
+    let file = model(21, &graph(&[node("Relu", &["w"], "y", &[])], &[half]));
+    let options = Options { refused_as_dense: true, ..packed.with(&file) };
+    let export = packed.plan("onnx", &options).unwrap();
+    assert!(export.tensors[0].becomes.as_ref().unwrap().contains("as floats"), "{:?}", export.tensors);
+    let error = export::write(&packed.container, &export, &packed.directory.path().join("o.onnx"), &Default::default());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("weight 7e4 is more than F16 can hold"), "{error}");
 }
 
 #[test]

@@ -451,7 +451,10 @@ impl<'m, 'a> Planner<'m, 'a> {
         let (part, rounding) = match tensor.clone() {
             Tensor::Ternary(ternary) => {
                 let rounding = values::rounding(target.dtype, ternary.scales())?;
-                let read = move |filter, range, out: &mut [f32]| ternary.dequantize_range(filter, range, out);
+                let read = move |filter, range, out: &mut [f32]| {
+                    ternary.dequantize_range(filter, range, out)?;
+                    values::check(target.dtype, out)
+                };
                 (values::floats(name, target.dtype, target.layout, read), rounding)
             }
             Tensor::Int8(int8) => {
