@@ -160,7 +160,7 @@ fn write_values(
         for (filter, values) in tile.filters.clone().zip(values.chunks_exact_mut(weights.len())) {
             tensor.dequantize_range(filter, weights.clone(), values).map_err(bad_codes)?;
             let too_large = |&value: &f32| !round_to(dtype, value).is_finite();
-            if let Some(at) = values.iter().position(|value| several && too_large(value)) {
+            if several && let Some(at) = values.iter().position(too_large) {
                 let weight = weights.start + at;
                 let what = format!("weight {weight} of filter {filter} is {:e} over all its planes", values[at]);
                 return Err(refused(what, values[at]));

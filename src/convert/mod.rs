@@ -121,20 +121,18 @@ pub fn pack(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     let (writer, mut journal) = if options.resume {
         refuse_existing(output, options.overwrite)?;
         let journal = Journal::open(checkpoint, plan, (output, journal::PACKED), options)?;
-        match ContainerWriter::resume(output, options.overwrite) {
-            Ok(writer) if !journal.is_new() => (writer, Some(journal)),
-            Ok(writer) => {
-                writer.clear()?;
-                (writer, Some(journal))
-            }
-            Err(error) => {
-                // Of a run that did not begin nothing is to be left.
-                if journal.is_new() {
-                    journal.remove();
-                }
+        let writer = match ContainerWriter::resume(output, options.overwrite) {
+            // Of a run that did not begin nothing is to be left.
+            Err(error) if journal.is_new() => {
+                journal.remove();
                 return Err(error);
             }
+            writer => writer?,
+        };
+        if journal.is_new() {
+            writer.clear()?;
         }
+        (writer, Some(journal))
     } else {
         (ContainerWriter::create(output, options.overwrite)?, None)
     };

@@ -403,9 +403,10 @@ impl<'a> TernaryWork<'a> {
 
     /// Refuses what a method must not give to the unit that begins at weight `start`, and a scale that cannot be stored.
     fn check(&self, breach: Option<&'static str>, misfit: Option<f64>, start: usize) -> Result<(), WeightsProblem> {
-        let filter = self.first + start / self.view.filter_len();
-        let method = self.treatment.method.name();
-        breach.map_or(Ok(()), |what| Err(WeightsProblem::Method { method, filter, what }))?;
+        if let Some(what) = breach {
+            let filter = self.first + start / self.view.filter_len();
+            return Err(WeightsProblem::Method { method: self.treatment.method.name(), filter, what });
+        }
         misfit.map_or(Ok(()), |scale| Err(self.misfit(start, scale)))
     }
 

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value};
 
 use super::safetensors_file::{self, Written};
-use super::{Export, Line, Part, as_floats};
+use super::{Export, Line, Part, as_floats, check_range, rounded};
 use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
 use crate::{Container, Dtype, Result, Tensor};
 
@@ -163,7 +163,7 @@ impl<'a> Floats<'a> {
         let several = matches!(&tensor, Tensor::Ternary(ternary) if ternary.planes > 1);
         let mut rounding = 0.0_f64;
         for scale in scales {
-            let rounded = round_to(dtype, scale);
+            let rounded = rounded(dtype, scale);
             if !several && (!rounded.is_finite() || (rounded == 0.0) != (scale == 0.0)) {
                 return Err(format!("scale {scale:e} is nothing that {dtype} can hold"));
             }
@@ -218,23 +218,12 @@ impl<'a> Floats<'a> {
             Dtype::BF16 => store(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
             _ => store(values, bytes, f32::to_le_bytes),
         }
-        match values.iter().find(|&&value| !round_to(self.dtype, value).is_finite()) {
-            Some(value) => Err(format!("weight {value:e} is more than {} can hold", self.dtype)),
-            None => Ok(()),
-        }
+        check_range(self.dtype, values)
     }
 }
 
 fn store<const N: usize>(values: &[f32], bytes: &mut [u8], stored: impl Fn(f32) -> [u8; N]) {
     bytes.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, &value)| *bytes = stored(value));
-}
-
-fn round_to(dtype: Dtype, value: f32) -> f32 {
-    match dtype {
-        Dtype::F16 => f16::from_f32(value).to_f32(),
-        Dtype::BF16 => bf16::from_f32(value).to_f32(),
-        _ => value,
-    }
 }
 
 /// A model's `config.json` with another `quantization_config`, as it lies beside the weights.

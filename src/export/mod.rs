@@ -236,6 +236,23 @@ fn float(dtype: Dtype, data: &[u8], index: usize) -> Option<f64> {
     })
 }
 
+/// A value after a round trip through a type of floats.
+fn rounded(dtype: Dtype, value: f32) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::from_f32(value).to_f32(),
+        Dtype::BF16 => bf16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
+/// Refuses a value that the type cannot hold: each scale of several planes may fit, and their sum not.
+fn check_range(dtype: Dtype, values: &[f32]) -> Result<(), String> {
+    match values.iter().find(|&&value| !rounded(dtype, value).is_finite()) {
+        Some(value) => Err(format!("weight {value:e} is more than {dtype} can hold")),
+        None => Ok(()),
+    }
+}
+
 /// What is said of a tensor that becomes floats because it cannot be codes: the reason without its ways out.
 fn as_floats(refusal: &str) -> String {
     format!(", as floats: {}", refusal.split("; ").next().unwrap_or(refusal))

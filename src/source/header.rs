@@ -28,11 +28,12 @@ const INSTEAD: [(&[u8], &str, &str); 12] = [
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (b"\x89HDF\r\n\x1a\n", "HDF5, as Keras writes it", HDF5),
     (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model", "give the float model that it was made from"),
-    (b"{\"", "JSON text", "give the file of weights that lies beside it, or their index (*.safetensors.index.json)"),
-    (b"{\n", "JSON text", "give the file of weights that lies beside it, or their index (*.safetensors.index.json)"),
+    (b"{\"", "JSON text", BESIDE),
+    (b"{\n", "JSON text", BESIDE),
     (b"\x89PNG", "an image", "give the model"),
 ];
 
+const BESIDE: &str = "give the file of weights that lies beside it, or their index (*.safetensors.index.json)";
 const HDF5: &str = "save its weights with numpy: numpy.savez(OUT, **{w.path: w.numpy() for w in model.weights})";
 
 /// What a file is that stands in place of a checkpoint, by how it begins.

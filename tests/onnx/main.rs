@@ -6,6 +6,7 @@
 mod common;
 
 mod export;
+mod find;
 mod import;
 mod model;
 mod refusals;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::container::{Int8Tensor, TernaryTensor};
-use crate::export::Part;
+use crate::export::{Part, rounded};
 use crate::pack::transpose_t2;
 use crate::{Dtype, Encoding, Granularity, Isa};
 
@@ -230,15 +230,6 @@ pub(super) fn transposed<'a>(name: &str, data: &'a [u8], size: usize, columns: u
     })
 }
 
-/// What a value is in that type.
-fn stored(dtype: Dtype, value: f32) -> f32 {
-    match dtype {
-        Dtype::F16 => half::f16::from_f32(value).to_f32(),
-        Dtype::BF16 => half::bf16::from_f32(value).to_f32(),
-        _ => value,
-    }
-}
-
 /// A value in a type of floats.
 fn put(dtype: Dtype, value: f32, out: &mut [u8]) {
     match dtype {
@@ -246,14 +237,6 @@ fn put(dtype: Dtype, value: f32, out: &mut [u8]) {
         Dtype::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
         Dtype::BF16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
         _ => out.copy_from_slice(&value.to_le_bytes()),
-    }
-}
-
-/// Refuses a value that the type cannot hold: each scale of several planes may fit, and their sum not.
-pub(super) fn check(dtype: Dtype, values: &[f32]) -> Result<(), String> {
-    match values.iter().find(|&&value| !stored(dtype, value).is_finite()) {
-        Some(value) => Err(format!("weight {value:e} is more than {dtype} can hold; export the model in FLOAT")),
-        None => Ok(()),
     }
 }
 
@@ -297,7 +280,7 @@ pub(super) fn rounding(dtype: Dtype, scales: impl Iterator<Item = f32>) -> Resul
         if !scale.is_finite() || scale < 0.0 {
             return Err(format!("scale {index} is {scale}, should be finite and not negative; pack it again"));
         }
-        let stored = stored(dtype, scale);
+        let stored = rounded(dtype, scale);
         if !stored.is_finite() || (stored == 0.0) != (scale == 0.0) {
             return Err(format!("scale {index} is {scale:e}, which {dtype} cannot hold; export the model in F32"));
         }

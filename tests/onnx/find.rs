@@ -1,0 +1,169 @@
+//! Which initializer is which tensor, and which way round: by name, by module, by the floats that are there. Not here: what
+//! the tensors become.
+
+use twn_pack::export::Options;
+use twn_pack::{Dtype, Tensor, import};
+
+use crate::common::Made;
+use crate::model::*;
+use crate::wire::*;
+
+/// Both exporters give transposed weights names of their own.
+#[test]
+fn pytorch_models_are_recognised() {
+    let shapes = [("blocks.0.0", [12, 8]), ("blocks.0.2", [8, 12]), ("blocks.1.0", [12, 8]), ("blocks.1.2", [8, 12])];
+    for (file, names) in [
+        ("linear-script.onnx", ["onnx::MatMul_21", "onnx::MatMul_22", "onnx::MatMul_23", "onnx::MatMul_24"]),
+        ("linear-dynamo.onnx", ["val_0", "val_2", "val_3", "val_5"]),
+    ] {
+        // The other way first: the same files as checkpoints.
+        let checkpoint = import::open(fixture(&format!("foreign/onnx/{file}"))).unwrap();
+        let own = |name: &str, shape: &[usize]| -> Vec<f64> {
+            let tensor = checkpoint.by_name(name).unwrap();
+            let values: Vec<f64> =
+                tensor.stored.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes).into()).collect();
+            // Stored as [inputs, outputs].
+            if shape.len() == 2 { transpose(&values, shape[0]) } else { values }
+        };
+        assert_eq!(checkpoint.by_name(names[0]).unwrap().shape, [8, 12]);
+        let mut tensors = Vec::new();
+        for (name, (module, shape)) in names.iter().zip(shapes) {
+            tensors.push(Made::new(&format!("{module}.weight"), Dtype::F32, &shape, &own(name, &shape)));
+        }
+        for bias in ["blocks.0.0.bias", "blocks.1.0.bias"] {
+            tensors.push(Made::new(bias, Dtype::F32, &[12], &own(bias, &[12])));
+        }
+        tensors.push(Made {
+            name: "blocks.num_batches_tracked".to_owned(),
+            dtype: Dtype::I64,
+            shape: vec![],
+            data: vec![0; 8],
+        });
+        let packed = Packed::new(&tensors, "");
+        let options = Options { into: Some(fixture(&format!("foreign/onnx/{file}"))), ..Options::default() };
+        let lines = packed.plan("onnx", &options).unwrap().tensors;
+        let becomes = |tensor: &str| lines.iter().find(|line| line.tensor == tensor).unwrap().becomes.clone().unwrap();
+        assert!(becomes("blocks.num_batches_tracked").starts_with("nothing"));
+        assert_eq!(becomes("blocks.1.0.bias"), "FLOAT [12]");
+        let (int2, nbits) = (read(&packed.export("onnx", &options)), read(&packed.export("onnx-nbits", &options)));
+        for (name, (module, shape)) in names.iter().zip(shapes) {
+            let weight = format!("{module}.weight");
+            let [rows, columns] = shape;
+            let expected = format!("INT2 [{columns}, {rows}] and scales [{rows}] along axis 1 as `{name}`, transposed");
+            assert_eq!(becomes(&weight), expected);
+            assert_eq!(int2.weight(name), transpose(&packed.values(&weight), columns), "{file} {weight}");
+            let node = nbits
+                .nodes
+                .iter()
+                .find(|node| {
+                    texts(node, 1).contains(&format!("{name}.codes"))
+                        || texts(node, 1).contains(&format!("{name}.turned.codes"))
+                })
+                .unwrap();
+            assert_eq!(nbits.nbits(node), packed.values(&weight), "{file} {weight}");
+        }
+        let bias = packed.container.by_name("blocks.1.0.bias").unwrap();
+        let Tensor::Dense(bias) = bias else { panic!("{bias:?}") };
+        assert_eq!(int2.tensors["blocks.1.0.bias"].2, bias.data);
+        // Half of the floats, or others, are not the module's weight.
+        for changed in [0.5, -1.0] {
+            let values: Vec<f64> = own(names[0], &[12, 8]).iter().map(|value| changed * value).collect();
+            let packed = Packed::new(&[Made::new("blocks.0.0.weight", Dtype::F32, &[12, 8], &values)], "");
+            let refusal = packed.refusal("onnx", &options);
+            assert!(refusal.contains("are not those that were packed"), "{refusal}");
+        }
+    }
+}
+
+/// Exporters fold what a module makes of its weight: that is another weight, whichever way it lies.
+#[test]
+fn what_a_module_makes_of_its_weight_is_not_the_weight() {
+    let nodes = [bytes(
+        1,
+        [bytes(1, "x"), bytes(1, "folded"), bytes(2, "y"), bytes(3, "/fc/MatMul"), bytes(4, "MatMul")].concat(),
+    )];
+    for (shape, axis) in [([16, 12], 0), ([12, 16], 0), ([12, 12], 0), ([16, 12], 1), ([12, 12], 1)] {
+        let made = Made::gaussian("fc.weight", Dtype::F32, &shape, 1);
+        let packed = Packed::new(std::slice::from_ref(&made), &format!("axis={axis}"));
+        let own: Vec<f32> = made.values().iter().map(|&w| w as f32).collect();
+        let turned = transpose(&own, shape[1]);
+        let export = |values: &[f32], dims: [usize; 2]| {
+            let file = nodes.concat();
+            let file =
+                model(21, &[file, bytes(2, "g"), bytes(5, raw("folded", FLOAT, &dims, &floats(values)))].concat());
+            packed.plan("onnx", &packed.with(&file)).unwrap().tensors[0].becomes.clone()
+        };
+        assert!(export(&turned, [shape[1], shape[0]]).unwrap().ends_with(", transposed"), "{shape:?} {axis}");
+        assert!(!export(&own, shape).unwrap().ends_with(", transposed"), "{shape:?} {axis}");
+        for change in [|w: f32| 0.5 * w, |w: f32| w - 0.1, |w: f32| 2.0 * w] {
+            for (values, dims) in [(&turned, [shape[1], shape[0]]), (&own, shape)] {
+                let changed: Vec<f32> = values.iter().map(|&w| change(w)).collect();
+                let refusal = export(&changed, dims).unwrap_err();
+                assert!(refusal.contains("(`folded`) are not those that were packed"), "{shape:?} {axis}: {refusal}");
+            }
+        }
+    }
+}
+
+/// The shape of a square matrix does not say whether the model has it transposed; its floats do.
+#[test]
+fn square_matrices_are_compared() {
+    for axis in [0, 1] {
+        let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &[8, 8], 1)], &format!("axis={axis}"));
+        let own: Vec<f32> = Made::gaussian("w", Dtype::F32, &[8, 8], 1).values().iter().map(|&w| w as f32).collect();
+        let turned = transpose(&own, 8);
+        for (floats_there, expected) in [(&own, packed.values("w")), (&turned, transpose(&packed.values("w"), 8))] {
+            let nodes = [node("MatMul", &["x", "w"], "y", &[])];
+            let file = model(21, &graph(&nodes, &[raw("w", FLOAT, &[8, 8], &floats(floats_there))]));
+            let exported = read(&packed.export("onnx", &packed.with(&file)));
+            assert_eq!(exported.weight("w"), expected, "axis {axis}");
+        }
+    }
+    // Where both ways are alike, or the first filters are empty, the error says it.
+    let made =
+        |value: &dyn Fn(usize) -> f64| Made::new("w", Dtype::F32, &[80, 80], &Vec::from_iter((0..6400).map(value)));
+    let gaussian = Made::gaussian("w", Dtype::F32, &[80, 80], 3).values();
+    for made in [made(&|i| 1.0 + 0.1 * gaussian[i]), made(&|i| if i < 70 * 80 { 0.0 } else { gaussian[i] })] {
+        let own: Vec<f32> = made.values().iter().map(|&w| w as f32).collect();
+        for settings in ["", "granularity=tensor", "method=absmean", "planes=2", "axis=1"] {
+            let packed = Packed::new(std::slice::from_ref(&made), settings);
+            for (there, turned) in [(own.clone(), false), (transpose(&own, 80), true)] {
+                let nodes = [node("MatMul", &["x", "w"], "y", &[])];
+                let file = model(21, &graph(&nodes, &[raw("w", FLOAT, &[80, 80], &floats(&there))]));
+                let options = Options { planes_as_tensors: true, ..packed.with(&file) };
+                let becomes = packed.plan("onnx", &options).unwrap().tensors[0].becomes.clone().unwrap();
+                assert_eq!(becomes.contains(", transposed"), turned, "{settings}: {becomes}");
+            }
+        }
+    }
+    // Floats of another training say nothing: the name does, unless the filters are not the outputs then.
+    let by_row = [attribute_int("transB", 1)];
+    for (axis, op, attributes, expected) in [
+        (0, "Gemm", &by_row[..], true),
+        (1, "Gemm", &by_row, false),
+        (0, "MatMul", &[], false),
+        (1, "MatMul", &[], true),
+    ] {
+        for seed in 2..12 {
+            let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &[16, 16], 1)], &format!("axis={axis}"));
+            let others = Made::gaussian("w", Dtype::F32, &[16, 16], seed).values();
+            let others: Vec<f32> = others.iter().map(|&w| w as f32).collect();
+            let nodes = [node(op, &["x", "w"], "y", attributes)];
+            let file = model(21, &graph(&nodes, &[raw("w", FLOAT, &[16, 16], &floats(&others))]));
+            let options = packed.with(&file);
+            if expected {
+                assert_eq!(read(&packed.export("onnx", &options)).weight("w"), packed.values("w"), "{op}, axis {axis}");
+            } else {
+                let line = &packed.plan("onnx", &options).unwrap().tensors[0];
+                let reason = line.becomes.as_ref().unwrap_err();
+                assert!(reason.contains("which way this square matrix lies"), "{op}, axis {axis}: {reason}");
+            }
+        }
+    }
+    // Dense ones likewise.
+    let packed = Packed::new(&[Made::gaussian("dense", Dtype::F32, &[8, 8], 1)], "");
+    let own: Vec<f32> = Made::gaussian("dense", Dtype::F32, &[8, 8], 1).values().iter().map(|&w| w as f32).collect();
+    let turned = transpose(&own, 8);
+    let file = model(21, &graph(&[], &[raw("dense", FLOAT, &[8, 8], &floats(&turned))]));
+    assert_eq!(read(&packed.export("onnx", &packed.with(&file))).tensors["dense"].2, floats(&turned));
+}
