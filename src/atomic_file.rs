@@ -33,8 +33,10 @@ pub struct AtomicFile {
 fn stem(path: &Path) -> Result<String> {
     let name = path.file_name();
     let name = name.ok_or_else(|| Error::Request(format!("{}: the output needs a file name", path.display())))?;
+    let name = name.to_string_lossy();
+    let Some((cut, _)) = name.char_indices().nth(50) else { return Ok(format!(".{name}")) };
     // File names have 255 bytes at most; a suffix and a random part need some of them.
-    Ok(format!(".{}", name.to_string_lossy().chars().take(50).collect::<String>()))
+    Ok(format!(".{}-{:08x}", &name[..cut], crc32fast::hash(name.as_bytes())))
 }
 
 /// What belongs to an output and lies beside it: `.NAME` and the suffix.

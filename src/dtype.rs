@@ -41,6 +41,7 @@ pub(crate) fn encode(dtype: Dtype, values: &[f32], bytes: &mut [u8]) {
         Dtype::BF16 => each(values, bytes, |value| half::bf16::from_f32(value).to_le_bytes()),
         Dtype::F8_E4M3 => each(values, bytes, |value| [float8::encode(&float8::E4M3, value)]),
         Dtype::F8_E5M2 => each(values, bytes, |value| [float8::encode(&float8::E5M2, value)]),
-        _ => each(values, bytes, f32::to_le_bytes),
+        Dtype::F32 => each(values, bytes, f32::to_le_bytes),
+        other => unreachable!("{other} is no type that weights have"),
     }
 }

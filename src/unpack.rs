@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::atomic_file::AtomicFile;
 use crate::container::{Body, Container, Quantized, Tensor, TensorEntry};
 use crate::convert::Progress;
-use crate::dtype::{Dtype, byte_length, encode};
+use crate::dtype::{Dtype, byte_length, encode, is_float};
 use crate::error::ContainerProblem;
 use crate::select::{Settings, TRAINED_KEY, found_again, found_again_as_int8, stays_dense, trained_metadata};
 use crate::source::{safetensors_header, safetensors_order};
@@ -48,6 +48,10 @@ pub struct Options<'a> {
 pub fn unpack(container: &Container, output: &Path, options: &Options<'_>) -> Result<u64> {
     if container.path().canonicalize().is_ok_and(|input| output.canonicalize().is_ok_and(|out| out == input)) {
         return Err(Error::Request(format!("{} is the input; give another output", output.display())));
+    }
+    if let Some(dtype) = options.dtype.filter(|&dtype| !is_float(dtype)) {
+        let expected = "expected F64, F32, F16, BF16, F8_E4M3 or F8_E5M2";
+        return Err(Error::Request(format!("weights cannot be unpacked as {dtype}: {expected}")));
     }
     let file = AtomicFile::create(output, options.overwrite)?;
     let mut entries: Vec<(&TensorEntry, Dtype)> =

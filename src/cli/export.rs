@@ -7,6 +7,7 @@ use serde_json::json;
 use twn_pack::{Container, Error, export, report};
 
 use super::exit::Exit;
+use super::progress::Display;
 use super::{Session, print, printable, refuse_outputs, warn_of_existing};
 
 #[derive(Debug, Args)]
@@ -66,7 +67,12 @@ pub(super) fn run(args: ExportArgs, session: &Session) -> anyhow::Result<Exit> {
     }
     match &args.output {
         Some(output) if !args.dry_run => {
-            let options = export::WriteOptions { overwrite: args.force, cancel: Some(&session.cancel), progress: None };
+            let display = Display::new(&session.global);
+            let options = export::WriteOptions {
+                overwrite: args.force,
+                cancel: Some(&session.cancel),
+                progress: Some(&|done, total| display.advance(done, total, None)),
+            };
             export::write(&container, &export, output, &options)?;
         }
         None if !args.dry_run => return Err(Error::Request("give an output with -o".to_owned()).into()),

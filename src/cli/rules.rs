@@ -44,7 +44,7 @@ impl WhichArgs {
 #[command(next_help_heading = "What becomes ternary, and how")]
 pub(super) struct RuleArgs {
     /// Threshold and scale: twn (Δ = 0.7·mean|w|), optimal (least squared error), absmean, bwn
-    /// (signs only), auto (only what is ternary already, without loss; the rest stays dense) [default: twn]
+    /// (signs only), auto (only what is ternary already, without loss; the rest stays dense, or what a target size or error makes of it) [default: twn]
     #[arg(short, long, value_name = "NAME")]
     method: Option<String>,
     /// The factor f of twn, Δ = f·mean|w| [default: 0.7]
@@ -59,7 +59,7 @@ pub(super) struct RuleArgs {
     /// The filter axis: 0 for PyTorch's Conv and Linear, 1 for GPT-2's Conv1D and ConvTranspose [default: 0]
     #[arg(long, value_name = "N")]
     axis: Option<usize>,
-    /// How codes are packed: t2 (2 bits), t5 (five trits a byte), b1 (bwn only) [default: t2]
+    /// How codes are packed: t2 (2 bits), t5 (five trits a byte), b1 (bwn only) [default: t2, b1 for bwn]
     #[arg(short, long, value_name = "NAME")]
     encoding: Option<String>,
     /// The type of the scales: f32 or f16 [default: f32]

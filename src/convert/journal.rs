@@ -165,5 +165,13 @@ pub(super) fn stamp(path: &Path) -> Result<String> {
     let metadata = std::fs::metadata(&path).map_err(io())?;
     let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let modified = modified.map_or(0, |time| time.as_nanos());
-    Ok(format!("{path:?} {} {modified}\n", metadata.len()))
+    // Times of change can be set, and are, by whoever unpacks archives; another file, and when it was touched last, cannot.
+    #[cfg(unix)]
+    let touched = {
+        use std::os::unix::fs::MetadataExt;
+        (metadata.ino(), metadata.ctime(), metadata.ctime_nsec())
+    };
+    #[cfg(not(unix))]
+    let touched = ();
+    Ok(format!("{path:?} {} {modified} {touched:?}\n", metadata.len()))
 }

@@ -82,6 +82,12 @@ impl<'a> Work<'a> {
                 let work = MovedWork::new(ternary, *moved, granularity);
                 Kind::Moved { places: places(work.planes() as u64, work.plane_bytes())?, work }
             }
+            (Decision::Dense, _) if ternary.is_some() => {
+                return Err(Error::Request(format!(
+                    "tensor `{}` is ternary in the checkpoint and has no floats to keep; plan it again",
+                    tensor.name
+                )));
+            }
             _ => Kind::Dense(offsets.reserve(tensor.stored.len() as u64)?),
         };
         Ok(Self { tensor, reason, kind, known: None })

@@ -177,8 +177,8 @@ pub fn train(
                 "{path}: there is no run to go on with; begin it without --resume, or name its directory with --run"
             )));
         }
-        let (checkpoint, mut found) = state::load(&path)?;
         _lock = directory.lock()?;
+        let (checkpoint, mut found) = state::load(&path)?;
         let before = found.setup.clone();
         if options.new_recipe {
             found.change_recipe(recipe).map_err(|what| Error::Request(format!("{}: {what}", path.display())))?;

@@ -167,3 +167,49 @@ fn square_matrices_are_compared() {
     let file = model(21, &graph(&[], &[raw("dense", FLOAT, &[8, 8], &floats(&turned))]));
     assert_eq!(read(&packed.export("onnx", &packed.with(&file))).tensors["dense"].2, floats(&turned));
 }
+
+/// What exporters merge or hold twice: the floats tell, not the names.
+#[test]
+fn copies_are_found_by_their_floats() {
+    let made = Made::gaussian("w", Dtype::F32, &[8, 12], 1);
+    let own: Vec<f32> = made.values().iter().map(|&w| w as f32).collect();
+    let turned = raw("other", FLOAT, &[12, 8], &floats(&transpose(&own, 12)));
+    let nodes = [node("MatMul", &["x", "other"], "y", &[])];
+    for settings in ["", "keep=int8", "granularity=tensor", "axis=1"] {
+        let packed = Packed::new(std::slice::from_ref(&made), settings);
+        // A tied weight under its other name.
+        let options = packed.with(&model(21, &graph(&nodes, std::slice::from_ref(&turned))));
+        let becomes = packed.plan("onnx", &options).unwrap().tensors[0].becomes.clone().unwrap();
+        assert!(becomes.ends_with("as `other`, transposed"), "{settings}: {becomes}");
+        // The same as well as under its own.
+        let twice = [raw("w", FLOAT, &[8, 12], &floats(&own)), turned.clone()];
+        let refusal = packed.refusal("onnx", &packed.with(&model(21, &graph(&nodes, &twice))));
+        assert!(refusal.contains("once more, as `other`, transposed"), "{settings}: {refusal}");
+        // Others may be there.
+        let half: Vec<f32> = own.iter().map(|w| 0.5 * w).collect();
+        let others = [twice[0].clone(), raw("other", FLOAT, &[12, 8], &floats(&half))];
+        assert!(packed.plan("onnx", &packed.with(&model(21, &graph(&nodes, &others)))).unwrap().check().is_ok());
+    }
+    // Of equal dense tensors exporters keep one.
+    let ones = |name: &str, value| Made::new(name, Dtype::F32, &[4], &[value; 4]);
+    let merged = model(21, &graph(&[node("Identity", &["a"], "b", &[])], &[raw("a", FLOAT, &[4], &floats(&[1.0; 4]))]));
+    let packed = Packed::new(&[ones("a", 1.0), ones("b", 1.0)], "");
+    let lines = packed.plan("onnx", &packed.with(&merged)).unwrap().tensors;
+    assert_eq!(lines[1].becomes.as_deref(), Ok("nothing: the model takes `a` for it, which is equal"));
+    let packed = Packed::new(&[ones("a", 1.0), ones("b", 2.0)], "");
+    assert!(packed.refusal("onnx", &packed.with(&merged)).contains("made by one of its nodes (Identity)"));
+}
+
+/// A batch norm that is left out, and is not in the model, is in the weights that are.
+#[test]
+fn folded_batch_norms_are_noticed() {
+    let conv = Made::gaussian("0.weight", Dtype::F32, &[4, 3, 2, 2], 1);
+    let packed = Packed::new(&[conv.clone(), Made::new("1.running_mean", Dtype::F32, &[4], &[1.0; 4])], "");
+    let own: Vec<f32> = conv.values().iter().map(|&w| w as f32).collect();
+    for (scale, good) in [(1.0, true), (0.7, false)] {
+        let there: Vec<f32> = own.iter().map(|w| scale * w).collect();
+        let file = model(21, &graph(&[], &[raw("0.weight", FLOAT, &[4, 3, 2, 2], &floats(&there))]));
+        let options = Options { leave_out: vec!["1.*".to_owned()], ..packed.with(&file) };
+        assert_eq!(packed.plan("onnx", &options).unwrap().check().is_ok(), good);
+    }
+}

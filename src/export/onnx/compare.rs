@@ -1,4 +1,4 @@
-//! Whether a model has a matrix of the container among its floats, and which way round: by the error that the container
+//! Whether a model has a tensor of the container among its floats, and which way round: by the error that the container
 //! says its codes have. Not here: initializers whose name and shape say it.
 
 use std::path::Path;
@@ -57,6 +57,41 @@ pub(super) fn compare(
     tensor: &Tensor<'_>,
     source: Dtype,
 ) -> Option<Likeness> {
+    with_floats(path, file, initializer, |dtype, data| {
+        let matrix = Matrix::new(tensor)?;
+        matrix.likeness(&initializer.dims, dtype, data, source)
+    })
+}
+
+/// ‖W‖² of an initializer; nothing where it has no floats.
+pub(super) fn squared_norm(path: &Path, file: &[u8], initializer: &Initializer<'_>) -> Option<f64> {
+    with_floats(path, file, initializer, |dtype, data| {
+        let count = data.len() / (dtype.bitsize() / 8).max(1);
+        let blocks: Vec<_> = (0..count).step_by(BLOCK[1]).collect();
+        let sum =
+            |from: usize| (from..(from + BLOCK[1]).min(count)).map(|i| Some(float(dtype, data, i)?.powi(2))).sum();
+        let sums: Option<Vec<f64>> = blocks.into_par_iter().map(sum).collect();
+        Some(sums?.into_iter().sum())
+    })
+}
+
+/// How far from ‖W‖² sums over floats of that type may be. In a shorter type than the `source` every float is another
+/// one; their sums are hardly.
+pub(super) fn tolerance(dtype: Dtype, source: Dtype) -> f64 {
+    match dtype {
+        Dtype::F16 if source != Dtype::F16 => 1e-3,
+        Dtype::BF16 if source != Dtype::BF16 => 8e-3,
+        _ => 1e-6,
+    }
+}
+
+/// Hands on an initializer's type and its data, decoded where they are not stored as they are.
+fn with_floats<T>(
+    path: &Path,
+    file: &[u8],
+    initializer: &Initializer<'_>,
+    read: impl FnOnce(Dtype, &[u8]) -> Option<T>,
+) -> Option<T> {
     let dtype = dtype(initializer.data_type)?;
     let (external, range);
     let mut decoded = Vec::new();
@@ -78,38 +113,12 @@ pub(super) fn compare(
             &decoded
         }
     };
-    let matrix = Matrix::new(tensor)?;
-    let [rows, columns] = initializer.dims[..] else { return None };
-    let found = [rows, columns].map(|dim| dim as usize);
-    // Filters along rows, then along columns.
-    let fits = [found == [matrix.filters, matrix.weights], found == [matrix.weights, matrix.filters]];
-    if fits == [false; 2] || matrix.filters * matrix.weights > data.len() / (dtype.bitsize() / 8).max(1) {
-        return None;
-    }
-    let blocks: Vec<_> = (0..matrix.filters).step_by(BLOCK[0]).collect();
-    let blocks: Option<Vec<Sums>> = blocks.into_par_iter().map(|first| matrix.sums(first, fits, dtype, data)).collect();
-    let sums = blocks?.into_iter().fold(Sums::default(), Sums::add);
-    let [squared_norm, squared_error] = matrix.said.unwrap_or([sums.norm, 0.0]);
-    // In a shorter type every float is another one; their sums are hardly.
-    let off = match dtype {
-        Dtype::F16 if source != Dtype::F16 => 1e-3,
-        Dtype::BF16 if source != Dtype::BF16 => 8e-3,
-        _ => 1e-6,
-    };
-    let ways = [0, 1].map(|way| {
-        let (product, there) = (sums.products[way], sums.there[way]);
-        let error = there - 2.0 * product + sums.norm;
-        let is = |found: f64, said: f64| (found - said).abs() <= off * squared_norm;
-        let same = fits[way] && is(there, squared_norm) && is(error, squared_error);
-        Way { same, cosine: if fits[way] { product / (sums.norm * there).sqrt() } else { 0.0 } }
-    });
-    let [along_rows, along_columns] = ways;
-    Some(Likeness { ways: if matrix.axis == 0 { ways } else { [along_columns, along_rows] } })
+    read(dtype, data)
 }
-
 /// A matrix of the container.
 struct Matrix<'t, 'a> {
     tensor: &'t Tensor<'a>,
+    shape: &'t [usize],
     axis: usize,
     filters: usize,
     weights: usize,
@@ -145,9 +154,40 @@ impl<'t, 'a> Matrix<'t, 'a> {
                 (&ternary.shape, ternary.axis, Some([ternary.stats.squared_norm, ternary.stats.squared_error]))
             }
         };
-        let [rows, columns] = shape[..] else { return None };
-        let (filters, weights) = if axis == 0 { (rows, columns) } else { (columns, rows) };
-        Some(Self { tensor, axis, filters, weights, said })
+        // Of more dimensions, rows are what the filters are where they come first.
+        let (filters, weights) = match (shape[..].split_first()?, axis) {
+            ((_, []), _) => return None,
+            ((&rows, columns), 0) => (rows, columns.iter().product()),
+            ((&rows, &[columns]), _) => (columns, rows),
+            _ => return None,
+        };
+        Some(Self { tensor, shape, axis, filters, weights, said })
+    }
+
+    /// What floats of that shape are to it, along its own axes.
+    fn likeness(&self, dims: &[u64], dtype: Dtype, data: &[u8], source: Dtype) -> Option<Likeness> {
+        let found: Vec<usize> = dims.iter().map(|&dim| dim as usize).collect();
+        let turned = matches!((self.shape, &found[..]), ([a, b], [c, d]) if (a, b) == (d, c));
+        // Filters along rows, then along columns.
+        let fits = if self.axis == 0 { [found == self.shape, turned] } else { [turned, found == self.shape] };
+        if fits == [false; 2] || self.filters * self.weights > data.len() / (dtype.bitsize() / 8).max(1) {
+            return None;
+        }
+        let blocks: Vec<_> = (0..self.filters).step_by(BLOCK[0]).collect();
+        let blocks: Option<Vec<Sums>> =
+            blocks.into_par_iter().map(|first| self.sums(first, fits, dtype, data)).collect();
+        let sums = blocks?.into_iter().fold(Sums::default(), Sums::add);
+        let [squared_norm, squared_error] = self.said.unwrap_or([sums.norm, 0.0]);
+        let off = tolerance(dtype, source);
+        let ways = [0, 1].map(|way| {
+            let (product, there) = (sums.products[way], sums.there[way]);
+            let error = there - 2.0 * product + sums.norm;
+            let is = |found: f64, said: f64| (found - said).abs() <= off * squared_norm;
+            let same = fits[way] && is(there, squared_norm) && is(error, squared_error);
+            Way { same, cosine: if fits[way] { product / (sums.norm * there).sqrt() } else { 0.0 } }
+        });
+        let [along_rows, along_columns] = ways;
+        Some(Likeness { ways: if self.axis == 0 { ways } else { [along_columns, along_rows] } })
     }
 
     /// Over filters from `first` on; both ways that fit.

@@ -3,6 +3,7 @@
 //! weights into, for a container has no graph; reading weights from a model ([`crate::import`]).
 
 mod compare;
+mod copies;
 mod find;
 mod opset;
 mod products;
@@ -13,7 +14,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use self::compare::Likeness;
-use self::find::{By, FactorOf, Names, WITH_NAMES};
+use self::copies::Copies;
+use self::find::{By, FactorOf, Found, Names, WITH_NAMES};
 use self::rewrite::{New, Rewrite};
 use self::values::Layout;
 use super::{Export, Exporter, Line, Options, as_floats, check_range, float};
@@ -64,15 +66,35 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
     let file = MappedFile::open(path)?;
     let model = Model::parse(&file).map_err(bad)?;
     let names = Names::new(&model).map_err(bad)?;
-    let mut planner = Planner { path, model: &model, names: &names, options, nbits, rewrite: Rewrite::default() };
-    let mut taken: BTreeSet<usize> = BTreeSet::new();
+    let exported = options.tensors_with_scales(container)?;
+    let own: BTreeSet<&str> = container.index().tensors.iter().map(|entry| entry.name.as_str()).collect();
+    let kept: BTreeSet<&str> = exported.iter().map(|(entry, _)| entry.name.as_str()).collect();
+    let is_folded = |name: &&&str| name.ends_with("running_mean") && names.initializer(name).is_none();
+    let folded = own.difference(&kept).find(is_folded).copied();
+    let mut planner = Planner {
+        path,
+        model: &model,
+        names: &names,
+        copies: Copies::new(path, &model),
+        options,
+        nbits,
+        own,
+        folded,
+        taken: BTreeSet::new(),
+        rewrite: Rewrite::default(),
+    };
     let mut tensors = Vec::new();
-    for (entry, tensor) in options.tensors_with_scales(container)? {
+    for (entry, tensor) in &exported {
         let name = entry.name.as_str();
         let before = planner.rewrite.bytes;
-        let planned = planner.plan(name, entry.dtype, &tensor, &mut taken);
+        let planned = planner.plan(name, entry.dtype, tensor);
         let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
         tensors.push(Line { tensor: name.to_owned(), becomes, bytes: planner.rewrite.bytes - before, rounding });
+    }
+    for (line, (entry, tensor)) in tensors.iter_mut().zip(&exported) {
+        if let (Ok(_), Some(again)) = (&line.becomes, planner.copy(tensor, entry.dtype)) {
+            line.becomes = Err(again);
+        }
     }
     let rewrite = planner.rewrite;
     let raised = rewrite.opset.max(model.opset());
@@ -90,8 +112,15 @@ struct Planner<'m, 'a> {
     path: &'m Path,
     model: &'m Model<'m>,
     names: &'m Names<'m>,
+    copies: Copies<'m>,
     options: &'m Options,
     nbits: bool,
+    /// The names of the container's tensors, those that are left out as well.
+    own: BTreeSet<&'a str>,
+    /// A batch norm's mean that is left out and not in the model as it is: it may be in other weights.
+    folded: Option<&'a str>,
+    /// The initializers that tensors stand for.
+    taken: BTreeSet<usize>,
     rewrite: Rewrite<'a>,
 }
 
@@ -122,7 +151,17 @@ impl Target<'_> {
 type Planned = Result<(String, f64), String>;
 
 impl<'m, 'a> Planner<'m, 'a> {
-    fn plan(&mut self, name: &str, source: Dtype, tensor: &Tensor<'a>, taken: &mut BTreeSet<usize>) -> Planned {
+    /// Why a tensor's codes are not all that there is of it in the model, if so.
+    fn copy(&mut self, tensor: &Tensor<'a>, source: Dtype) -> Option<String> {
+        let Found { initializer, transposed } = self.copies.find(tensor, source, |i| self.taken.contains(&i))?;
+        let (name, turned) = (self.model.initializers[initializer].name, if transposed { ", transposed" } else { "" });
+        Some(format!(
+            "the model has the same floats once more, as `{name}`{turned}, which would stay as they are and give other outputs; \
+             export the model {WITH_NAMES}, so that they are there once, or keep the tensor dense when packing (--exclude)"
+        ))
+    }
+
+    fn plan(&mut self, name: &str, source: Dtype, tensor: &Tensor<'a>) -> Planned {
         let (shape, axis) = match tensor {
             Tensor::Dense(dense) => (&dense.shape, 0),
             Tensor::Int8(int8) => (&int8.shape, int8.axis),
@@ -159,9 +198,26 @@ impl<'m, 'a> Planner<'m, 'a> {
             (Err(_), Tensor::Dense(dense)) if is_integer(dense.dtype) && !self.names.is_taken(name) => {
                 return Ok(("nothing: the graph has no such integers".to_owned(), 0.0));
             }
-            (Err(error), _) => return Err(error),
+            // Of equal tensors exporters keep one.
+            (Err(_), Tensor::Dense(dense)) if let Some(same) = self.merged(name, dense) => {
+                return Ok((format!("nothing: the model takes `{same}` for it, which is equal"), 0.0));
+            }
+            (Err(error), _) => {
+                let known = |i: usize| self.taken.contains(&i) || self.own.contains(self.model.initializers[i].name);
+                self.copies.find(tensor, source, known).ok_or(error)?
+            }
         };
-        if !taken.insert(found.initializer) {
+        if let Some(folded) = self.folded.filter(|_| self.model.initializers[found.initializer].name == name) {
+            let initializer = &self.model.initializers[found.initializer];
+            let likeness = compare::compare(self.path, self.model.file, initializer, tensor, source);
+            if likeness.is_some_and(|likeness| likeness.same().is_none()) {
+                return Err(format!(
+                    "the model's floats of that name are not those that were packed, and it has no `{folded}`, which is left \
+                     out: the exporter has folded a batch norm into them; export the model {WITH_NAMES}"
+                ));
+            }
+        }
+        if !self.taken.insert(found.initializer) {
             return Err("another tensor of the container is the same initializer; pack the model's own file".to_owned());
         }
         let initializer: &'m Initializer<'m> = &self.model.initializers[found.initializer];
@@ -196,6 +252,15 @@ impl<'m, 'a> Planner<'m, 'a> {
             Err(reason) => Err(format!("{reason}, or --refused-as-dense")),
             planned => said(planned),
         }
+    }
+
+    /// The initializer that stands for a tensor by way of `Identity`, if it has the same bytes.
+    fn merged(&self, name: &str, dense: &DenseTensor<'a>) -> Option<&'m str> {
+        let node = self.model.nodes.iter().find(|node| node.op == "Identity" && node.outputs.contains(&name))?;
+        let initializer = self.names.initializer(node.inputs.first()?)?;
+        let Data::Here(range) = &initializer.data else { return None };
+        let same = dtype(initializer.data_type) == Some(dense.dtype) && self.model.file[range.clone()] == *dense.data;
+        same.then_some(initializer.name)
     }
 
     fn dense(&mut self, name: &str, dense: &DenseTensor<'a>, number: usize, transposed: bool) -> Planned {
