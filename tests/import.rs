@@ -246,6 +246,10 @@ fn what_cannot_be_moved_is_refused() {
     let kept = Override { pattern: "w".to_owned(), settings: Settings::parse("keep=int8").unwrap() };
     let error = Plan::new(&checkpoint, &Rules { overrides: vec![kept], ..Rules::default() }).unwrap_err().to_string();
     assert!(error.contains("no floats that could be dense or int8"), "{error}");
+    let mut edited = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    edited.tensors[0].decision = Decision::Dense;
+    let error = convert::measure(&checkpoint, &edited, &convert::Options::default()).unwrap_err().to_string();
+    assert!(error.contains("has no floats to keep"), "{error}");
     let warned = Plan::new(&checkpoint, &rules("granularity=group:4")).unwrap();
     assert!(warned.warnings[0].contains("`granularity` does not touch them"), "{:?}", warned.warnings);
     let warned = Plan::new(&checkpoint, &rules("method=optimal")).unwrap();

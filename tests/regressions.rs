@@ -13,7 +13,7 @@ use twn_pack::select::{Decision, Treatment};
 use twn_pack::ternarize::{Above, Threshold, Unit};
 use twn_pack::{
     Checkpoint, Container, Dtype, Encoding, Error, Granularity, Isa, Plan, Rules, Settings, Tensor, TensorView,
-    Ternarizer, convert, memory, unpack,
+    Ternarizer, convert, memory, unpack, verify,
 };
 
 #[cfg(unix)]
@@ -152,12 +152,41 @@ fn another_checkpoint_is_noticed_filter_by_filter() {
         let options = convert::Options { overwrite: true, ..convert::Options::default() };
         convert::pack(&own, &Plan::new(&own, &rules).unwrap(), &output, &options).unwrap();
         let container = twn_pack::Container::open(&output).unwrap();
-        let problems = |checkpoint| twn_pack::verify::verify_against(&container, checkpoint, None).unwrap().problems;
+        let problems = |checkpoint| verify::verify_against(&container, checkpoint, None).unwrap().problems;
         assert_eq!(problems(&own), [""; 0], "{settings}");
         // With one scale for all, nothing but zeros is left of the small filters.
         if settings != "granularity=tensor" && settings != "method=absmean" {
             assert!(problems(&other).concat().contains("filter 1: against the checkpoint"), "{settings}");
         }
+    }
+}
+
+/// Both squared sums were infinite, and so the same.
+#[test]
+fn an_infinite_weight_agrees_with_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    for settings in ["", "method=bwn", "planes=2", "keep=int8", "granularity=tensor"] {
+        let own = Made::gaussian("w", Dtype::F32, &[8, 16], 1);
+        let mut values = own.values();
+        values[5] = f64::INFINITY;
+        let container = common::pack(directory.path(), &[(own, settings)]);
+        let other =
+            common::checkpoint(directory.path(), "inf.safetensors", &[Made::new("w", Dtype::F32, &[8, 16], &values)]);
+        let other = Checkpoint::open(other).unwrap();
+        assert_eq!(verify::verify_against(&container, &other, None).unwrap().problems.len(), 1, "{settings}");
+    }
+}
+
+/// As those they got the bytes of floats, or none.
+#[test]
+fn weights_are_not_unpacked_as_integers() {
+    let directory = tempfile::tempdir().unwrap();
+    let container = common::pack(directory.path(), &[(Made::gaussian("w", Dtype::F32, &[4, 4], 1), "")]);
+    let output = directory.path().join("out.safetensors");
+    for dtype in [Dtype::I32, Dtype::I64, Dtype::F4] {
+        let options = unpack::Options { dtype: Some(dtype), ..Default::default() };
+        let error = unpack::unpack(&container, &output, &options).unwrap_err().to_string();
+        assert!(error.contains("weights cannot be unpacked as") && !output.exists(), "{error}");
     }
 }
 

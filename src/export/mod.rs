@@ -119,6 +119,7 @@ impl Options {
 }
 
 /// A file as it would be.
+#[must_use]
 #[derive(Debug, Default)]
 pub struct Export<'a> {
     /// What becomes of each tensor, in the order of the container.

@@ -127,7 +127,8 @@ impl ShardIndex {
         let problem = Error::checkpoint(path);
         let length = open_regular(path)?.metadata().map_err(Error::io(path, "open"))?.len();
         if length > limits::SHARD_INDEX_BYTES {
-            return Err(problem(Problem::HeaderTooLong { found: length, limit: limits::SHARD_INDEX_BYTES }));
+            let limit = limits::SHARD_INDEX_BYTES;
+            return Err(problem(Problem::Index(format!("it has {length} bytes, expected at most {limit}"))));
         }
         let json = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let mut json = serde_json::Deserializer::from_slice(&json);

@@ -25,6 +25,7 @@ const PIECE: usize = 1 << 18;
 const STEP: usize = 1 << 13;
 
 /// What [`verify`] found.
+#[must_use]
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Verification {
     /// Tensors looked at.

@@ -95,8 +95,8 @@ fn find(
             other => format!(" (its architecture is `{other}`; names of Hugging Face are known for `llama` alone)"),
         };
         format!(
-            "the file has no tensor of that name{known_as}{known}; leave it out with --leave-out, rename it, or give the \
-             file of the same model"
+            "the file has no tensor of that name{known_as}{known}; leave it out with --leave-out, give the file of the \
+             same model, or pack that file itself, whose names agree"
         )
     };
     let (known_as, heads) = llama_name(name).filter(|_| architecture == "llama").ok_or_else(|| none(""))?;
@@ -118,8 +118,8 @@ fn find(
                 let found = header.value(count).map_or("missing".to_owned(), |value| value.to_string());
                 format!(
                     "its {rows} rows go to heads in another order in llama.cpp, and `{count}` is {found}, expected the \
-                     number of heads, of an even number of rows each; convert the model anew, or rename the tensor to `{known_as}` if \
-                     its rows are in llama.cpp's order"
+                     number of heads, of an even number of rows each; convert the model anew, or pack that file itself, whose rows \
+                     are in llama.cpp's order"
                 )
             })?;
             Rows::Interleaved(rows / heads as usize)
