@@ -227,7 +227,10 @@ fn check_complete(checkpoint: &Checkpoint, pairs: &BTreeMap<String, f32>) -> Res
                     "`{name}{SCALE}` is {} {:?}, should be one F32, F16 or BF16: this method has one scale per tensor",
                     scale.dtype, scale.shape
                 ),
-                None => format!("tensor `{name}` is U8 and has no `{name}{SCALE}`; download the checkpoint again"),
+                None => format!(
+                    "tensor `{name}` is U8 and has no `{name}{SCALE}`; of a checkpoint in several files give the directory \
+                     or the model.safetensors.index.json, else download the checkpoint again"
+                ),
             };
             return Err(foreign(path, message));
         }
@@ -292,7 +295,17 @@ fn alphas<'p>(
             Meaning::Inverse => ("bitlinear", inverse, "autobitlinear", scale),
             Meaning::Alpha => ("autobitlinear", scale, "bitlinear", inverse),
         };
-        if !scale.is_finite() || scale < 0.0 || !alpha.is_finite() {
+        if scale.is_finite() && scale >= 0.0 && !alpha.is_finite() {
+            return Err(foreign(
+                path,
+                format!(
+                    "`{weight}{SCALE}` is {scale}: as {name} α is its inverse, which is not finite; if scales are α, put \
+                     linear_class \"autobitlinear\" into config.json's quantization_config, else give the floats that the \
+                     checkpoint was made from"
+                ),
+            ));
+        }
+        if !scale.is_finite() || scale < 0.0 {
             return Err(foreign(
                 path,
                 format!("`{weight}{SCALE}` is {scale}, should be finite and positive; download the checkpoint again"),

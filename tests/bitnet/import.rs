@@ -124,16 +124,15 @@ fn a_scale_that_fits_the_other_meaning_only_is_never_guessed() {
     // About 1 is both; 0 is α of weights that are all zero, but no inverse.
     assert_eq!(Repository::new(&tensors(1.5), &unstated).open().warnings(), [""; 0]);
     assert_eq!(Repository::new(&tensors(0.0), &bitnet("autobitlinear")).open().warnings(), [""; 0]);
-    for (class, scale) in [
-        ("bitlinear", 0.0),
-        ("bitlinear", -3.0),
-        ("autobitlinear", f64::NAN),
-        ("autobitlinear", -0.5),
-        ("bitlinear", f64::INFINITY),
-    ] {
+    for (class, scale) in
+        [("bitlinear", -3.0), ("autobitlinear", f64::NAN), ("autobitlinear", -0.5), ("bitlinear", f64::INFINITY)]
+    {
         let refusal = Repository::new(&tensors(scale), &bitnet(class)).refusal();
         assert!(refusal.contains("should be finite and positive"), "{class} {scale}: {refusal}");
     }
+    // Another download would say the same.
+    let refusal = Repository::new(&tensors(0.0), &bitnet("bitlinear")).refusal();
+    assert!(refusal.contains("is 0: as bitlinear α is its inverse") && !refusal.contains("download"), "{refusal}");
     let refusal = Repository::new(&tensors(1.0), &bitnet("linear")).refusal();
     assert!(refusal.contains("linear_class is \"linear\", should be"), "{refusal}");
 }
@@ -231,6 +230,9 @@ fn shards_with_an_index() {
         let checkpoint = import::open(path).unwrap();
         assert_eq!((checkpoint.len(), checkpoint.ternary(0).unwrap().scale(3, 0)), (1, Ok(0.5)));
     }
+    // One of them by itself.
+    let error = import::open(directory.path().join("model-1.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("has no `a.weight_scale`; of a checkpoint in several files give the directory"), "{error}");
 }
 
 /// As Hugging Face splits large models: a weight and its scale in different files, half of the layers in each.
