@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::copies::Copies;
+use crate::error::CheckpointProblem;
 use crate::gguf::{Block, Described, FORMAT, Header, Kind, METADATA_KEY, Quantized, TENSORS_KEY, Tensor, Value};
 use crate::source::{CheckpointBuilder, TernaryLayout, TernaryPlane};
 use crate::{Checkpoint, Dtype, Error, Granularity, Isa, MappedFile, Result, limits};
@@ -189,7 +190,15 @@ fn add_tensor(
     let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
     match tensor.kind.kind {
         Kind::Plain(dtype) => {
-            builder.tensor(name, described.dtype.unwrap_or(dtype), &shape, file, tensor.range.clone())
+            let said = described.dtype.unwrap_or(dtype);
+            builder.tensor(name, said, &shape, file, tensor.range.clone()).map_err(|error| match error {
+                Error::Checkpoint { problem: CheckpointProblem::Size { expected, found, .. }, .. } => wrong(format!(
+                    "`{TENSORS_KEY}` says {said}, of which shape {shape:?} needs {expected}, but {found} bytes of {} are \
+                     there; remove that key",
+                    tensor.kind.name
+                )),
+                other => other,
+            })
         }
         Kind::Ternary(block) => {
             let layout = Blocks::new(block, &shape, described).map_err(wrong)?;

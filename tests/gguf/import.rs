@@ -236,6 +236,9 @@ fn headers_that_lie_are_refused() {
     check(&described(r#"{"w": {"dtype": "I64"}}"#), "I64 of shape [1, 512] cannot be ternary");
     check(&described(r#"{"w": {"granularity": "group:100"}}"#), "group:100, expected a multiple of 256");
     check(&described(r#"{"w": {"granularity": "rows"}}"#), "granularity is `rows`");
+    let plain = [raw("w", &[2, 2], 0, vec![0; 16])];
+    let wider = assemble(32, &[key("twn_pack.tensors", 8, &text(r#"{"w": {"dtype": "F64"}}"#))], &plain);
+    check(&wider, "tensor `w`: `twn_pack.tensors` says F64, of which shape [2, 2] needs 32 bytes, but 16 bytes of F32");
     let checkpoint = open(directory.path(), &described(r#"{"w": {"granularity": "filter"}}"#)).unwrap();
     assert!(moved(&checkpoint, "w").unwrap_err().contains("blocks 0 and 1 have different scales"));
 }
