@@ -110,6 +110,8 @@ fn bad_models_are_refused_by_name() {
         (model(20, &graph(&[], &[weights("w", &[1]), weights("w", &[1])])), "key `w` stands twice"),
         (model(20, &graph(&[], &[tensor("w", 7, &[1], &bytes(7, [0xff; 11]))])), "longer than ten bytes"),
         (model(20, &graph(&[], &[tensor("w", 7, &[2], &int(7, 1))])), "needs 16 bytes"),
+        (model(20, &graph(&[], &[tensor("w", FLOAT, &[9], &[])])), "the initializer's data are 0 bytes"),
+        (beside(&[location(), entry("length", "4")]), "its external data in \"m.bin\" are 4 bytes"),
         (beside(&[entry("location", "../m.bin")]), "own directory"),
         (beside(&[entry("location", "/etc/hostname")]), "own directory"),
         (beside(&[]), "own directory"),
@@ -125,6 +127,8 @@ fn bad_models_are_refused_by_name() {
         let error = import(&directory, &file).unwrap_err();
         assert!(matches!(error, Error::Checkpoint { .. }), "{error:?}");
         assert!(error.to_string().contains(expected), "{error} should say {expected:?}");
+        // Words of safetensors.
+        assert!(!error.to_string().contains("data_offsets"), "{error}");
     }
 }
 

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use self::graph::{Found, Graph, Scales};
+use crate::error::CheckpointProblem;
 use crate::onnx::{Data, Externals, FORMAT, Initializer, Model, dtype, type_name};
 use crate::source::{CheckpointBuilder, TernaryPlane};
 use crate::{Checkpoint, Error, MappedFile, Result};
@@ -57,7 +58,9 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
         let shape = shape(initializer).map_err(foreign)?;
         let bytes = initializer.elements().and_then(|n| n.checked_mul(dtype.bitsize() as u64 / 8));
         match places.find(&mut builder, initializer, bytes).map_err(foreign)? {
-            Some((number, _, range)) => builder.tensor(initializer.name, dtype, &shape, number, range)?,
+            Some((number, _, range)) => builder
+                .tensor(initializer.name, dtype, &shape, number, range)
+                .map_err(|error| in_words(error, initializer, foreign))?,
             None => decoded.push((initializer, dtype, shape)),
         }
     }
@@ -66,7 +69,9 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
         let number = builder.file(spilled);
         let mut start = 0;
         for ((initializer, dtype, shape), end) in decoded.into_iter().zip(ends) {
-            builder.tensor(initializer.name, dtype, &shape, number, start..end)?;
+            builder
+                .tensor(initializer.name, dtype, &shape, number, start..end)
+                .map_err(|error| in_words(error, initializer, foreign))?;
             start = end;
         }
     }
@@ -87,6 +92,21 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
         builder.warn(format!("{} are left out: constants, nested graphs or sparse tensors are not read", some(&names)));
     }
     builder.finish()
+}
+
+/// What is said of too few or too many bytes of data, in the words of this format.
+fn in_words(error: Error, initializer: &Initializer<'_>, foreign: impl Fn(String) -> Error) -> Error {
+    let Error::Checkpoint { problem: CheckpointProblem::Size { tensor, shape, dtype, expected, found }, .. } = error
+    else {
+        return error;
+    };
+    let place = match &initializer.data {
+        Data::External { location, .. } => format!("its external data in {location:?} are"),
+        _ => "the initializer's data are".to_owned(),
+    };
+    foreign(format!(
+        "tensor `{tensor}`: shape {shape:?} of {dtype} needs {expected}, {place} {found} bytes; export the model again"
+    ))
 }
 
 /// Adds planes as the tensor that they are.
