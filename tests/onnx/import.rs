@@ -132,6 +132,24 @@ fn bad_models_are_refused_by_name() {
     }
 }
 
+/// Each decoder looked at all others, and at all zero points.
+#[test]
+fn many_decoders_share_a_scale() {
+    const COUNT: usize = 20_000;
+    let directory = tempfile::tempdir().unwrap();
+    let names: Vec<_> = (0..COUNT).map(|i| (format!("c{i}"), format!("w{i}"))).collect();
+    let decoder = |(codes, weight): &(String, String)| node("DequantizeLinear", &[codes, "s", "z"], weight, &[]);
+    let codes = names.iter().map(|(codes, _)| raw(codes, INT2, &[1, 4], &[0x4d]));
+    // As numbers in a field: decoded once, too.
+    let shared = [tensor("s", FLOAT, &[], &float(4, 0.5)), raw("z", INT2, &[4 * COUNT], &vec![0; COUNT])];
+    let nodes: Vec<_> = names.iter().map(decoder).collect();
+    let file = model(25, &graph(&nodes, &codes.chain(shared).collect::<Vec<_>>()));
+    let start = std::time::Instant::now();
+    let checkpoint = import(&directory, &file).unwrap();
+    assert_eq!((checkpoint.len(), checkpoint.warnings()), (COUNT, &[][..]));
+    assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+}
+
 fn safetensors() -> Vec<u8> {
     common::safetensors(&[Made::gaussian("w", Dtype::F32, &[2, 2], 1)], &[])
 }

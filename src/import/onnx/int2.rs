@@ -40,19 +40,23 @@ struct Decoded<'m> {
 
 /// All that are ternary by their types and shapes, in the order of the graph's nodes; and why other codes of INT2 are not.
 pub(super) fn find<'m>(graph: &Graph<'m>) -> (Vec<Found<'m>>, BTreeMap<&'m str, &'static str>) {
-    let (mut decoded, mut others) = (Vec::new(), BTreeMap::new());
+    let (mut decoded, mut others, mut zeros) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for node in graph.model.nodes.iter().filter(|node| (node.op, node.domain) == ("DequantizeLinear", "")) {
         let codes = node.inputs.first().and_then(|codes| graph.initializer(codes));
         let Some(codes) = codes.filter(|codes| codes.data_type == data_type::INT2) else { continue };
-        match Decoded::new(graph, node, codes) {
+        match Decoded::new(graph, node, codes, &mut zeros) {
             Ok(one) => decoded.push(one),
             Err(reason) => drop(others.insert(codes.name, reason)),
         }
     }
     // What several decoders share is part of all of them, or stays.
     let known: BTreeSet<&str> = decoded.iter().map(|one| one.codes.name).collect();
-    let shared =
-        |name: &str| graph.uses(name).is_some_and(|uses| uses.iter().all(|node| known.contains(node.inputs[0])));
+    // Looked at once, however many share it.
+    let mut shared = BTreeMap::new();
+    let mut shared = |name: &'m str| {
+        let all_known = || graph.uses(name).is_some_and(|uses| uses.iter().all(|node| known.contains(node.inputs[0])));
+        *shared.entry(name).or_insert_with(all_known)
+    };
     decoded.retain(|one: &Decoded<'_>| {
         let own = shared(one.scales.of.name) && one.zeros.is_none_or(|zeros| shared(zeros.name));
         if !own {
@@ -135,8 +139,13 @@ fn follow<'m>(graph: &Graph<'m>, found: &mut Found<'m>, order: &mut Order) {
 }
 
 impl<'m> Decoded<'m> {
-    /// What that node makes of these codes, or why it is no ternary weight.
-    fn new(graph: &Graph<'m>, node: &'m Node<'m>, codes: &'m Initializer<'m>) -> Result<Self, &'static str> {
+    /// What that node makes of these codes, or why it is no ternary weight. `are_zeros`: what was found of zero points.
+    fn new(
+        graph: &Graph<'m>,
+        node: &'m Node<'m>,
+        codes: &'m Initializer<'m>,
+        are_zeros: &mut BTreeMap<&'m str, bool>,
+    ) -> Result<Self, &'static str> {
         const SHAPES: &str = "its scales are not one, one along an axis or one for each block of a matrix";
         let &[name] = &node.outputs[..] else { return Err("its decoder has several outputs") };
         graph.only_use(codes.name).ok_or("something else than one DequantizeLinear uses it")?;
@@ -145,7 +154,9 @@ impl<'m> Decoded<'m> {
         let zeros = match node.inputs.get(2).filter(|zeros| !zeros.is_empty()) {
             None => None,
             Some(zeros) => {
-                let zeros = graph.initializer(zeros).filter(|zeros| are_zero(graph.model.file, zeros));
+                let zeros = graph
+                    .initializer(zeros)
+                    .filter(|zeros| *are_zeros.entry(zeros.name).or_insert_with(|| are_zero(graph.model.file, zeros)));
                 Some(zeros.ok_or("its zero points are not all 0")?)
             }
         };

@@ -7,7 +7,7 @@ mod graph;
 mod int2;
 mod nbits;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,8 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
     let model = Model::parse(bytes).map_err(foreign)?;
     let mut builder = CheckpointBuilder::new(path);
     let here = builder.file(file.clone());
-    let mut places = Places { path, file, here, externals: Externals::of(path), beside: Vec::new() };
+    let mut places =
+        Places { path, file, here, externals: Externals::of(path), beside: Vec::new(), decoded: BTreeMap::new() };
     let (mut decoded, mut left_out) = (Vec::new(), Vec::new());
     let graph = Graph::new(&model);
     let ((mut ternary, other_codes), (products, other_products)) = (int2::find(&graph), nbits::find(&graph));
@@ -136,6 +137,8 @@ struct Places<'f> {
     here: usize,
     externals: Externals,
     beside: Vec<(PathBuf, usize)>,
+    /// What had to be decoded, by name: several planes may share it.
+    decoded: BTreeMap<String, Place>,
 }
 
 /// Bytes of a file, and its number.
@@ -172,10 +175,13 @@ impl Places<'_> {
     ) -> Result<Place> {
         let place = match self.find(builder, initializer, Some(bytes as u64)).map_err(foreign)? {
             Some(place) => place,
+            None if let Some(place) = self.decoded.get(initializer.name) => place.clone(),
             None => {
                 let (spilled, _) = spill(self.file, std::iter::once(initializer), self.path, foreign)?;
                 let all = 0..spilled.len();
-                (builder.file(spilled.clone()), spilled, all)
+                let place = (builder.file(spilled.clone()), spilled, all);
+                self.decoded.insert(initializer.name.to_owned(), place.clone());
+                place
             }
         };
         let found = place.2.len();
