@@ -349,6 +349,8 @@ fn int2_that_is_not_ternary_is_refused_or_left_out() {
         (vec![decoder(&["c", "s"], std::slice::from_ref(&axis))], scales(3)),
         (vec![decoder(&["c", "s"], &[axis.clone(), attribute_int("block_size", -1)])], scales(2)),
         (vec![decoder(&["c", "s"], &[attribute_int("axis", 7)])], scales(2)),
+        // Products that are rounded.
+        (vec![decoder(&["c", "s"], &[axis.clone(), attribute_int("output_dtype", FLOAT16)])], scales(2)),
         (vec![decoder(&["c", "s"], std::slice::from_ref(&axis)), node("Relu", &["s"], "y", &[])], scales(2)),
         (vec![decoder(&["c", "s"], std::slice::from_ref(&axis)), node("Relu", &["c"], "y", &[])], scales(2)),
         (vec![], scales(2)),
@@ -372,9 +374,12 @@ fn int2_of_others_is_ternary() {
     let zero = raw("z", INT2, &[2], &[0]);
     let plain = vec![decoder(&["c", "s"], "w")];
     let shared = vec![decoder(&["c", "s", "z"], "w"), decoder(&["d", "s", "z"], "v")];
+    let typed = [attribute_int("axis", 0), attribute_int("output_dtype", FLOAT)];
+    let typed = vec![node("DequantizeLinear", &["c", "s"], "w", &typed)];
     for (nodes, tensors, count, expected) in [
         (plain.clone(), vec![in_fields, scales([0.5, 2.0])], 1, [[0.5, -0.5, 0.0, 0.5], [2.0, 0.0, 0.0, 0.0]]),
         (plain.clone(), vec![codes("c"), scales_in_fields], 1, [[0.5, -0.5, 0.0, 0.5], [2.0, 0.0, 0.0, 0.0]]),
+        (typed, vec![codes("c"), scales([0.5, 2.0])], 1, [[0.5, -0.5, 0.0, 0.5], [2.0, 0.0, 0.0, 0.0]]),
         (plain, vec![codes("c"), scales([0.5, -2.0])], 1, [[0.5, -0.5, 0.0, 0.5], [-2.0, 0.0, 0.0, 0.0]]),
         (
             shared,

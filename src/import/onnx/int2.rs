@@ -151,6 +151,9 @@ impl<'m> Decoded<'m> {
         graph.only_use(codes.name).ok_or("something else than one DequantizeLinear uses it")?;
         let scales = node.inputs.get(1).and_then(|scales| graph.initializer(scales)).and_then(ScalesOf::new);
         let scales = scales.ok_or("its scales are no initializer of FLOAT, FLOAT16 or BFLOAT16")?;
+        if node.int("output_dtype").is_some_and(|kind| kind != 0 && kind != i64::from(scales.of.data_type)) {
+            return Err("its decoder rounds to another type than that of its scales");
+        }
         let zeros = match node.inputs.get(2).filter(|zeros| !zeros.is_empty()) {
             None => None,
             Some(zeros) => {
