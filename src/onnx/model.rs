@@ -41,6 +41,8 @@ pub struct Model<'f> {
     pub nested: Vec<Node<'f>>,
     /// Names of tensors that are initializers of a nested graph, sparse, or constants that nodes carry.
     pub elsewhere: Vec<&'f str>,
+    /// What else carries weights: other nodes, by their outputs, and nodes in the model's functions.
+    pub carried: Vec<&'f str>,
     /// Whether it has functions of its own.
     pub functions: bool,
     /// Whether it has graphs for training.
@@ -129,7 +131,26 @@ impl<'f> Model<'f> {
     /// # Errors
     /// What is wrong with the file.
     pub fn parse(file: &'f [u8]) -> Result<Self, String> {
-        let mut model = Self {
+        let (mut model, mut functions) = (Self::new(file), Vec::new());
+        let graphs = model
+            .read_fields(&mut functions)
+            .map_err(|message| format!("{message}; it should be the protobuf of an ONNX model"))?;
+        if graphs != 1 || model.ir_version < 1 || !model.opsets.iter().any(|(domain, _)| names_default_domain(domain)) {
+            return Err(format!(
+                "it has {graphs} graphs, IR version {} and {} operator sets, should have one graph, a version and ONNX's \
+                 own operators; is it an ONNX model?",
+                model.ir_version,
+                model.opsets.len()
+            ));
+        }
+        let graph = model.graph.clone();
+        model.read_graph(graph, 0)?;
+        functions.into_iter().try_for_each(|function| model.read_function(function))?;
+        Ok(model)
+    }
+
+    fn new(file: &'f [u8]) -> Self {
+        Self {
             file,
             ir_version: 0,
             opsets: Vec::new(),
@@ -141,27 +162,15 @@ impl<'f> Model<'f> {
             names: BTreeSet::new(),
             nested: Vec::new(),
             elsewhere: Vec::new(),
+            carried: Vec::new(),
             functions: false,
             training: false,
             parts: 0,
-        };
-        let graphs =
-            model.read_fields().map_err(|message| format!("{message}; it should be the protobuf of an ONNX model"))?;
-        if graphs != 1 || model.ir_version < 1 || !model.opsets.iter().any(|(domain, _)| names_default_domain(domain)) {
-            return Err(format!(
-                "it has {graphs} graphs, IR version {} and {} operator sets, should have one graph, a version and ONNX's \
-                 own operators; is it an ONNX model?",
-                model.ir_version,
-                model.opsets.len()
-            ));
         }
-        let graph = model.graph.clone();
-        model.read_graph(graph, 0)?;
-        Ok(model)
     }
 
     /// Reads what stands beside the graph; returns how many graphs there are.
-    fn read_fields(&mut self) -> Result<usize, String> {
+    fn read_fields(&mut self, functions: &mut Vec<Range<usize>>) -> Result<usize, String> {
         let (file, mut graphs) = (self.file, 0);
         for field in Fields::new(file, 0..file.len()) {
             let field = field?;
@@ -173,11 +182,14 @@ impl<'f> Model<'f> {
                 }
                 8 => self.opsets.push(opset(file, field.bytes()?)?),
                 20 => self.training = true,
-                25 => self.functions = true,
+                25 => {
+                    self.functions = true;
+                    functions.push(field.bytes()?);
+                }
                 _ => {}
             }
-            if self.opsets.len() > ENTRIES {
-                return Err("it imports over a million operator sets".to_owned());
+            if self.opsets.len().max(functions.len()) > ENTRIES {
+                return Err("it has over a million operator sets or functions".to_owned());
             }
         }
         Ok(graphs)
@@ -220,10 +232,30 @@ impl<'f> Model<'f> {
                 }
                 _ => {}
             }
-            let entries = [self.initializers.len(), self.nodes.len(), self.nested.len(), self.elsewhere.len()];
-            let entries = entries.into_iter().chain([self.inputs.len(), self.outputs.len()]);
-            if entries.into_iter().any(|count| count > ENTRIES) {
-                return Err(format!("it has over {ENTRIES} tensors, operations, inputs or outputs"));
+            self.check_entries()?;
+        }
+        Ok(())
+    }
+
+    fn check_entries(&self) -> Result<(), String> {
+        let entries = [self.initializers.len(), self.nodes.len(), self.nested.len(), self.elsewhere.len()];
+        let entries = entries.into_iter().chain([self.inputs.len(), self.outputs.len(), self.carried.len()]);
+        match entries.into_iter().any(|count| count > ENTRIES) {
+            true => Err(format!("it has over {ENTRIES} tensors, operations, inputs or outputs")),
+            false => Ok(()),
+        }
+    }
+
+    /// Looks for weights in a function, whose names mean something there only.
+    fn read_function(&mut self, function: Range<usize>) -> Result<(), String> {
+        for field in Fields::new(self.file, function) {
+            let field = field?;
+            if field.number == 7 {
+                let mut inner = Self { parts: self.parts, ..Self::new(self.file) };
+                inner.read_node(&field, 1)?;
+                self.parts = inner.parts;
+                self.carried.extend(inner.elsewhere.into_iter().chain(inner.carried));
+                self.check_entries()?;
             }
         }
         Ok(())
@@ -272,8 +304,8 @@ impl<'f> Model<'f> {
         if names_default_domain(node.domain) {
             node.domain = "";
         }
-        if let (true, "Constant", [output, ..]) = (carries, node.op, &node.outputs[..]) {
-            self.elsewhere.push(output);
+        if let (true, [output, ..]) = (carries, &node.outputs[..]) {
+            if node.op == "Constant" { self.elsewhere.push(output) } else { self.carried.push(output) }
         }
         self.names.extend(&node.outputs);
         if depth == 0 {
@@ -309,18 +341,20 @@ fn text_in(file: &[u8], message: Range<usize>, number: u64) -> Result<&str, Stri
 }
 
 impl<'f> Attribute<'f> {
-    /// The attribute, the graphs in it, and whether it is a tensor of more than one dimension.
+    /// The attribute, the graphs in it, and whether it has what may be weights.
     fn parse(file: &'f [u8], message: Range<usize>) -> Result<(Self, Vec<Range<usize>>, bool), String> {
         /// What is kept of lists: weights' axes and permutations are short.
         const INTS: usize = 64;
-        let (mut attribute, mut graphs, mut tensor) = (Self::default(), Vec::new(), false);
+        let (mut attribute, mut graphs, mut tensor, mut floats) = (Self::default(), Vec::new(), false, 0);
         for field in Fields::new(file, message) {
             let field = field?;
             match (field.number, &field.value) {
                 (1, _) => attribute.name = field.text(file)?,
                 (2, Value::Fixed32(bits)) => attribute.float = Some(f32::from_bits(*bits)),
                 (3, _) => attribute.int = Some(field.int()?),
-                (5, _) => tensor |= dims(file, field.bytes()?)?.len() > 1,
+                (5 | 10, _) => tensor |= may_be_weights(file, field.bytes()?)?,
+                (7, Value::Bytes(range)) => floats += range.len() / 4,
+                (7, _) => floats += 1,
                 (6 | 11, _) => graphs.push(field.bytes()?),
                 (8, Value::Varint(value)) if attribute.ints.len() < INTS => attribute.ints.push(value.cast_signed()),
                 (8, Value::Bytes(range)) => {
@@ -332,7 +366,9 @@ impl<'f> Attribute<'f> {
                 _ => {}
             }
         }
-        Ok((attribute, graphs, tensor))
+        // Of other lists nobody knows whether they are weights.
+        let several = floats > 1 && attribute.name == "value_floats";
+        Ok((attribute, graphs, tensor || several))
     }
 }
 
@@ -348,18 +384,24 @@ impl<'f> Node<'f> {
     }
 }
 
-/// A tensor's shape, cut off where no tensor has so many dimensions.
-fn dims(file: &[u8], message: Range<usize>) -> Result<Vec<u64>, String> {
-    let mut dims = Vec::new();
+/// Whether a tensor is several floats, or codes of several dimensions: no shape, no index and no scalar.
+fn may_be_weights(file: &[u8], message: Range<usize>) -> Result<bool, String> {
+    use data_type::{BOOL, INT32, INT64, STRING, UINT32, UINT64};
+    let (mut dims, mut kind) = (Vec::new(), 0);
     for field in Fields::new(file, message) {
         let field = field?;
-        if field.number == 1 {
-            push_dims(file, &field, &mut dims)?;
+        match field.number {
+            1 => push_dims(file, &field, &mut dims)?,
+            2 => kind = i32::try_from(field.int()?).unwrap_or_default(),
+            _ => {}
         }
     }
-    Ok(dims)
+    let several = !dims.contains(&0) && dims.iter().any(|&dim| dim > 1);
+    let floats = super::dtype(kind).is_some_and(crate::dtype::is_float);
+    Ok(several && (floats || dims.len() > 1 && ![BOOL, INT32, INT64, STRING, UINT32, UINT64].contains(&kind)))
 }
 
+/// Adds to a tensor's shape, which is cut off where no tensor has so many dimensions.
 fn push_dims(file: &[u8], field: &Field, dims: &mut Vec<u64>) -> Result<(), String> {
     let most = crate::limits::RANK + 1;
     let left = most.saturating_sub(dims.len());

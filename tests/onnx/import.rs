@@ -24,7 +24,7 @@ fn initializers_are_a_checkpoint() {
         |number, values: &[i64]| bytes(number, values.iter().flat_map(|&v| varint(v as u64)).collect::<Vec<_>>());
     let entry = |key: &str, value: &str| bytes(13, [bytes(1, key), bytes(2, value)].concat());
     let beside = [entry("location", "m.bin"), entry("offset", "3"), entry("length", "8"), int(14, 1)].concat();
-    let constant = bytes(5, [bytes(1, "value"), bytes(5, raw("", FLOAT, &[1, 1], &[0; 4]))].concat());
+    let constant = bytes(5, [bytes(1, "value"), bytes(5, raw("", FLOAT, &[1, 2], &[0; 8]))].concat());
     std::fs::write(directory.path().join("m.bin"), [&[1, 2, 3][..], &floats(&[5.0, 6.0])].concat()).unwrap();
     let file = model(
         9,
@@ -130,6 +130,38 @@ fn bad_models_are_refused_by_name() {
         // Words of safetensors.
         assert!(!error.to_string().contains("data_offsets"), "{error}");
     }
+}
+
+/// Vectors, lists, other operations than constants and functions were passed over in silence.
+#[test]
+fn weights_that_nodes_carry_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let carries = |tensor: Vec<u8>| bytes(5, [bytes(1, "value"), bytes(5, tensor)].concat());
+    let constant = |name: &str, tensor| node("Constant", &[], name, &[carries(tensor)]);
+    let list = bytes(5, [bytes(1, "value_floats"), float(7, 1.0), float(7, 2.0)].concat());
+    let one = bytes(5, [bytes(1, "value_floats"), float(7, 1.0)].concat());
+    let nodes = [
+        constant("bias", weights("", &[3])),
+        constant("codes", raw("", INT8, &[2, 2], &[0; 4])),
+        constant("shape", raw("", 7, &[2], &[0; 16])),
+        constant("pads", raw("", 7, &[2, 2], &[0; 32])),
+        constant("scalar", weights("", &[1, 1])),
+        constant("none", weights("", &[0, 3])),
+        node("Constant", &[], "list", &[list]),
+        node("Constant", &[], "one", &[one]),
+        node("Other", &["x"], "y", &[carries(weights("", &[2, 2]))]),
+    ];
+    let function = [bytes(1, "F"), bytes(7, constant("inner", weights("", &[2])))].concat();
+    let file = [model(21, &graph(&nodes, &[])), bytes(25, function)].concat();
+    assert_eq!(
+        import(&directory, &file).unwrap().warnings(),
+        [
+            "`bias`, `codes`, `list`, `y` and 1 more are left out: constants, nested graphs or sparse tensors are not read"
+        ]
+    );
+    let file = [model(21, &graph(&nodes[2..6], &[])), bytes(25, bytes(7, &nodes[0]))].concat();
+    let warnings = import(&directory, &file).unwrap().warnings().to_vec();
+    assert!(warnings.len() == 1 && warnings[0].starts_with("`bias` are left out"), "{warnings:?}");
 }
 
 /// Each decoder looked at all others, and at all zero points.

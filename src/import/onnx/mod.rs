@@ -88,8 +88,8 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
             some(&names)
         ));
     }
-    if !model.elsewhere.is_empty() {
-        let names: Vec<_> = model.elsewhere.iter().map(|name| format!("`{name}`")).collect();
+    let names: Vec<_> = model.elsewhere.iter().chain(&model.carried).map(|name| format!("`{name}`")).collect();
+    if !names.is_empty() {
         builder.warn(format!("{} are left out: constants, nested graphs or sparse tensors are not read", some(&names)));
     }
     builder.finish()
