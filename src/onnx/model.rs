@@ -417,6 +417,34 @@ fn push_dims(file: &[u8], field: &Field, dims: &mut Vec<u64>) -> Result<(), Stri
     Ok(())
 }
 
+/// The field that has the numbers of that type, where they are not raw; `None` for types that nobody knows.
+fn data_field(kind: i32) -> Option<u64> {
+    use data_type::{COMPLEX64, COMPLEX128, DOUBLE, FLOAT, INT2, INT64, STRING, UINT8, UINT32, UINT64};
+    Some(match kind {
+        FLOAT | COMPLEX64 => 4,
+        STRING => 6,
+        INT64 => 7,
+        DOUBLE | COMPLEX128 => 10,
+        UINT32 | UINT64 => 11,
+        UINT8..=INT2 => 5,
+        _ => return None,
+    })
+}
+
+/// What a field of a tensor that has to do with its data is called.
+fn field_name(number: u64) -> &'static str {
+    match number {
+        3 => "a segment",
+        4 => "float_data",
+        5 => "int32_data",
+        6 => "string_data",
+        7 => "int64_data",
+        9 => "raw_data",
+        10 => "double_data",
+        _ => "uint64_data",
+    }
+}
+
 impl<'f> Initializer<'f> {
     fn parse(file: &'f [u8], field: &Field) -> Result<Self, String> {
         let message = field.bytes()?;
@@ -430,9 +458,13 @@ impl<'f> Initializer<'f> {
         };
         let (mut external, mut entries) = (false, Vec::new());
         // The fields that hold data, and whether their bytes are the little-endian values.
-        let (mut holders, mut packed) = (0usize, None);
+        let (mut holders, mut packed, mut found) = (0usize, None, Vec::new());
         for field in Fields::new(file, message) {
             let field = field?;
+            let holds = !matches!(&field.value, Value::Bytes(range) if range.is_empty());
+            if holds && matches!(field.number, 3..=7 | 9..=11) && !found.contains(&field.number) {
+                found.push(field.number);
+            }
             match (field.number, &field.value) {
                 (1, _) => push_dims(file, &field, &mut initializer.dims)?,
                 (2, _) => initializer.data_type = i32::try_from(field.int()?).unwrap_or_default(),
@@ -456,6 +488,17 @@ impl<'f> Initializer<'f> {
         let name = initializer.name;
         if let Some(&negative) = initializer.dims.iter().find(|&&dim| dim > i64::MAX as u64) {
             return Err(format!("tensor `{name}`: it has a dimension of {}", negative.cast_signed()));
+        }
+        if let (false, Some(own)) = (external, data_field(initializer.data_type))
+            && ![&[][..], &[9][..], &[own][..]].contains(&&found[..])
+        {
+            let found: Vec<_> = found.into_iter().map(field_name).collect();
+            return Err(format!(
+                "tensor `{name}`: its data are in {}, those of {} should be in {} or raw_data alone; save the model again",
+                found.join(" and "),
+                super::type_name(initializer.data_type),
+                field_name(own)
+            ));
         }
         initializer.data = match (external, holders, packed) {
             (true, ..) => {

@@ -132,6 +132,30 @@ fn bad_models_are_refused_by_name() {
     }
 }
 
+/// They were taken as the bits of the type, or put one behind the other.
+#[test]
+fn numbers_in_fields_of_other_types_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = |number| bytes(number, [0; 4]);
+    for (kind, data, expected) in [
+        (FLOAT, data(5), "`w`: its data are in int32_data, those of FLOAT should be in float_data or raw_data"),
+        (FLOAT, bytes(10, [0; 8]), "are in double_data, those of FLOAT should"),
+        (FLOAT16, data(4), "are in float_data, those of FLOAT16 should be in int32_data or raw_data"),
+        (FLOAT, [data(9), data(4)].concat(), "are in raw_data and float_data, those of FLOAT"),
+        (FLOAT, [bytes(3, [int(1, 0), int(2, 1)].concat()), data(9)].concat(), "are in a segment and raw_data"),
+        (7, int(5, 1), "are in int32_data, those of I64 should be in int64_data"),
+        (12, int(7, 1), "are in int64_data, those of U32 should be in uint64_data"),
+        (DOUBLE, float(4, 1.0), "are in float_data, those of DOUBLE should be in double_data"),
+        (UINT8, data(6), "are in string_data, those of U8 should be in int32_data"),
+    ] {
+        let error = import(&directory, &model(20, &graph(&[], &[tensor("w", kind, &[1], &data)]))).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error} should say {expected:?}");
+    }
+    // A field without bytes has no data.
+    let file = model(20, &graph(&[], &[tensor("w", FLOAT, &[1], &[bytes(5, ""), data(4)].concat())]));
+    assert_eq!(import(&directory, &file).unwrap().len(), 1);
+}
+
 /// Vectors, lists, other operations than constants and functions were passed over in silence.
 #[test]
 fn weights_that_nodes_carry_are_named() {
