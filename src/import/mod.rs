@@ -164,6 +164,28 @@ fn open_zip(path: &Path, file: MappedFile) -> Result<Checkpoint> {
     Err(foreign(path, "PyTorch or numpy", message))
 }
 
+/// What is left out: how many, and the names of some.
+#[derive(Default)]
+struct Names {
+    count: usize,
+    first: Vec<String>,
+}
+
+impl Names {
+    fn add(&mut self, name: &str) {
+        self.count += 1;
+        if self.first.len() < 4 {
+            let name =
+                if name.is_empty() { "one without a name".to_owned() } else { format!("`{}`", zip::shown(name)) };
+            self.first.push(name);
+        }
+    }
+
+    fn examples(&self) -> String {
+        format!("{}{}", self.first.join(", "), if self.count > self.first.len() { ", …" } else { "" })
+    }
+}
+
 /// A file that is not what its format asks for.
 fn foreign(path: &Path, format: &'static str, message: String) -> Error {
     Error::Checkpoint { path: path.to_path_buf(), problem: CheckpointProblem::Foreign { format, message } }

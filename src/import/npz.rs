@@ -10,8 +10,8 @@ use std::path::Path;
 use flate2::read::DeflateDecoder;
 
 use super::copies::{Copies, Failure};
-use super::foreign;
 use super::zip::{Entry, shown};
+use super::{Names, foreign};
 use crate::error::DataProblem;
 use crate::source::{CheckpointBuilder, NpyHeader};
 use crate::{Checkpoint, MappedFile, Result, limits};
@@ -27,10 +27,10 @@ pub(super) fn is(entries: &[Entry]) -> bool {
 pub(super) fn open(path: &Path, file: MappedFile, entries: &[Entry]) -> Result<Checkpoint> {
     let mut builder = CheckpointBuilder::new(path);
     let number = builder.file(file.clone());
-    let mut arrays = Arrays::new(path);
+    let (mut arrays, mut others) = (Arrays::new(path), Names::default());
     for entry in entries {
         let Some(name) = entry.name.strip_suffix(".npy") else {
-            builder.warn(format!("zip entry `{}` is no .npy file and is left out", shown(&entry.name)));
+            others.add(&entry.name);
             continue;
         };
         if entry.deflated {
@@ -42,6 +42,10 @@ pub(super) fn open(path: &Path, file: MappedFile, entries: &[Entry]) -> Result<C
         add(&mut builder, name, &header, number, entry.range.start + header.len..entry.range.end)?;
     }
     arrays.finish(&mut builder)?;
+    if others.count > 0 {
+        let (count, examples) = (others.count, others.examples());
+        builder.warn(format!("{count} zip entries that are no .npy files are left out: {examples}"));
+    }
     builder.finish()
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::super::Names;
 use super::super::pickle::{Id, Object, Pickle, Value};
 use super::super::zip::shown;
 use super::{Name, RESAVE};
@@ -184,27 +185,6 @@ struct Walk<'p, 'a, S> {
     skipped: Names,
     /// Optimizers' states.
     optimizers: Names,
-}
-
-/// What is left out: how many, and the names of some.
-#[derive(Default)]
-struct Names {
-    count: usize,
-    first: Vec<String>,
-}
-
-impl Names {
-    fn add(&mut self, name: &str) {
-        self.count += 1;
-        if self.first.len() < 4 {
-            let name = if name.is_empty() { "one without a name".to_owned() } else { format!("`{}`", shown(name)) };
-            self.first.push(name);
-        }
-    }
-
-    fn examples(&self) -> String {
-        format!("{}{}", self.first.join(", "), if self.count > self.first.len() { ", …" } else { "" })
-    }
 }
 
 impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
