@@ -12,23 +12,29 @@ use crate::limits::NPY_HEADER_BYTES;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 
-/// The types that are read, as the header writes them.
-const TYPES: [(&str, Dtype); 14] = [
-    ("|u1", Dtype::U8),
-    ("<u1", Dtype::U8),
-    ("<f2", Dtype::F16),
-    ("<f4", Dtype::F32),
-    ("<f8", Dtype::F64),
-    ("|i1", Dtype::I8),
-    ("<i2", Dtype::I16),
-    ("<i4", Dtype::I32),
-    ("<i8", Dtype::I64),
-    ("<u2", Dtype::U16),
-    ("<u4", Dtype::U32),
-    ("<u8", Dtype::U64),
-    ("|b1", Dtype::BOOL),
-    ("<i1", Dtype::I8),
+/// The types that are read: as numpy writes them, by its letter, by name. `l` and `L` are of 4 or 8 bytes, as the machine has it.
+const TYPES: [(&str, &str, &str, Dtype); 12] = [
+    ("|u1", "B", "uint8", Dtype::U8),
+    ("<f2", "e", "float16", Dtype::F16),
+    ("<f4", "f", "float32", Dtype::F32),
+    ("<f8", "d", "float64", Dtype::F64),
+    ("|i1", "b", "int8", Dtype::I8),
+    ("<i2", "h", "int16", Dtype::I16),
+    ("<i4", "i", "int32", Dtype::I32),
+    ("<i8", "q", "int64", Dtype::I64),
+    ("<u2", "H", "uint16", Dtype::U16),
+    ("<u4", "I", "uint32", Dtype::U32),
+    ("<u8", "Q", "uint64", Dtype::U64),
+    ("|b1", "?", "bool", Dtype::BOOL),
 ];
+
+/// The type that a header calls so. `=`, `|` and no sign at all are the order of the machine: little-endian, as those are
+/// that write such headers.
+fn type_of(descr: &str) -> Option<Dtype> {
+    let bare = descr.strip_prefix(['<', '=', '|']).unwrap_or(descr);
+    let is = |code: &str, letter, name| bare == &code[1..] || bare == letter || descr == name;
+    TYPES.iter().find(|&&(code, letter, name, _)| is(code, letter, name)).map(|&(.., dtype)| dtype)
+}
 
 /// What the header of a `.npy` file says.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,9 +94,8 @@ impl NpyHeader {
                 shown.trim_end().to_owned(),
             )
         })?;
-        let dtype = TYPES.iter().find(|(name, _)| *name == fields.descr).map(|(_, dtype)| *dtype);
-        let dtype = dtype.ok_or_else(|| {
-            let types: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
+        let dtype = type_of(&fields.descr).ok_or_else(|| {
+            let types: Vec<&str> = TYPES.iter().map(|(code, ..)| *code).collect();
             let objects = if fields.descr.contains('O') { "no pickled objects but " } else { "" };
             wrong(&format!("{objects}one of the types {}", types.join(", ")), format!("type {}", fields.descr))
         })?;
@@ -107,7 +112,7 @@ impl NpyHeader {
     /// As [`NpyHeader::parse`]; or a file with fewer bytes of values, or more.
     pub fn of_file(file: &[u8]) -> Result<Self, DataProblem> {
         let header = Self::parse(file)?;
-        let descr = TYPES.iter().find(|(_, dtype)| *dtype == header.dtype).map_or("", |(name, _)| name);
+        let descr = TYPES.iter().find(|(.., dtype)| *dtype == header.dtype).map_or("", |(code, ..)| code);
         let what = format!("{descr} of {:?}", header.shape);
         let expected = (header.len as u64).saturating_add(header.data_len);
         match file.len() as u64 {
