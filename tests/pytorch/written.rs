@@ -132,6 +132,16 @@ fn shards_are_joined_by_an_index_or_a_directory() {
     std::fs::remove_file(&index).unwrap();
     let twice = import::open(here).unwrap_err().to_string();
     assert!(twice.contains("is in both"), "{twice}");
+    // What macOS lays beside files is none of them.
+    for name in ["._x.safetensors", "._pytorch_model.bin.index.json", "._pytorch_model.bin"] {
+        std::fs::write(here.join(name), b"\0\x05\x16\x07").unwrap();
+    }
+    std::fs::remove_file(here.join(second)).unwrap();
+    std::fs::copy(fixture("sharded").join(second), here.join(second)).unwrap();
+    assert_eq!(tensors(&import::open(here).unwrap()), golden);
+    std::fs::copy(fixture("sharded/pytorch_model.bin.index.json"), &index).unwrap();
+    assert_eq!(tensors(&import::open(here).unwrap()), golden);
+    std::fs::remove_file(&index).unwrap();
     // Safetensors win.
     std::fs::copy(fixture("training.safetensors"), here.join("model.safetensors")).unwrap();
     let checkpoint = import::open(here).unwrap();

@@ -24,7 +24,11 @@ pub fn open(path: &Path) -> Result<Option<Checkpoint>> {
     let io = |source| Error::Io { path: path.to_path_buf(), action: "list", source };
     let mut files = BTreeSet::new();
     for entry in std::fs::read_dir(path).map_err(io)? {
-        files.insert(entry.map_err(io)?.path());
+        let file = entry.map_err(io)?.path();
+        // macOS lays `._NAME` beside NAME.
+        if !name(&file).starts_with('.') {
+            files.insert(file);
+        }
     }
     let ending = |suffix: &str| files.iter().filter(|file| name(file).ends_with(suffix)).cloned().collect::<Vec<_>>();
     let mut bins = ending(".bin");
