@@ -101,10 +101,23 @@ fn lying_tensors_are_refused() {
     let items: Vec<(&str, Vec<u8>)> = items.iter().map(|(name, t)| (&**name, t.clone())).collect();
     let found = state(&dict(&items), &[("0", &storage)]).unwrap_err().to_string();
     assert!(found.contains("beside") && found.contains("all are limited to"), "{found}");
-    // One name twice.
-    let value = tensor(6, 0, &[2], &[1]);
-    let found = state(&dict(&[("w", value.clone()), ("w", value)]), &[("0", &storage)]).unwrap_err().to_string();
-    assert!(found.contains("tensor `w`: the name stands twice"), "{found}");
+}
+
+/// Readers differ in which they take.
+#[test]
+fn two_entries_of_one_name_are_refused() {
+    let w = tensor(6, 0, &[2], &[1]);
+    let nested = [&b"}"[..], &text("b"), &w, b"s"].concat();
+    for (first, second, value, name) in [
+        (text("w"), text("w"), &w, "w"),
+        (text("a.b"), text("a"), &nested, "a.b"),
+        (b"K\x01".to_vec(), text("1"), &w, "1"),
+    ] {
+        let pickle = [b"\x80\x02}(", &first[..], &w, &second, value, b"u."].concat();
+        let found = state(&pickle, &[("0", &floats(6))]).unwrap_err().to_string();
+        assert!(found.contains(&format!("tensor `{name}`: two entries of the file have this name")), "{found}");
+        assert!(found.contains("rename one of them"), "{found}");
+    }
 }
 
 /// As Python 2 writes them: not what `torch.save` does today, and nothing of it may get lost.

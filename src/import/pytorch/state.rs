@@ -201,7 +201,11 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
                 return Err(wrong("names that are too long; save the weights alone".to_owned()));
             }
             if !self.names.insert(name.clone()) {
-                return Err(wrong("the name stands twice; readers differ in which they take".to_owned()));
+                return Err(wrong(
+                    "two entries of the file have this name, once keys are joined by dots and numbers are text; rename \
+                     one of them"
+                        .to_owned(),
+                ));
             }
             self.tensors.push((name.clone(), tensor));
             return Ok(());
