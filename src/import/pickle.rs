@@ -31,8 +31,8 @@ pub(super) enum Value<'a, G> {
     /// Something outside the pickle, and how it is called there.
     Persistent(Id),
     Object(Object<G>),
-    /// None, floats, bytes, integers over 64 bits.
-    Other,
+    /// What it is: None, a float, bytes, an integer over 64 bits.
+    Other(&'static str),
 }
 
 /// What a call would have made.
@@ -57,7 +57,7 @@ pub(super) struct Pickle<'a, G> {
 impl<'a, G: Copy> Pickle<'a, G> {
     /// Reads a pickle of protocol 2 to 5. `known` says what a name (module, name) stands for, or why it is refused.
     pub fn parse(bytes: &'a [u8], known: impl Fn(&str, &str) -> Result<G, String>) -> Result<Self, String> {
-        let values = vec![Value::Other, Value::Bool(true), Value::Bool(false), Value::Tuple(Vec::new())];
+        let values = vec![Value::Other("None"), Value::Bool(true), Value::Bool(false), Value::Tuple(Vec::new())];
         let mut machine =
             Machine { bytes, at: 0, values, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), known };
         let root = loop {
@@ -155,7 +155,7 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
             }
             b'G' => {
                 self.take(8)?;
-                self.make(Value::Other)?;
+                self.make(Value::Other("a float"))?;
             }
             // Text: SHORT_BINSTRING, BINSTRING, SHORT_BINUNICODE, BINUNICODE, BINUNICODE8
             b'U' | 0x8c => {
@@ -380,7 +380,7 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
 
     fn opaque(&mut self, length: u64) -> Result<(), Stop> {
         self.take(length)?;
-        self.make(Value::Other)
+        self.make(Value::Other("bytes"))
     }
 
     /// A little-endian number of any length, in two's complement.
@@ -393,7 +393,7 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
                 low.copy_from_slice(bytes);
                 Value::Int(i64::from_le_bytes(wide))
             }
-            None => Value::Other,
+            None => Value::Other("a number over 64 bits"),
         };
         self.make(value)
     }

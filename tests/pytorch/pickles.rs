@@ -120,6 +120,45 @@ fn two_entries_of_one_name_are_refused() {
     }
 }
 
+/// They were left out, and the warning said that they were no tensors.
+#[test]
+fn tensors_under_keys_that_are_no_names_are_refused() {
+    let w = tensor(6, 0, &[2, 3], &[3, 1]);
+    let open = |items: &[&[u8]]| {
+        let pickle = [b"\x80\x04}(", &text("w")[..], &w, &items.concat(), b"u."].concat();
+        state(&pickle, &[("0", &floats(6))])
+    };
+    let nested = [&b"}"[..], &text("w"), &w, b"s"].concat();
+    let optimizer = |key: &[u8]| {
+        let state = [b"}", key, &w, b"s"].concat();
+        [&text("optimizer")[..], b"}(", &text("state"), &state, &text("param_groups"), b"]u"].concat()
+    };
+    for (key, shown) in [
+        ([&b"("[..], &text("a"), b"K\x01t"].concat(), "`(a, 1)`"),
+        (b"C\x01a".to_vec(), "`bytes`"),
+        (b"c_codecs\nencode\n(X\x01\0\0\0atR".to_vec(), "`an object, such as bytes`"),
+        (b"N".to_vec(), "`None`"),
+        (b"\x88".to_vec(), "`True`"),
+        (b"G\x3f\xf8\0\0\0\0\0\0".to_vec(), "`a float`"),
+        (b"\x8a\x09\0\0\0\0\0\0\0\0\x01".to_vec(), "`a number over 64 bits`"),
+    ] {
+        for value in [&w, &nested] {
+            let error = open(&[&key, value]).unwrap_err();
+            assert_eq!(error.fault(), Fault::Input);
+            let found = error.to_string();
+            assert!(
+                found.contains(&format!("its key {shown} is neither text nor a whole number; rename it to text")),
+                "{found}"
+            );
+        }
+        // What is left out anyway may have any keys; what stands behind such a key is taken.
+        let checkpoint = open(&[&key, b"N", &text("v"), &w]).unwrap();
+        assert_eq!(checkpoint.len(), 2);
+        assert!(checkpoint.warnings().concat().contains(&format!("left out: {shown}")), "{:?}", checkpoint.warnings());
+        assert_eq!(open(&[&optimizer(&key)]).unwrap().len(), 1);
+    }
+}
+
 /// As Python 2 writes them: not what `torch.save` does today, and nothing of it may get lost.
 #[test]
 fn dicts_made_of_lists_are_refused() {

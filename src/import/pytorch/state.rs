@@ -54,6 +54,7 @@ impl<'a> State<'a> {
             tensors: Vec::new(),
             names: HashSet::new(),
             name_bytes: 0,
+            other_key: None,
             visits: VISITS.map(|at_least| at_least + 4 * pickle.values.len()),
             skipped: Names::default(),
             optimizers: Names::default(),
@@ -67,10 +68,7 @@ impl<'a> State<'a> {
         if walk.tensors.is_empty() {
             let others = match count {
                 0 => String::new(),
-                _ => format!(
-                    " under names or numbers, but {count} other values, of which some may be arrays of numpy, or under keys \
-                     of another kind (first: {skipped})"
-                ),
+                _ => format!(", but {count} other values, of which some may be arrays of numpy (first: {skipped})"),
             };
             return Err(format!("it holds no tensors{others}; {RESAVE}"));
         }
@@ -152,7 +150,8 @@ fn unwrap(pickle: &Pickle<'_, Name>, warnings: &mut Vec<String>) -> Id {
         let (Some((key, value)), None) = (found.next(), found.next()) else { break };
         if all.len() > 1 {
             let others = all.iter().filter(|&&(_, other)| other != value).take(4);
-            let others: Vec<String> = others.map(|&(key, _)| part(pickle, key).unwrap_or_default()).collect();
+            let others: Vec<String> =
+                others.map(|&(key, _)| part(pickle, key).unwrap_or_else(|| kind(pickle, key))).collect();
             let dots = if all.len() > others.len() + 1 { ", …" } else { "" };
             warnings.push(format!("the tensors under `{key}` are taken; left out: {}{dots}", others.join(", ")));
         } else {
@@ -173,12 +172,29 @@ fn part(pickle: &Pickle<'_, Name>, key: Id) -> Option<String> {
     }
 }
 
+/// What a key is that adds nothing to a name.
+fn kind(pickle: &Pickle<'_, Name>, key: Id) -> String {
+    match pickle.get(key) {
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Other(what) => (*what).to_owned(),
+        Value::Tuple(elements) => {
+            let first =
+                elements.iter().take(4).map(|&id| part(pickle, id).map_or("…".to_owned(), |part| shown(&part)));
+            format!("({})", first.collect::<Vec<_>>().join(", "))
+        }
+        _ => "an object, such as bytes".to_owned(),
+    }
+}
+
 struct Walk<'p, 'a, S> {
     pickle: &'p Pickle<'p, Name>,
     storage: S,
     tensors: Vec<(String, Tensor<'a>)>,
     names: HashSet<String>,
     name_bytes: u64,
+    /// The key that is neither text nor a number and that what is looked at stands under, if there is one.
+    other_key: Option<String>,
     /// How many more may be looked at, as in [`VISITS`]: what a pickle refers to many times could be endless.
     visits: [usize; 2],
     /// Values that are no tensors.
@@ -195,6 +211,11 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
         *visits = visits.checked_sub(1).ok_or_else(|| format!("too much of it stands in several places; {RESAVE}"))?;
         if is_tensor(pickle, id) {
             let wrong = |what: String| format!("tensor `{}`: {what}", shown(name));
+            if let Some(key) = &self.other_key {
+                return Err(wrong(format!(
+                    "its key `{key}` is neither text nor a whole number; rename it to text and save it again, or {RESAVE}"
+                )));
+            }
             let tensor = self.tensor(id).map_err(wrong)?;
             self.name_bytes += name.len() as u64;
             if name.len() > limits::NAME_BYTES || self.name_bytes > limits::HEADER_BYTES {
@@ -226,10 +247,14 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
                 return Ok(());
             }
             for &(key, value) in items {
-                match part(pickle, key) {
-                    Some(part) => self.inside(value, &part, name, depth)?,
-                    None => self.skipped.add(name),
+                if let Some(part) = part(pickle, key) {
+                    self.inside(value, &part, name, depth)?;
+                    continue;
                 }
+                let key = kind(pickle, key);
+                let outer = self.other_key.replace(key.clone());
+                self.inside(value, &key, name, depth)?;
+                self.other_key = outer;
             }
             return Ok(());
         }
