@@ -159,6 +159,40 @@ fn tensors_under_keys_that_are_no_names_are_refused() {
     }
 }
 
+/// As protocol 2 writes them. Nothing is made of them; they only have to be no reason to refuse the weights.
+#[test]
+fn harmless_values_stand_beside_weights() {
+    let w = tensor(6, 0, &[2, 3], &[3, 1]);
+    let called: [(&str, &[u8]); 11] = [
+        ("collections\ndeque", b"]\x85R(K\x01e"),
+        ("decimal\nDecimal", b"X\x01\0\0\x001\x85R"),
+        ("fractions\nFraction", b"X\x01\0\0\x001\x85R"),
+        ("uuid\nUUID", b")\x81}X\x03\0\0\0intK\x01sb"),
+        ("types\nSimpleNamespace", b")R}X\x01\0\0\0aK\x01sb"),
+        ("datetime\ntimezone", b"cdatetime\ntimedelta\nK\0K\0K\0\x87R\x85R"),
+        ("datetime\ntime", b"c_codecs\nencode\nX\x01\0\0\0aX\x06\0\0\0latin1\x86R\x85R"),
+        ("__builtin__\nxrange", b"K\0K\x03K\x01\x87R"),
+        ("__builtin__\nbytes", b")R"),
+        ("__builtin__\nlong", b""),
+        ("__builtin__\nEllipsis", b""),
+    ];
+    let types = "uint1 uint4 int4 int7 bits8 bits16 bits1x8 quint4x2 float4_e2m1fn_x2 bcomplex32 per_tensor_symmetric \
+                 per_channel_affine_float_qparams";
+    let types = types.split(' ').map(|name| (format!("torch\n{name}"), &b""[..]));
+    for (name, rest) in called.map(|(name, rest)| (name.to_owned(), rest)).into_iter().chain(types) {
+        let value = [b"c", name.as_bytes(), b"\n", rest].concat();
+        let checkpoint = state(&dict(&[("w", w.clone()), ("o", value)]), &[("0", &floats(6))]);
+        let checkpoint = checkpoint.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(checkpoint.len(), 1, "{name}");
+        assert!(checkpoint.warnings().concat().contains("left out: `o`"), "{name}: {:?}", checkpoint.warnings());
+    }
+    // A tensor of such a type.
+    let head = w[..w.len() - 2].strip_prefix(b"ctorch._utils\n_rebuild_tensor_v2").unwrap();
+    let bits = [b"ctorch._utils\n_rebuild_tensor_v3", head, b"ctorch\nbits8\ntR"].concat();
+    let found = state(&dict(&[("w", bits)]), &[("0", &floats(6))]).unwrap_err().to_string();
+    assert!(found.contains("tensor `w`: is a tensor of bits or of numbers under 8 bits, which cannot be"), "{found}");
+}
+
 /// As Python 2 writes them: not what `torch.save` does today, and nothing of it may get lost.
 #[test]
 fn dicts_made_of_lists_are_refused() {

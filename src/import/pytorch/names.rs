@@ -61,30 +61,51 @@ fn lookup(module: &str, name: &str) -> Option<Name> {
         }
         ("torch._utils", "_rebuild_nested_tensor") => Name::Unread("a nested tensor"),
         ("torch.storage", "UntypedStorage" | "_UntypedStorage") | ("torch", "UntypedStorage") => Name::Untyped,
-        ("torch" | "torch.cuda", _) if name.starts_with("Complex") || name.starts_with("complex") => {
+        ("torch" | "torch.cuda", _) if ["Complex", "complex", "bcomplex"].iter().any(|of| name.starts_with(of)) => {
             Name::Unread("a complex tensor")
         }
+        (
+            "torch",
+            "bits8" | "bits16" | "bits1x8" | "bits2x4" | "bits4x2" | "float4_e2m1fn_x2" | "int1" | "int2" | "int3"
+            | "int4" | "int5" | "int6" | "int7" | "uint1" | "uint2" | "uint3" | "uint4" | "uint5" | "uint6" | "uint7",
+        ) => Name::Unread("a tensor of bits or of numbers under 8 bits"),
         (
             "torch" | "torch.cuda",
             "QInt8Storage" | "QInt32Storage" | "QUInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage",
         ) => Name::Unread("a quantized tensor"),
-        ("torch", "Size" | "device" | "per_tensor_affine" | "per_channel_affine" | "qint8" | "quint8" | "qint32") => {
-            Name::Skipped
-        }
+        (
+            "torch",
+            "Size"
+            | "device"
+            | "per_tensor_affine"
+            | "per_tensor_symmetric"
+            | "per_channel_affine"
+            | "per_channel_affine_float_qparams"
+            | "per_channel_symmetric"
+            | "qint8"
+            | "quint8"
+            | "qint32"
+            | "quint4x2"
+            | "quint2x4",
+        ) => Name::Skipped,
         ("torch" | "torch.cuda", _) => return Name::of_type(name),
         ("torch.serialization", "_get_layout")
         | ("_codecs", "encode")
-        | ("collections", "Counter")
+        | ("collections", "Counter" | "deque")
         | ("copyreg" | "copy_reg", "_reconstructor")
         | (
             "builtins" | "__builtin__",
-            "set" | "frozenset" | "complex" | "bytearray" | "slice" | "range" | "object" | "dict" | "list" | "tuple"
-            | "int" | "float" | "bool" | "str",
+            "set" | "frozenset" | "complex" | "bytearray" | "bytes" | "slice" | "range" | "xrange" | "object" | "dict"
+            | "list" | "tuple" | "int" | "long" | "float" | "bool" | "str" | "Ellipsis" | "NotImplemented",
         )
         | ("numpy", "dtype" | "ndarray")
         | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
         | ("argparse", "Namespace")
-        | ("datetime", "datetime" | "timedelta" | "date")
+        | ("types", "SimpleNamespace")
+        | ("datetime", "datetime" | "timedelta" | "date" | "time" | "timezone")
+        | ("decimal", "Decimal")
+        | ("fractions", "Fraction")
+        | ("uuid", "UUID")
         | ("pathlib" | "pathlib._local", "Path" | "PosixPath" | "WindowsPath" | "PurePosixPath" | "PureWindowsPath") => {
             Name::Skipped
         }
