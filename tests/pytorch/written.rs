@@ -171,7 +171,7 @@ fn what_is_not_read_is_refused_by_name_with_a_way_out() {
         (
             "module.pt",
             "the class `__main__.Net`, a whole model or a part of one, expected a state dict",
-            "state_dict()",
+            "torch.save(d.state_dict(), OUT) (d['model'].state_dict() or the like",
         ),
         ("sequential.pt", "`torch.nn.modules.container.Sequential`, a whole model", "state_dict()"),
         ("complex.pt", "tensor `w`: is a complex tensor", "delete it from the dict"),
@@ -179,10 +179,10 @@ fn what_is_not_read_is_refused_by_name_with_a_way_out() {
         ("sparse.pt", "tensor `w`: is a sparse tensor", "convert it"),
         ("meta.pt", "tensor `w`: is a tensor on the device `meta`", "delete it from the dict"),
         ("negated.pt", "tensor `w`: is a conjugated or negated view", "resolve_neg()"),
-        ("legacy.pt", "the form that torch.save wrote before version 1.6", "save it again"),
-        ("bare.pkl", "a bare pickle of Python", "torch.save({str(k): v for"),
+        ("legacy.pt", "the form that torch.save wrote before version 1.6", "weights_only=False), OUT)"),
+        ("bare.pkl", "a bare pickle of Python", "with open(FILE, 'rb') as f: d = pickle.load(f); torch.save("),
         ("script.pt", "a TorchScript program", "torch.jit.load"),
-        ("no-tensors.pt", "it holds no tensors", "torch.is_tensor(v)"),
+        ("no-tensors.pt", "it holds no tensors", "torch.as_tensor(v) for k, v in d.items() if hasattr(v, 'shape')"),
         ("big-endian.pt", "byte order \"big\", expected \"little\"", "save it"),
         ("no-storage.pt", "its storage, entry `data/0`, is not in the file", "damaged"),
         ("short-storage.pt", "has 92 bytes, expected 24 values of 4", "damaged"),
@@ -194,6 +194,11 @@ fn what_is_not_read_is_refused_by_name_with_a_way_out() {
     let tar = [&b"pickle\0\0"[..], &[0; 249], b"ustar\x0000", &[0; 248]].concat();
     let found = open_bytes(&[b"sys_info", &tar[8..]].concat()).unwrap_err().to_string();
     assert!(found.contains("a tar file"), "{found}");
+    // Bare pickles of protocol 0, which are text.
+    for begins in ["(dp0\nVw\np1\n", "(lp1\nI1\naI2\na.", "ccollections\nOrderedDict\np0\n"] {
+        let found = open_bytes(begins.as_bytes()).unwrap_err().to_string();
+        assert!(found.contains("a bare pickle of Python") && found.contains("pickle.load(f)"), "{found}");
+    }
 }
 
 #[test]

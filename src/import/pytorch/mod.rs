@@ -27,10 +27,19 @@ use crate::{Checkpoint, Dtype, MappedFile, Result, limits};
 
 const FORMAT: &str = "PyTorch";
 
-/// How to get weights out of what is not read.
-const RESAVE: &str = "where you trust it, save its tensors alone, with the program that made it: \
-     d = torch.load(FILE, map_location='cpu', weights_only=False); \
-     torch.save({str(k): v for k, v in d.items() if torch.is_tensor(v)}, OUT) (of d['model'] or the like where they are inside)";
+/// How to get weights out of what is not read, arrays of numpy among them, once it is loaded so.
+macro_rules! resave {
+    ($load:literal) => {
+        concat!(
+            "where you trust it, save its tensors alone, with the program that made it: ",
+            $load,
+            "; torch.save({str(k): torch.as_tensor(v) for k, v in d.items() if hasattr(v, 'shape')}, OUT) \
+             (of d['model'] or the like where they are inside)"
+        )
+    };
+}
+
+const RESAVE: &str = resave!("d = torch.load(FILE, map_location='cpu', weights_only=False)");
 
 /// Whether these are the entries of a file of `torch.save`.
 pub(super) fn is(entries: &[Entry]) -> bool {
@@ -41,15 +50,20 @@ pub(super) fn is(entries: &[Entry]) -> bool {
 pub(super) fn refusal(file: &[u8]) -> Option<String> {
     // Its length is what a safetensors file begins with.
     let no_header = file.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) > limits::HEADER_BYTES);
-    let load = "load it with PyTorch and save it again, torch.save(torch.load(FILE, map_location='cpu'), OUT)";
+    let load = "where you trust it, load it with PyTorch and save it again, \
+                torch.save(torch.load(FILE, map_location='cpu', weights_only=False), OUT)";
     if file.starts_with(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19") {
         return Some(format!("it is in the form that torch.save wrote before version 1.6, not a zip file; {load}"));
     }
     if no_header && file.get(257..262) == Some(b"ustar") {
         return Some(format!("it is a tar file, the form that torch.save wrote before version 0.1.10; {load}"));
     }
-    if no_header && file[0] == 0x80 && (2..=5).contains(&file[1]) {
-        return Some(format!("it is a bare pickle of Python, expected the zip file that torch.save writes; {RESAVE}"));
+    // A dict or a list of protocol 0 is text.
+    let is_text = ["(dp", "(lp", "ccollections\n"].iter().any(|begins| file.starts_with(begins.as_bytes()));
+    if no_header && (is_text || file[0] == 0x80 && (2..=5).contains(&file[1])) {
+        // torch.load does not read these.
+        let way_out = resave!("with open(FILE, 'rb') as f: d = pickle.load(f)");
+        return Some(format!("it is a bare pickle of Python, expected the zip file that torch.save writes; {way_out}"));
     }
     None
 }

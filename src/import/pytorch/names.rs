@@ -36,9 +36,10 @@ pub(super) fn known(module: &str, name: &str) -> Result<Name, String> {
         let asked = qualified(module, name);
         if module.starts_with("torch.nn.modules") || module == "__main__" {
             return format!(
-                "it holds an object of the class `{asked}`, a whole model or a part of one, expected a state dict; save that: \
-                 torch.save(torch.load(FILE, map_location='cpu', weights_only=False).state_dict(), OUT), where you trust \
-                 the file, or its tensors alone, where it is no model"
+                "it holds an object of the class `{asked}`, a whole model or a part of one, expected a state dict; where you \
+                 trust the file, save that: d = torch.load(FILE, map_location='cpu', weights_only=False); \
+                 torch.save(d.state_dict(), OUT) (d['model'].state_dict() or the like where the model is inside), or its \
+                 tensors alone, where it is no model"
             );
         }
         format!("its pickle asks for `{asked}`, which tensors do not need; nothing of it was run; {RESAVE}")
