@@ -18,13 +18,15 @@ pub(super) struct Copies<'a> {
     format: &'static str,
     file: Option<File>,
     len: u64,
+    /// Bytes that are held against the limit.
+    counted: u64,
     limit: u64,
 }
 
 impl<'a> Copies<'a> {
     /// Of tensors of the file at `path`, at most so many bytes.
     pub fn new(path: &'a Path, format: &'static str, limit: u64) -> Self {
-        Self { path, format, file: None, len: 0, limit }
+        Self { path, format, file: None, len: 0, counted: 0, limit }
     }
 
     /// Adds the `length` bytes of a tensor, which `write` has to write; returns where they are.
@@ -37,19 +39,11 @@ impl<'a> Copies<'a> {
     where
         Failure: From<E>,
     {
-        let foreign = |message: String| super::foreign(self.path, self.format, format!("tensor `{tensor}`: {message}"));
+        let counted = self.count(tensor, length)?;
         let io = |source| Error::Io {
             path: self.path.to_path_buf(),
             action: "write the temporary copy of its tensors (TMPDIR says where)",
             source,
-        };
-        let end = length.checked_add(self.len).filter(|end| *end <= self.limit);
-        let Some(end) = end.filter(|end| usize::try_from(*end).is_ok()) else {
-            let (len, limit) = (self.len, self.limit);
-            return Err(foreign(format!(
-                "a copy of {length} bytes is needed beside {len} of others, all are limited to {limit}; save the values \
-                 contiguous and unpacked"
-            )));
         };
         let file = match &mut self.file {
             Some(file) => file,
@@ -62,11 +56,34 @@ impl<'a> Copies<'a> {
         match write(file).map_err(Failure::from) {
             Ok(()) => {}
             Err(Failure::Io(source)) => return Err(io(source)),
-            Err(Failure::Content(message)) => return Err(foreign(message)),
+            Err(Failure::Content(message)) => return Err(self.foreign(tensor, &message)),
         }
-        let range = self.len as usize..end as usize;
-        self.len = end;
-        Ok(range)
+        let begin = self.len;
+        (self.len, self.counted) = (begin + length, counted);
+        Ok(begin as usize..self.len as usize)
+    }
+
+    /// Counts the `length` bytes of a copy that a tensor shares as if it had its own.
+    pub fn again(&mut self, tensor: &str, length: u64) -> Result<()> {
+        self.counted = self.count(tensor, length)?;
+        Ok(())
+    }
+
+    /// The bytes that are counted with so many more.
+    fn count(&self, tensor: &str, length: u64) -> Result<u64> {
+        let (counted, limit) = (self.counted, self.limit);
+        let end = length.checked_add(counted).filter(|end| *end <= limit && usize::try_from(*end).is_ok());
+        end.ok_or_else(|| {
+            let message = format!(
+                "a copy of {length} bytes is needed beside {counted} of others, all are limited to {limit}; save the values \
+                 contiguous and unpacked"
+            );
+            self.foreign(tensor, &message)
+        })
+    }
+
+    fn foreign(&self, tensor: &str, message: &str) -> Error {
+        super::foreign(self.path, self.format, format!("tensor `{tensor}`: {message}"))
     }
 
     /// Adds a tensor, in C order. `bytes` has its values up to [`Strided::end`].

@@ -101,6 +101,13 @@ fn lying_tensors_are_refused() {
     let items: Vec<(&str, Vec<u8>)> = items.iter().map(|(name, t)| (&**name, t.clone())).collect();
     let found = state(&dict(&items), &[("0", &storage)]).unwrap_err().to_string();
     assert!(found.contains("beside") && found.contains("all are limited to"), "{found}");
+    // The same one under many names, of which each is packed.
+    let items: Vec<(String, Vec<u8>)> =
+        (0..20).map(|i| (format!("w{i}"), tensor(6, 0, &[1 << 20, 1], &[0, 0]))).collect();
+    let some = |n: usize| items[..n].iter().map(|(name, t)| (&**name, t.clone())).collect::<Vec<_>>();
+    assert_eq!(state(&dict(&some(16)), &[("0", &storage)]).unwrap().len(), 16);
+    let found = state(&dict(&some(20)), &[("0", &storage)]).unwrap_err().to_string();
+    assert!(found.contains("tensor `w16`: a copy of 4194304 bytes is needed beside 67108864 of others"), "{found}");
 }
 
 /// Readers differ in which they take.

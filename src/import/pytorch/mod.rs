@@ -114,7 +114,13 @@ fn add(
         }
         let key = (begin, strided);
         let range = match copied.get(&key) {
-            Some(range) => range.clone(),
+            Some(range) => {
+                // What is expanded counts under each of its names: a few bytes would become any number of them.
+                if range.len() > bytes.len() {
+                    copies.again(&name, range.len() as u64)?;
+                }
+                range.clone()
+            }
             None => copies.add_strided(&name, &key.1, bytes)?,
         };
         later.push((name, tensor.dtype, key.1.shape.clone(), range.clone()));
