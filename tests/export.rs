@@ -166,6 +166,14 @@ fn an_export_appears_whole_or_not_at_all() {
     let options = WriteOptions { overwrite: true, ..WriteOptions::default() };
     let error = export::write(&container, &export, &named, &options).unwrap_err().to_string();
     assert!(error.contains("`beside.json` is written beside the output"), "{error}");
+    // What was read is not replaced: neither by the output nor by what lies beside it.
+    for (input, output) in [(&named, "another"), (&output, "out")] {
+        let (inputs, output) = (vec![input.clone()], directory.path().join(output));
+        let export = Export { beside: vec![("beside.json".to_owned(), b"new".to_vec())], inputs, ..Export::default() };
+        let error = export::write(&container, &export, &output, &options).unwrap_err().to_string();
+        assert!(error.contains("is an input; give another output"), "{error}");
+    }
+    assert_eq!(std::fs::read(&named).unwrap(), b"{}");
     // What fails leaves the old one.
     let bad = Export { parts: vec![Part::rows("w", 1, 1, |_, _| Err("no such code".to_owned()))], ..Export::default() };
     assert!(write(&bad, true).unwrap_err().to_string().contains("tensor `w`: no such code"));
@@ -208,4 +216,25 @@ fn the_command_exports_and_says_what_it_did() {
     let (_, error) = common::expect(2, &["export", input, "--to", "nonsense", "-o", output]);
     assert!(error.contains("expected one of safetensors"), "{error}");
     common::expect(2, &["export", input, "--to", "safetensors", "-o", input, "--force"]);
+}
+
+/// A regression: the model's `config.json` was replaced where the output was to lie beside it, and with it the model
+/// broken that it belongs to.
+#[test]
+fn the_config_that_is_exported_into_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let container = pack(directory.path(), &[("a.weight", &[16, 16], "granularity=tensor")]);
+    let config = directory.path().join("config.json");
+    std::fs::write(&config, "{}").unwrap();
+    for format in ["bitnet", "gptq"] {
+        let options = Options { into: Some(config.clone()), ..Options::default() };
+        let export = export::format(format).unwrap().export(&container, &options).unwrap();
+        let options = WriteOptions { overwrite: true, ..WriteOptions::default() };
+        for output in ["new.safetensors", "config.json"] {
+            let output = directory.path().join(output);
+            let error = export::write(&container, &export, &output, &options).unwrap_err().to_string();
+            assert!(error.contains("config.json is an input; give another output"), "{format}: {error}");
+        }
+        assert_eq!(std::fs::read(&config).unwrap(), b"{}", "{format}");
+    }
 }

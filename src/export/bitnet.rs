@@ -71,6 +71,7 @@ impl Exporter for BitNet {
             "quantization_mode": "offline",
         });
         let mut export = checkpoint.finish(container);
+        export.inputs.extend(options.into.clone());
         match config_before {
             Some(before) => {
                 keep_norm(&before, &mut quantization);

@@ -72,6 +72,7 @@ impl Exporter for Gptq {
         }
         let quantization = quantization(group, &packed, &checkpoint.dense);
         let mut export = checkpoint.finish(container);
+        export.inputs.extend(options.into.clone());
         export.beside.push(file("quantize_config.json", &quantization));
         match config_before {
             Some(before) => export.beside.push(config(before, &quantization)),

@@ -130,7 +130,8 @@ pub struct Export<'a> {
     pub beside: Vec<(String, Vec<u8>)>,
     /// What deserves a second look.
     pub warnings: Vec<String>,
-    /// Files besides those of the parts that were read, or that the new one needs: it must not replace them.
+    /// Files besides those of the parts that were read, or that the new one needs: neither it nor what lies beside it
+    /// may replace them.
     pub inputs: Vec<PathBuf>,
 }
 

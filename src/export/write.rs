@@ -43,8 +43,8 @@ pub fn write(container: &Container, export: &Export<'_>, output: &Path, options:
     })?;
     // Rows that are written have no way to say that the set which the environment names is not there.
     Isa::detect()?;
-    refuse_inputs(container, export, output)?;
     let beside: Vec<_> = export.beside.iter().map(|(name, bytes)| (output.with_file_name(name), bytes)).collect();
+    refuse_inputs(container, export, beside.iter().map(|(path, _)| path.as_path()).chain([output]))?;
     if let Some((name, _)) =
         export.beside.iter().find(|(name, _)| output.file_name().is_some_and(|own| own == name.as_str()))
     {
@@ -184,14 +184,18 @@ fn check_cancelled(options: &WriteOptions<'_>) -> Result<()> {
     }
 }
 
-fn refuse_inputs(container: &Container, export: &Export<'_>, output: &Path) -> Result<()> {
-    let Ok(output) = output.canonicalize() else { return Ok(()) };
-    let files = export.parts.iter().filter_map(|part| match &part.source {
-        Source::File(file, _) => Some(file.path()),
-        _ => None,
-    });
-    for input in files.chain([container.path()]).chain(export.inputs.iter().map(PathBuf::as_path)) {
-        if input.canonicalize().is_ok_and(|input| input == output) {
+fn refuse_inputs<'p>(
+    container: &Container,
+    export: &Export<'_>,
+    outputs: impl Iterator<Item = &'p Path>,
+) -> Result<()> {
+    for output in outputs.filter_map(|output| output.canonicalize().ok()) {
+        let files = export.parts.iter().filter_map(|part| match &part.source {
+            Source::File(file, _) => Some(file.path()),
+            _ => None,
+        });
+        let mut inputs = files.chain([container.path()]).chain(export.inputs.iter().map(PathBuf::as_path));
+        if inputs.any(|input| input.canonicalize().is_ok_and(|input| input == output)) {
             return Err(Error::Request(format!("{} is an input; give another output", output.display())));
         }
     }
