@@ -17,6 +17,26 @@ use crate::{Container, Dtype, Encoding, Error, Isa, Result, Tensor};
 /// The format.
 pub(super) struct BitNet;
 
+/// Heads as the modules of transformers are called that ties them to the embedding, so that files do not hold them:
+/// linear layers all the same. By the ends of names; with `$`, whole ones, as other modules begin with these.
+const HEADS: [&str; 15] = [
+    "lm_head",
+    "head.decoder",
+    "lm_head.out_proj",
+    "predictions.decoder",
+    "mlm_score.decoder",
+    "vocab_projector",
+    "embed_out",
+    "proj_out",
+    "output_projection",
+    "pred_layer.proj",
+    "lm_loss",
+    "ctc_head",
+    "decoder$",
+    "head$",
+    "output$",
+];
+
 impl Exporter for BitNet {
     fn name(&self) -> &'static str {
         "bitnet"
@@ -53,10 +73,6 @@ impl Exporter for BitNet {
                 },
             }
         }
-        // It is not among the tensors where it is tied to the embedding; a linear layer it is all the same.
-        if !packed.iter().any(|layer| layer.ends_with("lm_head")) && !checkpoint.dense.iter().any(|d| d == "lm_head") {
-            checkpoint.dense.push("lm_head".to_owned());
-        }
         let left_out = checkpoint.dense.clone();
         let dense: BTreeSet<&str> = left_out.iter().map(String::as_str).collect();
         checkpoint.refuse_by_name(|tensor| {
@@ -66,6 +82,13 @@ impl Exporter for BitNet {
                  (--exclude when packing) or both ternary"
             ))
         });
+        // None by which a layer would be left out that is packed.
+        let is_packed = |head: &str| match head.strip_suffix('$') {
+            Some(whole) => packed.contains(whole),
+            None => packed.iter().any(|layer| shadowed(layer, &BTreeSet::from([head])).is_some()),
+        };
+        let heads = HEADS.into_iter().filter(|head| !dense.contains(head) && !is_packed(head));
+        let left_out: Vec<&str> = left_out.iter().map(String::as_str).chain(heads).collect();
         let mut quantization = json!({
             "linear_class": "autobitlinear", "modules_to_not_convert": left_out, "quant_method": "bitnet",
             "quantization_mode": "offline",

@@ -8,6 +8,25 @@ use twn_pack::{Dtype, Fault, Tensor};
 use crate::common::{self, Made, golden, pack};
 use crate::*;
 
+/// Heads that may be tied, and then are in no file.
+const HEADS: [&str; 15] = [
+    "lm_head",
+    "head.decoder",
+    "lm_head.out_proj",
+    "predictions.decoder",
+    "mlm_score.decoder",
+    "vocab_projector",
+    "embed_out",
+    "proj_out",
+    "output_projection",
+    "pred_layer.proj",
+    "lm_loss",
+    "ctc_head",
+    "decoder$",
+    "head$",
+    "output$",
+];
+
 #[test]
 fn golden_bytes() {
     let directory = tempfile::tempdir().unwrap();
@@ -68,7 +87,7 @@ fn every_encoding_becomes_row_quarters_and_the_rest_stays_as_it_is() {
     let config = json_file(&output.with_file_name("quantization_config.json"));
     let expected = json!({
         "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
-        "modules_to_not_convert": ["e", "h", "lm_head"],
+        "modules_to_not_convert": [&["e", "h"], &HEADS[..]].concat(),
     });
     assert_eq!(config, expected);
 }
@@ -97,7 +116,7 @@ fn the_models_config_gets_what_is_new_and_keeps_the_rest() {
     let mut expected = before;
     expected["quantization_config"] = json!({
         "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
-        "modules_to_not_convert": ["lm_head"], "use_rms_norm": true, "rms_norm_eps": 1e-7,
+        "modules_to_not_convert": HEADS, "use_rms_norm": true, "rms_norm_eps": 1e-7,
     });
     assert_eq!(json_file(&output.with_file_name("config.json")), expected);
     assert_eq!(common::names(&directory.path().join("out")), ["config.json", "model.safetensors"]);
@@ -175,6 +194,27 @@ fn what_cannot_be_exported_is_refused_or_goes_out_as_floats() {
     assert!(format.export(&container, &options).unwrap_err().to_string().contains("--planes-as-tensors"));
 }
 
+/// A regression: the tied head of BERT became a packed layer without weights, and a packed layer within RoBERTa's
+/// head was refused.
+#[test]
+fn tied_heads_stay_linear_and_packed_ones_do_not() {
+    let directory = tempfile::tempdir().unwrap();
+    for (packed, left_out) in [
+        ("bert.encoder.layer.0.output.dense", &HEADS[..]),
+        ("lm_head.dense", &HEADS[1..]),
+        ("lm_head.decoder", &HEADS[2..]),
+        ("decoder", &[&HEADS[..12], &HEADS[13..]].concat()),
+        ("model.decoder.layers.0.fc1", &HEADS),
+    ] {
+        let weights = ternary(&format!("{packed}.weight"), &[4, 4], &trits(16, 2), 1.0);
+        let container = pack(directory.path(), &[(weights, EXACT)]);
+        let export = export::format("bitnet").unwrap().export(&container, &Options::default()).unwrap();
+        export.check().unwrap();
+        let config: Value = serde_json::from_slice(&export.beside[0].1).unwrap();
+        assert_eq!(config["modules_to_not_convert"], json!(left_out), "{packed}");
+    }
+}
+
 #[test]
 fn names_that_mean_more_than_one_layer_are_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -201,7 +241,7 @@ fn names_that_mean_more_than_one_layer_are_refused() {
     let container = pack(directory.path(), &[(ternary("lm_head.weight", &[4, 4], &trits(16, 3), 1.0), EXACT)]);
     let export = export::format("bitnet").unwrap().export(&container, &Options::default()).unwrap();
     let config: Value = serde_json::from_slice(&export.beside[0].1).unwrap();
-    assert_eq!(config["modules_to_not_convert"], json!([]));
+    assert_eq!(config["modules_to_not_convert"], json!(HEADS[1..]), "but for lm_head");
     let container = pack(
         directory.path(),
         &[
