@@ -240,6 +240,61 @@ fn what_is_refused_has_no_say_in_the_group_size() {
     assert_eq!(SafeTensors::deserialize(&bytes).unwrap().tensor("good.scales").unwrap().shape(), [2, 16]);
 }
 
+/// A regression: blocks that optimum does not find, or that transformers calls otherwise than the file, got random
+/// weights without a word, as did heads and experts.
+#[test]
+fn blocks_are_found_and_what_transformers_does_not_load_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let (llava, bert) = ("language_model.model.layers.0.mlp.up_proj", "bert.encoder.layer.0.output.dense");
+    let (expert, head) = ("model.layers.1.mlp.experts.0.w1", "lm_head");
+    let own = "cls.predictions.transform.dense";
+    let llama = "model.layers.10.mlp.up_proj";
+    let dense = "model.decoder.layers.0.norm";
+    for (packed, dense, short, block, said) in [
+        (&[llama][..], "model.norm", &["layers.10.mlp.up_proj"][..], None, &[][..]),
+        (&["model.decoder.layers.0.fc1"], dense, &["layers.0.fc1"], None, &[]),
+        (&["transformer.h.2.fc"], "transformer.norm", &["h.2.fc"], None, &[]),
+        (&[llava], "vision_tower.norm", &["layers.0.mlp.up_proj"], None, &[]),
+        (&[bert], "bert.norm", &["layer.0.output.dense"], Some("bert.encoder.layer"), &["`block_name_to_quantize`"]),
+        // What it would find has none of them.
+        (&["encoder.block.0.fc"], "h.norm", &["block.0.fc"], Some("encoder.block"), &["`encoder.block`"]),
+        (
+            &[bert, own],
+            "bert.norm",
+            &["layer.0.output.dense", own],
+            Some("bert.encoder.layer"),
+            &["`bert.encoder.layer`", "random weights there: `cls.predictions.transform.dense`; keep"],
+        ),
+        (&[llama, head], "a.norm", &["layers.10.mlp.up_proj", head], None, &["random weights there: `lm_head`; keep"]),
+        (&[head], "model.layers.0.norm", &[head], None, &["`lm_head`; keep"]),
+        (&[expert], "a.norm", &["layers.1.mlp.experts.0.w1"], None, &["`model.layers.1.mlp.experts.0.w1`; keep them"]),
+    ] {
+        let weights = packed.iter().map(|layer| Made::gaussian(&format!("{layer}.weight"), Dtype::F32, &[16, 16], 1));
+        let mut tensors: Vec<_> = weights.map(|made| (made, "granularity=filter")).collect();
+        tensors.push((Made::gaussian(&format!("{dense}.weight"), Dtype::F32, &[16], 1), ""));
+        let container = pack(directory.path(), &tensors);
+        let export = export::format("gptq").unwrap().export(&container, &Options::default()).unwrap();
+        let config: Value = serde_json::from_slice(&export.beside[0].1).unwrap();
+        let mut names: Vec<_> = short.to_vec();
+        let mut written: Vec<&str> =
+            config["modules_in_block_to_quantize"][0].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        names.sort_unstable();
+        written.sort_unstable();
+        assert_eq!(written, names, "{packed:?}");
+        assert_eq!(config.get("block_name_to_quantize").and_then(Value::as_str), block, "{packed:?}");
+        // The last one is about config.json.
+        let warnings = &export.warnings[..export.warnings.len() - 1];
+        assert_eq!(warnings.len(), said.len(), "{warnings:?}");
+        assert!(warnings.iter().zip(said).all(|(warning, said)| warning.contains(said)), "{warnings:?}");
+    }
+    // Names are many.
+    let experts: Vec<_> = (0..9).map(|i| format!("model.layers.0.experts.{i}.w1.weight")).collect();
+    let made = experts.iter().map(|name| (Made::gaussian(name, Dtype::F32, &[16, 16], 1), "granularity=filter"));
+    let container = pack(directory.path(), &made.collect::<Vec<_>>());
+    let export = export::format("gptq").unwrap().export(&container, &Options::default()).unwrap();
+    assert!(export.warnings[0].contains("experts.2.w1` and 6 others; keep them dense"), "{:?}", export.warnings);
+}
+
 #[test]
 fn the_models_config_and_names_as_regular_expressions() {
     let directory = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::hugging_face::{Checkpoint, INT8, config, file, layer, linear, shadowed};
+use super::hugging_face::{Checkpoint, INT8, config, experts, file, layer, linear, shadowed, some};
 use super::{Export, Exporter, Options, Part};
 use crate::container::TernaryTensor;
 use crate::pack::join_rows;
@@ -95,6 +95,16 @@ impl Exporter for BitNet {
         });
         let mut export = checkpoint.finish(container);
         export.inputs.extend(options.into.clone());
+        export.warnings.extend(experts(packed.iter().copied()));
+        // Its class keeps them as they are, whatever the config says (`_keep_in_fp32_modules`).
+        let of_t5: Vec<_> = packed.iter().copied().filter(|layer| layer.ends_with("DenseReluDense.wo")).collect();
+        if !of_t5.is_empty() {
+            export.warnings.push(format!(
+                "transformers leaves `wo` of T5 dense and does not load packed ones: {}; keep them dense when packing \
+                 (--exclude '*.wo.weight')",
+                some(&of_t5)
+            ));
+        }
         match config_before {
             Some(before) => {
                 keep_norm(&before, &mut quantization);

@@ -10,12 +10,14 @@
 //!
 //! Not here: GPTQ itself (`--calibration`).
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use half::f16;
 use serde_json::{Map, Value, json};
 
-use super::hugging_face::{Checkpoint, INT8, config, f16_rounding, file, linear};
+use super::hugging_face::{Checkpoint, INT8, config, experts, f16_rounding, file, linear, some};
 use super::{Export, Exporter, Options, Part};
 use crate::container::{TensorEntry, TernaryTensor};
 use crate::source::model_config;
@@ -29,6 +31,18 @@ const WORD: usize = 16;
 
 /// What readers of the format have kernels for.
 const GROUPS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
+
+/// The blocks that optimum looks for in a model, the first of these by which the name of any module begins.
+const BLOCKS: [&str; 8] = [
+    "transformer.h",
+    "model.decoder.layers",
+    "gpt_neox.layers",
+    "model.layers",
+    "model.language_model.layers",
+    "h",
+    "decoder.layers",
+    "layers",
+];
 
 /// Outputs whose words are made together: a line of the cache.
 const BLOCK: usize = 16;
@@ -50,6 +64,7 @@ impl Exporter for Gptq {
         let config_before = options.into.as_deref().map(model_config).transpose()?;
         let tensors = options.tensors_with_scales(container)?;
         let group = group_size(&tensors);
+        let names: Vec<&str> = tensors.iter().map(|(entry, _)| entry.name.as_str()).collect();
         let (mut checkpoint, mut packed) = (Checkpoint::default(), Vec::new());
         for (entry, tensor) in tensors {
             let name = entry.name.as_str();
@@ -70,8 +85,9 @@ impl Exporter for Gptq {
                 },
             }
         }
-        let quantization = quantization(group, &packed, &checkpoint.dense);
+        let mut quantization = quantization(group, &packed, &checkpoint.dense);
         let mut export = checkpoint.finish(container);
+        export.warnings = for_transformers(&names, &packed, &mut quantization);
         export.inputs.extend(options.into.clone());
         export.beside.push(file("quantize_config.json", &quantization));
         match config_before {
@@ -219,9 +235,60 @@ fn quantization(group: Option<usize>, packed: &[String], dense: &[String]) -> Va
         "format": "gptq", "group_size": group.map_or(json!(-1), |group| json!(group)),
         "lm_head": packed.iter().any(|layer| layer == "lm_head"),
         "meta": { "quantizer": [concat!("twn-pack:", env!("CARGO_PKG_VERSION"))] },
-        "modules_in_block_to_quantize": [packed], "pack_dtype": "int32", "quant_method": "gptq",
+        "modules_in_block_to_quantize": [packed.iter().map(|layer| in_block(layer)).collect::<Vec<_>>()], "pack_dtype": "int32", "quant_method": "gptq",
         "static_groups": false, "sym": true, "true_sequential": true,
     })
+}
+
+/// The part of a layer's name that begins with the block's last word, as `layers.0.mlp.up_proj`: transformers may
+/// have others in front of it than the file, and optimum compares ends.
+fn in_block(layer: &str) -> &str {
+    let block = block(layer).unwrap_or_default();
+    &layer[block.rfind('.').map_or(0, |dot| dot + 1)..]
+}
+
+/// What stands before the first number in a layer's name: `model.layers` of `model.layers.0.mlp.up_proj`.
+fn block(layer: &str) -> Option<&str> {
+    let number = |rest: &str| rest.split('.').next().is_some_and(|word| word.parse::<u32>().is_ok());
+    layer.match_indices('.').find(|(dot, _)| number(&layer[dot + 1..])).map(|(dot, _)| &layer[..dot])
+}
+
+/// A name as transformers has it, of those that differ in the file.
+fn module(name: &str) -> Cow<'_, str> {
+    match name.strip_prefix("language_model.model.") {
+        Some(rest) => format!("model.language_model.{rest}").into(),
+        None => name.into(),
+    }
+}
+
+/// Names the block for transformers with optimum, if optimum does not find it; returns what deserves a second look.
+fn for_transformers(names: &[&str], packed: &[String], quantization: &mut Value) -> Vec<String> {
+    let modules: Vec<_> = packed.iter().map(|layer| module(layer)).collect();
+    let found = BLOCKS.into_iter().find(|block| names.iter().any(|name| module(name).starts_with(block)));
+    let found = found.filter(|block| modules.iter().any(|module| module.starts_with(block)));
+    let mut blocks = BTreeMap::new();
+    modules.iter().filter_map(|module| block(module)).for_each(|block| *blocks.entry(block).or_insert(0) += 1);
+    let most = blocks.into_iter().max_by_key(|(_, layers)| *layers).map(|(block, _)| block);
+    let mut warnings = Vec::new();
+    if let (None, Some(block)) = (found, most) {
+        quantization["block_name_to_quantize"] = json!(block);
+        warnings.push(format!(
+            "transformers does not find this model's blocks: `block_name_to_quantize` in the config names `{block}`, as \
+             the file does; where the class that loads it has another name (then it reports weights as missing), put \
+             that there"
+        ));
+    }
+    let outside = |module: &str| !found.or(most).is_some_and(|block| module.starts_with(block));
+    let outside: Vec<_> = packed.iter().zip(&modules).filter(|(_, m)| outside(m)).map(|(layer, _)| layer.as_str()).collect();
+    if !outside.is_empty() {
+        warnings.push(format!(
+            "transformers loads packed layers of the model's blocks alone, others get random weights there: {}; keep \
+             them dense when packing (--exclude), or load with GPTQModel where it knows the model",
+            some(&outside)
+        ));
+    }
+    warnings.extend(experts(packed.iter().map(String::as_str)).map(|warning| warning + ", or load with GPTQModel where it knows the model"));
+    warnings
 }
 
 /// A name as a regular expression.

@@ -41,6 +41,30 @@ pub(super) fn linear<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<&
     Ok(layer)
 }
 
+/// The first few of these names, and how many others there are.
+pub(super) fn some(names: &[&str]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} others", shown.join(", ")),
+    }
+}
+
+/// What is to be said of packed layers that are experts, if any are.
+pub(super) fn experts<'l>(packed: impl Iterator<Item = &'l str>) -> Option<String> {
+    let number = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit());
+    let is_one = |layer: &&str| layer.split_once(".experts.").is_some_and(|(_, rest)| number(rest));
+    let experts: Vec<_> = packed.filter(is_one).collect();
+    (!experts.is_empty()).then(|| {
+        format!(
+            "transformers makes one tensor of a block's experts and does not load packed ones: {}; keep them dense when \
+             packing (--exclude '*.experts.*')",
+            some(&experts)
+        )
+    })
+}
+
 /// What is said of tensors of 8 bits.
 pub(super) const INT8: &str = "has 8 bits a weight, the format 2; pack it again as ternary";
 

@@ -215,6 +215,24 @@ fn tied_heads_stay_linear_and_packed_ones_do_not() {
     }
 }
 
+/// A regression: such exports did not load, and nothing said so.
+#[test]
+fn what_transformers_does_not_load_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    for (packed, said) in [
+        ("model.layers.0.mlp.experts.0.w1", Some("`model.layers.0.mlp.experts.0.w1`; keep them dense")),
+        ("encoder.block.0.layer.1.DenseReluDense.wo", Some("`wo` of T5")),
+        ("model.layers.0.attention.wo", None),
+        ("model.layers.0.experts.gate", None),
+    ] {
+        let weights = ternary(&format!("{packed}.weight"), &[4, 4], &trits(16, 2), 1.0);
+        let container = pack(directory.path(), &[(weights, EXACT)]);
+        let warnings = export::format("bitnet").unwrap().export(&container, &Options::default()).unwrap().warnings;
+        assert_eq!(warnings.len(), 1 + usize::from(said.is_some()), "{warnings:?}");
+        assert!(said.is_none_or(|said| warnings[0].contains(said)), "{warnings:?}");
+    }
+}
+
 #[test]
 fn names_that_mean_more_than_one_layer_are_refused() {
     let directory = tempfile::tempdir().unwrap();
