@@ -279,7 +279,8 @@ fn for_transformers(names: &[&str], packed: &[String], quantization: &mut Value)
         ));
     }
     let outside = |module: &str| !found.or(most).is_some_and(|block| module.starts_with(block));
-    let outside: Vec<_> = packed.iter().zip(&modules).filter(|(_, m)| outside(m)).map(|(layer, _)| layer.as_str()).collect();
+    let outside: Vec<_> =
+        packed.iter().zip(&modules).filter(|(_, m)| outside(m)).map(|(layer, _)| layer.as_str()).collect();
     if !outside.is_empty() {
         warnings.push(format!(
             "transformers loads packed layers of the model's blocks alone, others get random weights there: {}; keep \
@@ -287,7 +288,10 @@ fn for_transformers(names: &[&str], packed: &[String], quantization: &mut Value)
             some(&outside)
         ));
     }
-    warnings.extend(experts(packed.iter().map(String::as_str)).map(|warning| warning + ", or load with GPTQModel where it knows the model"));
+    warnings.extend(
+        experts(packed.iter().map(String::as_str))
+            .map(|warning| warning + ", or load with GPTQModel where it knows the model"),
+    );
     warnings
 }
 

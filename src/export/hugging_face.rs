@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::safetensors_file::{self, Written};
 use super::{Export, Line, Part, as_floats, check_range, rounded};
 use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
+use crate::source::config_text;
 use crate::{Container, Dtype, Result, Tensor};
 
 /// A file in the making: what becomes of each tensor so far, and the tensors of the new file.
@@ -258,7 +259,7 @@ pub(super) fn config(mut config: Map<String, Value>, quantization: &Value) -> (S
 
 /// A small JSON file.
 pub(super) fn file(name: &str, value: &Value) -> (String, Vec<u8>) {
-    (name.to_owned(), format!("{value:#}\n").into_bytes())
+    (name.to_owned(), config_text(value).into_bytes())
 }
 
 /// The layer of `dense` by whose name transformers would also leave `layer` dense: it compares the beginning, up to

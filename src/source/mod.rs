@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::builder::{CheckpointBuilder, Taken};
-pub use self::config::model_config;
+pub use self::config::{config_text, model_config};
 use self::header::Header;
 pub use self::header::{PACKED_KEY, safetensors_header, safetensors_order, stands_instead};
 pub use self::npy::NpyHeader;

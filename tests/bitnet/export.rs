@@ -129,10 +129,19 @@ fn the_models_config_gets_what_is_new_and_keeps_the_rest() {
     assert_eq!(after["quantization_config"]["quant_method"], "bitnet");
     std::fs::write(&config, "\u{feff}{}").unwrap();
     assert!(export::format("bitnet").unwrap().export(&container, &options).is_ok());
-    let number = "{\n  \"limit\": [0.0, Infinity]\n}";
-    for (bad, message) in
-        [("[]", "is no JSON object"), ("{", "give the model's"), ("", "is no JSON object"), (number, "are no JSON")]
-    {
+    // A regression: what Python writes was refused.
+    let numbers = [r#""limit": ["#, "0.0", "Infinity", "-Infinity", "NaN", r#""NaN \\\" Infinity \\""#, "Infinity"];
+    std::fs::write(&config, format!("{{{}{}]}}", numbers[0], numbers[1..].join(","))).unwrap();
+    let export = export::format("bitnet").unwrap().export(&container, &options).unwrap();
+    let text = std::str::from_utf8(&export.beside[0].1).unwrap();
+    assert!(text.contains(&format!("{}\n    {}\n  ]", numbers[0], numbers[1..].join(",\n    "))), "{text}");
+    for (bad, message) in [
+        ("[]", "is no JSON object"),
+        ("{", "give the model's"),
+        ("", "is no JSON object"),
+        (r#"{"limit": NaNs}"#, "is no JSON object"),
+        (r#"{"limit": "\"#, "is no JSON object"),
+    ] {
         std::fs::write(&config, bad).unwrap();
         let error = export::format("bitnet").unwrap().export(&container, &options).unwrap_err();
         assert!(error.to_string().contains(message), "{error}");
