@@ -12,7 +12,8 @@ use crate::limits::NPY_HEADER_BYTES;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 
-/// The types that are read: as numpy writes them, by its letter, by name. `l` and `L` are of 4 or 8 bytes, as the machine has it.
+/// The types that are read: as numpy writes them, by its letter, by name. Not `l` and `L`, which are of 4 or 8 bytes, as the
+/// machine has it.
 const TYPES: [(&str, &str, &str, Dtype); 12] = [
     ("|u1", "B", "uint8", Dtype::U8),
     ("<f2", "e", "float16", Dtype::F16),

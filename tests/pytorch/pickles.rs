@@ -154,7 +154,9 @@ fn tensors_under_keys_that_are_no_names_are_refused() {
             assert_eq!(error.fault(), Fault::Input);
             let found = error.to_string();
             assert!(
-                found.contains(&format!("its key {shown} is neither text nor a whole number; rename it to text")),
+                found.contains(&format!(
+                    "the key {shown} in its name is neither text nor a whole number; rename it to text"
+                )),
                 "{found}"
             );
         }

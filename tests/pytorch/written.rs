@@ -194,8 +194,10 @@ fn what_is_not_read_is_refused_by_name_with_a_way_out() {
     let tar = [&b"pickle\0\0"[..], &[0; 249], b"ustar\x0000", &[0; 248]].concat();
     let found = open_bytes(&[b"sys_info", &tar[8..]].concat()).unwrap_err().to_string();
     assert!(found.contains("a tar file"), "{found}");
-    // Bare pickles of protocol 0, which are text.
-    for begins in ["(dp0\nVw\np1\n", "(lp1\nI1\naI2\na.", "ccollections\nOrderedDict\np0\n"] {
+    // Bare pickles of protocols 0 and 1, which do not begin with their number.
+    for begins in
+        ["(dp0\nVw\np1\n", "(lp1\nI1\naI2\na.", "ccollections\nOrderedDict\np0\n", "}q\0X\x01\0\0\0wq\x01K\x01s."]
+    {
         let found = open_bytes(begins.as_bytes()).unwrap_err().to_string();
         assert!(found.contains("a bare pickle of Python") && found.contains("pickle.load(f)"), "{found}");
     }

@@ -58,9 +58,9 @@ pub(super) fn refusal(file: &[u8]) -> Option<String> {
     if no_header && file.get(257..262) == Some(b"ustar") {
         return Some(format!("it is a tar file, the form that torch.save wrote before version 0.1.10; {load}"));
     }
-    // A dict or a list of protocol 0 is text.
-    let is_text = ["(dp", "(lp", "ccollections\n"].iter().any(|begins| file.starts_with(begins.as_bytes()));
-    if no_header && (is_text || file[0] == 0x80 && (2..=5).contains(&file[1])) {
+    // Dicts and lists of protocols 0 and 1, which do not say that they are pickles.
+    let is_old = ["(dp", "(lp", "}q", "]q", "ccollections\n"].iter().any(|begins| file.starts_with(begins.as_bytes()));
+    if no_header && (is_old || file[0] == 0x80 && (2..=5).contains(&file[1])) {
         // torch.load does not read these.
         let way_out = resave!("with open(FILE, 'rb') as f: d = pickle.load(f)");
         return Some(format!("it is a bare pickle of Python, expected the zip file that torch.save writes; {way_out}"));

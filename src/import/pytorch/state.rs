@@ -213,7 +213,8 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
             let wrong = |what: String| format!("tensor `{}`: {what}", shown(name));
             if let Some(key) = &self.other_key {
                 return Err(wrong(format!(
-                    "its key `{key}` is neither text nor a whole number; rename it to text and save it again, or {RESAVE}"
+                    "the key `{key}` in its name is neither text nor a whole number; rename it to text and \
+                     save it again, or {RESAVE}"
                 )));
             }
             let tensor = self.tensor(id).map_err(wrong)?;
