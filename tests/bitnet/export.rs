@@ -87,7 +87,7 @@ fn every_encoding_becomes_row_quarters_and_the_rest_stays_as_it_is() {
     let config = json_file(&output.with_file_name("quantization_config.json"));
     let expected = json!({
         "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
-        "modules_to_not_convert": [&["e", "h"], &HEADS[..]].concat(),
+        "modules_to_not_convert": ([&["e", "h"][..], &HEADS].concat()),
     });
     assert_eq!(config, expected);
 }
