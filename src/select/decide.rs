@@ -96,7 +96,8 @@ pub(super) fn exception(name: &str) -> Option<&'static str> {
         if LANGUAGE_HEADS.contains(&segment) {
             return Some(LANGUAGE_HEAD);
         }
-        if segment == "bias" {
+        // Those of experts have two dimensions.
+        if segment == "bias" || segment.ends_with("_bias") {
             return Some("bias, by name");
         }
         // What PyTorch's weight normalisation multiplies each filter by; Mamba's matrix A, whose exponential is taken.
@@ -207,6 +208,7 @@ mod tests {
             "decoder.conv_pre.weight_g",
             "conv.parametrizations.weight.original0",
             "backbone.layers.0.mixer.A_log",
+            "model.layers.0.mlp.experts.gate_up_proj_bias",
         ] {
             assert!(exception(dense).is_some(), "{dense}");
         }
