@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use super::model::{Data, Initializer};
+use super::initializer::{Data, Initializer};
 use crate::{Error, MappedFile};
 
 /// The files beside a model, each mapped once.

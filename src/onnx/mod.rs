@@ -3,11 +3,13 @@
 //! checkpoints ([`crate::import`]), new files ([`crate::export`]).
 
 mod external;
+mod initializer;
 mod model;
 mod wire;
 
 pub use self::external::Externals;
-pub use self::model::{Attribute, Data, Initializer, Model, Node, names_default_domain};
+pub use self::initializer::{Data, Initializer};
+pub use self::model::{Attribute, Model, Node, names_default_domain};
 pub use self::wire::{Field, Fields, Message, Value};
 
 /// What errors call the format.

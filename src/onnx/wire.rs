@@ -194,3 +194,15 @@ impl Message {
         self.bytes(number, &message.0)
     }
 }
+
+/// The string in a field of a message; empty where there is none. Of several the last counts.
+pub(super) fn text_in(file: &[u8], message: Range<usize>, number: u64) -> Result<&str, String> {
+    let mut text = "";
+    for field in Fields::new(file, message) {
+        let field = field?;
+        if field.number == number {
+            text = field.text(file)?;
+        }
+    }
+    Ok(text)
+}

@@ -190,6 +190,15 @@ fn copies_are_found_by_their_floats() {
         let others = [twice[0].clone(), raw("other", FLOAT, &[12, 8], &floats(&half))];
         assert!(packed.plan("onnx", &packed.with(&model(21, &graph(&nodes, &others)))).unwrap().check().is_ok());
     }
+    // The same of dense ones, such as embeddings that are tied to a head.
+    let file = model(21, &graph(&nodes, std::slice::from_ref(&turned)));
+    for (shape, transposed) in [([8, 12], true), ([12, 8], false)] {
+        let values = if transposed { own.clone() } else { transpose(&own, 12) };
+        let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+        let packed = Packed::new(&[Made::new("embed.weight", Dtype::F32, &shape, &values)], "");
+        let becomes = packed.plan("onnx", &packed.with(&file)).unwrap().tensors[0].becomes.clone().unwrap();
+        assert!(becomes.contains("as `other`") && becomes.contains(", transposed") == transposed, "{becomes}");
+    }
     // Of equal dense tensors exporters keep one.
     let ones = |name: &str, value| Made::new(name, Dtype::F32, &[4], &[value; 4]);
     let merged = model(21, &graph(&[node("Identity", &["a"], "b", &[])], &[raw("a", FLOAT, &[4], &floats(&[1.0; 4]))]));

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::compare::{self, Likeness};
 use super::find::Found;
+use crate::export::float;
 use crate::onnx::{Model, dtype};
 use crate::{Dtype, Tensor};
 
@@ -29,10 +30,16 @@ impl<'m> Copies<'m> {
         Self { path, model, by_count, norms: BTreeMap::new() }
     }
 
-    /// The first initializer not `known` that holds the very floats which a tensor of codes was made of.
+    /// The first initializer not `known` that holds the very floats which a tensor was made of.
     pub fn find(&mut self, tensor: &Tensor<'_>, source: Dtype, known: impl Fn(usize) -> bool) -> Option<Found> {
         let (count, squared_norm) = match tensor {
-            Tensor::Dense(_) => return None,
+            // Vectors of zeros and ones are like many others.
+            Tensor::Dense(dense) if dense.shape.len() < 2 => return None,
+            Tensor::Dense(dense) => {
+                let count = dense.shape.iter().product();
+                let squares = (0..count).map(|i| Some(float(dense.dtype, dense.data, i)?.powi(2)));
+                (count, squares.sum::<Option<f64>>()?)
+            }
             Tensor::Int8(int8) => (int8.filters * int8.filter_len, int8.stats.squared_norm),
             Tensor::Ternary(ternary) => (ternary.filters * ternary.filter_len, ternary.stats.squared_norm),
         };

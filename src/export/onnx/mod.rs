@@ -153,7 +153,9 @@ type Planned = Result<(String, f64), String>;
 impl<'m, 'a> Planner<'m, 'a> {
     /// Why a tensor's codes are not all that there is of it in the model, if so.
     fn copy(&mut self, tensor: &Tensor<'a>, source: Dtype) -> Option<String> {
-        let Found { initializer, transposed } = self.copies.find(tensor, source, |i| self.taken.contains(&i))?;
+        // Floats that stay as they are may be there twice.
+        let codes = Some(tensor).filter(|tensor| !matches!(tensor, Tensor::Dense(_)))?;
+        let Found { initializer, transposed } = self.copies.find(codes, source, |i| self.taken.contains(&i))?;
         let (name, turned) = (self.model.initializers[initializer].name, if transposed { ", transposed" } else { "" });
         Some(format!(
             "the model has the same floats once more, as `{name}`{turned}, which would stay as they are and give other outputs; \
