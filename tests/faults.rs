@@ -165,13 +165,15 @@ fn a_full_disk_is_reported_and_leaves_nothing() {
     let layer = common::checkpoint(directory.path(), "layer.safetensors", &[layer]);
     let packed = pack(&layer, &output, &["-g", "tensor"]).output().unwrap();
     assert!(packed.status.success(), "{}", text(&packed));
-    let (exported, config) = (directory.path().join("model.safetensors"), directory.path().join("config.json"));
+    // Not beside the model's own config.json, which is an input.
+    let (beside, config) = (directory.path().join("exported"), directory.path().join("config.json"));
+    std::fs::create_dir(&beside).unwrap();
     std::fs::write(&config, "{}").unwrap();
     let export =
         "ulimit -f 64; exec \"$0\" export \"$1\" --to bitnet --into \"$(dirname \"$1\")/config.json\" -o \"$2\" -f";
-    let result = shell(export, &output, &exported);
+    let result = shell(export, &output, &beside.join("model.safetensors"));
     assert_eq!(result.status.code(), Some(4), "{}", text(&result));
-    assert!(std::fs::read(&config).unwrap() == b"{}" && !exported.exists());
+    assert!(std::fs::read(&config).unwrap() == b"{}" && names(&beside).is_empty());
 
     let disk = directory.path().join("disk");
     std::fs::create_dir(&disk).unwrap();

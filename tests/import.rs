@@ -352,7 +352,7 @@ fn scales_of_quantized_weights_stay_dense() {
         ("a.codes", I16, "a.codebooks", F16, true),
         ("a.weight", I16, "a.tables2", F16, true),
         ("a.indices", I32, "a.res_centroids.weight", F16, true),
-        ("a.up_proj_blocks", U8, "a.up_proj_bias", BF16, true),
+        ("a.up_proj_blocks", U8, "a.up_proj_offsets", BF16, true),
         ("a.attn.bias", U8, "a.attn.rows", F32, false),
         ("a.attn_mask", U8, "a.rows", F32, false),
         ("a.buffer", U8, "a.in_proj_weight", F32, false),

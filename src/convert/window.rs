@@ -29,9 +29,9 @@ pub(super) fn filters_held(view: &FilterView<'_>) -> Option<usize> {
     }
     // Cut where pieces are cut. More filters than these would not be read any faster.
     let cut = (PIECE / n).max(1);
-    // Each thread may hold what one filter takes beside them: what planes leave of it, what `optimal` sorts.
+    // Each thread may hold what two filters take beside them: what planes leave of one, what `optimal` sorts.
     let (one, threads) = (filter_bytes(view), rayon::current_num_threads());
-    let room = (HELD / 2).max(HELD.saturating_sub(threads.saturating_mul(one)));
+    let room = (HELD / 4).max(HELD.saturating_sub(threads.saturating_mul(2 * one)));
     let held = (room / one).min(NEAR) / cut * cut;
     // A view of decoded weights is one of little-endian bytes.
     cfg!(target_endian = "little").then_some(held.max(cut))
