@@ -87,7 +87,7 @@ impl Exporter for Gptq {
         }
         let mut quantization = quantization(group, &packed, &checkpoint.dense);
         let mut export = checkpoint.finish(container);
-        export.warnings = for_transformers(&names, &packed, &mut quantization);
+        export.warnings.extend(for_transformers(&names, &packed, &mut quantization));
         export.inputs.extend(options.into.clone());
         export.beside.push(file("quantize_config.json", &quantization));
         match config_before {
@@ -230,12 +230,13 @@ fn turn(tensor: &TernaryTensor<'_>, rows: Range<usize>, bytes: &mut [u8]) -> Res
 /// leave as it is, as regular expressions) for GPTQModel.
 fn quantization(group: Option<usize>, packed: &[String], dense: &[String]) -> Value {
     let skipped: Map<_, _> = dense.iter().map(|layer| (format!("-:^{}$", escaped(layer)), json!({}))).collect();
+    let in_blocks: Vec<&str> = packed.iter().map(|layer| in_block(layer)).collect();
     json!({
         "bits": 2, "checkpoint_format": "gptq", "damp_percent": 0.01, "desc_act": false, "dynamic": skipped,
         "format": "gptq", "group_size": group.map_or(json!(-1), |group| json!(group)),
         "lm_head": packed.iter().any(|layer| layer == "lm_head"),
         "meta": { "quantizer": [concat!("twn-pack:", env!("CARGO_PKG_VERSION"))] },
-        "modules_in_block_to_quantize": [packed.iter().map(|layer| in_block(layer)).collect::<Vec<_>>()], "pack_dtype": "int32", "quant_method": "gptq",
+        "modules_in_block_to_quantize": [in_blocks], "pack_dtype": "int32", "quant_method": "gptq",
         "static_groups": false, "sym": true, "true_sequential": true,
     })
 }

@@ -115,6 +115,7 @@ fn with_floats<T>(
     };
     read(dtype, data)
 }
+
 /// A matrix of the container.
 struct Matrix<'t, 'a> {
     tensor: &'t Tensor<'a>,

@@ -23,7 +23,7 @@ impl<'m> Copies<'m> {
     pub fn new(path: &'m Path, model: &'m Model<'m>) -> Self {
         let mut by_count: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for (i, initializer) in model.initializers.iter().enumerate() {
-            if let Some(count) = initializer.dims.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim)) {
+            if let Some(count) = initializer.elements() {
                 by_count.entry(count).or_default().push(i);
             }
         }
@@ -32,21 +32,30 @@ impl<'m> Copies<'m> {
 
     /// The first initializer not `known` that holds the very floats which a tensor was made of.
     pub fn find(&mut self, tensor: &Tensor<'_>, source: Dtype, known: impl Fn(usize) -> bool) -> Option<Found> {
-        let (count, squared_norm) = match tensor {
+        let shape = match tensor {
             // Vectors of zeros and ones are like many others.
             Tensor::Dense(dense) if dense.shape.len() < 2 => return None,
-            Tensor::Dense(dense) => {
-                let count = dense.shape.iter().product();
-                let squares = (0..count).map(|i| Some(float(dense.dtype, dense.data, i)?.powi(2)));
-                (count, squares.sum::<Option<f64>>()?)
-            }
-            Tensor::Int8(int8) => (int8.filters * int8.filter_len, int8.stats.squared_norm),
-            Tensor::Ternary(ternary) => (ternary.filters * ternary.filter_len, ternary.stats.squared_norm),
+            Tensor::Dense(dense) => &dense.shape,
+            Tensor::Int8(int8) => &int8.shape,
+            Tensor::Ternary(ternary) => &ternary.shape,
         };
-        let (path, model) = (self.path, self.model);
+        let count: usize = shape.iter().product();
+        let mut candidates = self.by_count.get(&(count as u64))?.iter().filter(|&&i| !known(i)).peekable();
+        // Floats are summed up where there is something to compare them with.
+        candidates.peek()?;
+        let squared_norm = match tensor {
+            Tensor::Dense(dense) => {
+                (0..count).map(|i| Some(float(dense.dtype, dense.data, i)?.powi(2))).sum::<Option<f64>>()?
+            }
+            Tensor::Int8(int8) => int8.stats.squared_norm,
+            Tensor::Ternary(ternary) => ternary.stats.squared_norm,
+        };
         // All zeros are like all other zeros.
-        let of_that_count = self.by_count.get(&(count as u64)).filter(|_| squared_norm > 0.0);
-        of_that_count.into_iter().flatten().filter(|&&i| !known(i)).find_map(|&number| {
+        if squared_norm == 0.0 {
+            return None;
+        }
+        let (path, model) = (self.path, self.model);
+        candidates.find_map(|&number| {
             let initializer = &model.initializers[number];
             let off = compare::tolerance(dtype(initializer.data_type)?, source) * squared_norm;
             let norm = || compare::squared_norm(path, model.file, initializer);

@@ -154,8 +154,10 @@ impl<'m, 'a> Planner<'m, 'a> {
     /// Why a tensor's codes are not all that there is of it in the model, if so.
     fn copy(&mut self, tensor: &Tensor<'a>, source: Dtype) -> Option<String> {
         // Floats that stay as they are may be there twice.
-        let codes = Some(tensor).filter(|tensor| !matches!(tensor, Tensor::Dense(_)))?;
-        let Found { initializer, transposed } = self.copies.find(codes, source, |i| self.taken.contains(&i))?;
+        if matches!(tensor, Tensor::Dense(_)) {
+            return None;
+        }
+        let Found { initializer, transposed } = self.copies.find(tensor, source, |i| self.taken.contains(&i))?;
         let (name, turned) = (self.model.initializers[initializer].name, if transposed { ", transposed" } else { "" });
         Some(format!(
             "the model has the same floats once more, as `{name}`{turned}, which would stay as they are and give other outputs; \
@@ -209,20 +211,13 @@ impl<'m, 'a> Planner<'m, 'a> {
                 self.copies.find(tensor, source, known).ok_or(error)?
             }
         };
-        if let Some(folded) = self.folded.filter(|_| self.model.initializers[found.initializer].name == name) {
-            let initializer = &self.model.initializers[found.initializer];
-            let likeness = compare::compare(self.path, self.model.file, initializer, tensor, source);
-            if likeness.is_some_and(|likeness| likeness.same().is_none()) {
-                return Err(format!(
-                    "the model's floats of that name are not those that were packed, and it has no `{folded}`, which is left \
-                     out: the exporter has folded a batch norm into them; export the model {WITH_NAMES}"
-                ));
-            }
+        let initializer: &'m Initializer<'m> = &self.model.initializers[found.initializer];
+        if initializer.name == name {
+            self.refuse_folded(initializer, tensor, source)?;
         }
         if !self.taken.insert(found.initializer) {
             return Err("another tensor of the container is the same initializer; pack the model's own file".to_owned());
         }
-        let initializer: &'m Initializer<'m> = &self.model.initializers[found.initializer];
         let kind = type_name(initializer.data_type);
         let mut words = String::new();
         if initializer.name != name {
@@ -253,6 +248,18 @@ impl<'m, 'a> Planner<'m, 'a> {
             }
             Err(reason) => Err(format!("{reason}, or --refused-as-dense")),
             planned => said(planned),
+        }
+    }
+
+    /// Refuses other floats than were packed, where a batch norm that is left out may be in them.
+    fn refuse_folded(&self, initializer: &Initializer<'_>, tensor: &Tensor<'a>, source: Dtype) -> Result<(), String> {
+        let Some(folded) = self.folded else { return Ok(()) };
+        match compare::compare(self.path, self.model.file, initializer, tensor, source) {
+            Some(likeness) if likeness.same().is_none() => Err(format!(
+                "the model's floats of that name are not those that were packed, and it has no `{folded}`, which is left \
+                 out: the exporter has folded a batch norm into them; export the model {WITH_NAMES}"
+            )),
+            _ => Ok(()),
         }
     }
 
