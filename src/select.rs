@@ -98,7 +98,7 @@ impl Plan {
                 fixed = true;
             }
             let before = before.filter(|_| !says_method).and_then(|before| before.keep);
-            let scales_of = quantized.scales_of(tensor.name);
+            let scales_of = quantized.scales_of(tensor);
             if scales_of.is_some() {
                 scales.push(tensor.name);
             }

@@ -40,7 +40,7 @@ pub(super) struct Quantized<'c> {
 
 #[derive(Default)]
 struct Known<'c> {
-    tensors: HashMap<&'c str, TensorView<'c>>,
+    dtypes: HashMap<&'c str, Dtype>,
     /// The first codes of each module that directly holds some.
     codes: HashMap<&'c str, &'c str>,
 }
@@ -54,7 +54,7 @@ impl<'c> Quantized<'c> {
         self.known.get_or_init(|| {
             let mut known = Known::default();
             for tensor in self.checkpoint.tensors() {
-                known.tensors.insert(tensor.name, tensor);
+                known.dtypes.insert(tensor.name, tensor.dtype);
                 if let Some((module, last)) = tensor.name.rsplit_once('.')
                     && are_codes(tensor, last)
                 {
@@ -65,27 +65,28 @@ impl<'c> Quantized<'c> {
         })
     }
 
-    /// The weights that the tensor of that name has the scales of, in words.
-    pub fn scales_of(&self, name: &str) -> Option<String> {
+    /// The weights that the tensor has the scales of, in words.
+    pub fn scales_of(&self, tensor: TensorView<'_>) -> Option<String> {
+        let name = tensor.name;
         if self.checkpoint.is_scales(name) {
             return Some("quantized weights".to_owned());
         }
         let candidates = SUFFIXES.iter().filter_map(|(suffix, weights)| Some((name.strip_suffix(suffix)?, weights)));
         let mut weights =
             candidates.flat_map(|(stem, weights)| weights.iter().map(move |weight| format!("{stem}{weight}")));
-        let is_quantized =
-            |t: &TensorView<'_>| !is_float(t.dtype) || matches!(t.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
-        let found = weights.find(|name| self.known().tensors.get(name.as_str()).is_some_and(is_quantized));
-        found.map(|name| format!("`{name}`")).or_else(|| self.beside(name))
+        let is_quantized = |dtype: &Dtype| !is_float(*dtype) || matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
+        let found = weights.find(|name| self.known().dtypes.get(name.as_str()).is_some_and(is_quantized));
+        found.map(|name| format!("`{name}`")).or_else(|| self.beside(tensor))
     }
 
     /// The codes in the same module as a tensor of floats (MLX, AQLM, HIGGS, …): whatever it is called, it belongs to
     /// them. Floats that are called weights may stand beside a mask.
-    fn beside(&self, name: &str) -> Option<String> {
-        let (module, _) = name.rsplit_once('.').filter(|(_, last)| !last.ends_with("weight"))?;
-        let codes = self.known().codes.get(module)?;
-        let tensor = self.known().tensors.get(name).filter(|tensor| is_float(tensor.dtype));
-        tensor.filter(|tensor| tensor.shape.len() > 1).map(|_| format!("`{codes}`, or what else belongs to it"))
+    fn beside(&self, tensor: TensorView<'_>) -> Option<String> {
+        let (module, last) = tensor.name.rsplit_once('.')?;
+        if last.ends_with("weight") || !is_float(tensor.dtype) || tensor.shape.len() < 2 {
+            return None;
+        }
+        self.known().codes.get(module).map(|codes| format!("`{codes}`, or what else belongs to it"))
     }
 }
 
