@@ -94,7 +94,7 @@ pub struct Options<'a> {
     pub repairs: &'a [Box<Repair<'a>>],
     /// The instruction set, or `None` for [`Isa::detect`]; every one gives the same bytes.
     pub isa: Option<Isa>,
-    /// Called now and then, from any thread.
+    /// Called now and then, from any thread; calls may overtake one another.
     pub progress: Option<&'a (dyn Fn(Progress<'_>) + Sync)>,
     /// Set it to stop the run; it ends with [`Error::Cancelled`] and leaves nothing behind.
     pub cancel: Option<&'a AtomicBool>,
