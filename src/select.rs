@@ -19,9 +19,9 @@ use self::scales::Quantized;
 pub use self::settings::{Keep, Override, Rules, Settings};
 pub use self::trained::{TRAINED_KEY, trained};
 pub(crate) use self::trained::{found_again, found_again_as_int8, stays_dense, trained_metadata};
-use crate::Result;
 use crate::source::Checkpoint;
 use crate::ternarize::AUTO;
+use crate::{Error, Result};
 
 /// A tensor's decision and the reason for it.
 #[derive(Debug, Clone)]
@@ -153,6 +153,28 @@ impl Plan {
     /// How many tensors are to become ternary.
     pub fn ternary_count(&self) -> usize {
         self.tensors.iter().filter(|t| matches!(t.decision, Decision::Ternary(_) | Decision::Moved(_))).count()
+    }
+
+    /// Whether it can be run on that checkpoint; running it asks as well. What weights forbid is not known before.
+    ///
+    /// # Errors
+    /// Tensors that are not those of the checkpoint, in its order, or are to become what they cannot be: ternary along an axis that they do not
+    /// have, or of a type without fractions, in groups of 0, in planes that are not 1 to 4.
+    pub fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+        if self.tensors.len() != checkpoint.len() {
+            return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
+        }
+        self.tensors.iter().enumerate().try_for_each(|(i, planned)| {
+            let input = checkpoint.input(i);
+            if planned.name != input.tensor.name {
+                return Err(Error::Request(format!(
+                    "the plan has `{}` in the place of tensor `{}`; keep its tensors in the order of the checkpoint, or make a plan for \
+                     this one",
+                    planned.name, input.tensor.name
+                )));
+            }
+            planned.decision.filters(input).map(drop)
+        })
     }
 
     fn warn_of_unused<'p>(&mut self, checkpoint: &Checkpoint, patterns: impl Iterator<Item = &'p Pattern>) {

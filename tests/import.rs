@@ -168,7 +168,7 @@ fn planes_are_moved_together() {
     builder.ternary_planes("w", (Dtype::F32, &[2, 6]), both).unwrap();
     let checkpoint = builder.finish().unwrap();
     let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
-    let planned = twn_pack::Report::of_plan(&checkpoint, &plan);
+    let planned = twn_pack::Report::of_plan(&checkpoint, &plan).unwrap();
     let output = directory.path().join("out.twn");
     let report = convert::pack(&checkpoint, &plan, &output, &convert::Options::default()).unwrap();
     // Two planes of two filters of two bytes; the plan knows no scales yet.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::Made;
+use twn_pack::budget::{Ladder, Minimize};
 use twn_pack::convert::Options;
 use twn_pack::error::WeightsProblem;
-use twn_pack::select::{Decision, Treatment};
+use twn_pack::select::{Decision, Int8, Moved, Treatment};
 use twn_pack::ternarize::{Above, Threshold, Unit};
 use twn_pack::{
-    Checkpoint, Container, Dtype, Encoding, Error, Granularity, Isa, Plan, Rules, Settings, Tensor, TensorView,
+    Checkpoint, Container, Dtype, Encoding, Error, Granularity, Isa, Plan, Report, Rules, Settings, Tensor, TensorView,
     Ternarizer, convert, memory, unpack, verify,
 };
 
@@ -51,6 +52,37 @@ fn treatments_that_contradict_themselves_are_refused() {
     bad.granularity = Granularity::Group(0);
     assert!(memory::ternarize("w", &weights, &bad).unwrap_err().to_string().contains("groups of 0"));
     assert!(memory::ternarize("w", &weights, &good).is_ok());
+}
+
+#[test]
+fn edited_plans_that_cannot_be_run_are_refused_by_whoever_takes_them() {
+    // The report of a plan and the ladder of a budget divided by zero, and looked for axes that were not there.
+    let directory = tempfile::tempdir().unwrap();
+    let made = Made::gaussian("w", Dtype::F32, &[4, 4], 1);
+    let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "in.safetensors", &[made])).unwrap();
+    let good = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let treatment = common::treatment("");
+    let group = Treatment { granularity: Granularity::Group(0), ..treatment.clone() };
+    let (axis, planes) = (Treatment { axis: 2, ..treatment.clone() }, Treatment { planes: 5, ..treatment.clone() });
+    let moved = Moved { encoding: Encoding::T2, scale_dtype: treatment.scale_dtype };
+    for (decision, words) in [
+        (Decision::Ternary(group), "groups of 0"),
+        (Decision::Ternary(axis), "axis 2"),
+        (Decision::Ternary(planes), "1 to 4"),
+        (Decision::Int8(Int8 { axis: 7, scale_dtype: treatment.scale_dtype }), "axis 7"),
+        (Decision::Moved(moved), "is not ternary in the checkpoint"),
+    ] {
+        let mut plan = good.clone();
+        plan.tensors[0].decision = decision;
+        let options = convert::Options::default();
+        let of_plan = Report::of_plan(&checkpoint, &plan).unwrap_err();
+        let measured = convert::measure(&checkpoint, &plan, &options).unwrap_err();
+        let ladder = Ladder::measure(&checkpoint, &plan, Minimize::Relative, &options).unwrap_err();
+        for error in [of_plan, measured, ladder] {
+            assert!(error.to_string().contains(words), "{words}: {error}");
+        }
+    }
+    assert!(good.check(&checkpoint).is_ok());
 }
 
 #[test]

@@ -59,7 +59,7 @@ fuzz_target!(|data: &[u8]| {
 
 fn measure(checkpoint: &Checkpoint, rules: &Rules) {
     let plan = Plan::new(checkpoint, rules).expect("axes 0 and 1 are there wherever the rank is 2 or more");
-    let report = Report::of_plan(checkpoint, &plan);
+    let report = Report::of_plan(checkpoint, &plan).expect("a new plan can be run");
     assert!(!report.to_json().is_empty() && !report.to_csv().is_empty());
     for keep_non_finite_dense in [false, true] {
         let results: Vec<_> = Isa::all()

@@ -102,9 +102,7 @@ impl<'a> Ladder<'a> {
             let message = "errors of the outputs of different layers have no common unit: expected relative errors with --calibration";
             return Err(Error::Request(message.to_owned()));
         }
-        if plan.tensors.len() != checkpoint.len() {
-            return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
-        }
+        plan.check(checkpoint)?;
         let all: Vec<(Vec<Planned>, bool)> = checkpoint
             .tensors()
             .zip(&plan.tensors)

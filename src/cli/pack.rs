@@ -112,7 +112,7 @@ pub(super) fn run(args: PackArgs, session: &Session) -> anyhow::Result<Exit> {
                                as if all were (`twn-pack inspect` with the same options looks)";
                 session.warn(&[warning.to_owned()]);
             }
-            Report::of_plan(&checkpoint, &plan)
+            Report::of_plan(&checkpoint, &plan)?
         }
     };
     let missing = match &calibration {

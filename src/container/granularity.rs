@@ -50,7 +50,7 @@ impl FromStr for Granularity {
             ("tensor", _) => Ok(Self::Tensor),
             (_, Some(Ok(size))) => Ok(Self::Group(size)),
             _ => {
-                Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 or more"))
+                Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 to 2⁶⁴ − 1"))
             }
         }
     }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
 use super::journal::stamp;
-use super::look::view_of;
 use super::tensor::{Output, PlaneBytes, TernaryWork, push_scale};
 use super::{Options, in_order, weights_error};
 use crate::Result;
@@ -63,13 +62,15 @@ pub(super) fn is_asked(options: &Options<'_>) -> bool {
 /// The tensors that a plan gives codes and that nothing is known of; reads no weights.
 ///
 /// # Errors
-/// Statistics that do not fit a tensor of the plan. (What is wrong with their numbers is found when they are used.)
+/// As [`Plan::check`], and statistics that do not fit a tensor of the plan. (What is wrong with their numbers is found when they are used.)
 pub fn uncalibrated<'a>(checkpoint: &'a Checkpoint, plan: &Plan, calibration: &Calibration) -> Result<Vec<&'a str>> {
     let mut missing = Vec::new();
-    for (tensor, planned) in checkpoint.tensors().zip(&plan.tensors) {
-        let Some(view) = view_of(tensor, &planned.decision)? else { continue };
-        if calibration.moments(tensor.name, view.filters(), view.filter_len())?.is_none() {
-            missing.push(tensor.name);
+    plan.check(checkpoint)?;
+    for (i, planned) in plan.tensors.iter().enumerate() {
+        let input = checkpoint.input(i);
+        let Some(view) = planned.decision.filters(input)? else { continue };
+        if calibration.moments(input.tensor.name, view.filters(), view.filter_len())?.is_none() {
+            missing.push(input.tensor.name);
         }
     }
     Ok(missing)

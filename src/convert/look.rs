@@ -6,21 +6,19 @@ use std::sync::atomic::AtomicBool;
 use super::calibrated::{self, Calibrated};
 use super::unit::LongRange;
 use super::{BATCH, NATIVE, NON_FINITE, NOT_NATIVE, Options, moved, native, weights_error};
+use crate::Result;
 use crate::container::Granularity;
 use crate::error::WeightsProblem;
-use crate::limits::PACKED_PLANES;
-use crate::pack::Encoding;
-use crate::select::{Decision, Planned, Treatment};
-use crate::source::{FilterView, Input, TensorView};
+use crate::select::{Decision, Planned};
+use crate::source::{FilterView, Input, TensorView, TernaryView};
 use crate::ternarize::Unit;
 use crate::vector::Isa;
-use crate::{Error, Result};
 
 /// What only weights and statistics say of a tensor, found once. Works are made from it when they are due.
 pub(super) struct Look<'a> {
     pub reason: &'a str,
     /// Of tensors that are moved.
-    pub granularity: Option<Granularity>,
+    pub packed: Option<(TernaryView<'a>, Granularity)>,
     pub calibrated: Option<Box<Calibrated<'a>>>,
 }
 
@@ -36,15 +34,15 @@ impl<'a> Look<'a> {
     }
 
     /// What is expected before anything was read: that the plan holds.
-    pub fn unread(planned: &'a Planned) -> Self {
-        let moved = matches!(planned.decision, Decision::Moved(_));
-        Self { reason: &planned.reason, granularity: moved.then_some(Granularity::Filter), calibrated: None }
+    pub fn unread(input: Input<'a>, planned: &'a Planned) -> Self {
+        let packed = input.ternary.map(|ternary| (ternary, Granularity::Filter));
+        Self { reason: &planned.reason, packed, calibrated: None }
     }
 
     /// Bytes to be read, for the choice of batches: a calibrated tensor takes long enough to be one by itself, and codes
     /// are as much to write as to read.
     pub fn effort(&self, bytes: u64) -> u64 {
-        match (&self.calibrated, self.granularity) {
+        match (&self.calibrated, self.packed) {
             (Some(_), _) => BATCH.max(bytes),
             (None, Some(_)) => 4 * bytes,
             (None, None) => bytes,
@@ -52,14 +50,14 @@ impl<'a> Look<'a> {
     }
 
     pub fn new(
-        Input { tensor, ternary }: Input<'a>,
+        input: Input<'a>,
         planned: &'a Planned,
         options: &Options<'a>,
         shared: &calibrated::Shared,
         isa: Isa,
     ) -> Result<Self> {
-        let view = view_of(tensor, &planned.decision)?;
-        let mut reason = &planned.reason[..];
+        let view = planned.decision.filters(input)?;
+        let (tensor, mut reason) = (input.tensor, &planned.reason[..]);
         if view.is_some() && options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel) {
             reason = NON_FINITE;
         } else if let (Decision::Ternary(treatment), Some(view)) = (&planned.decision, view)
@@ -76,55 +74,20 @@ impl<'a> Look<'a> {
             Some(view) => calibrated::of(options, tensor, view, shared)?.map(Box::new),
             None => None,
         };
-        let granularity = match (&planned.decision, ternary) {
-            (Decision::Moved(_), Some(ternary)) => {
+        let packed = match input.ternary {
+            Some(ternary) => {
                 let problem = |message| weights_error(tensor.name, WeightsProblem::Packed { message });
-                Some(moved::granularity(ternary).map_err(problem)?)
+                Some((ternary, moved::granularity(ternary).map_err(problem)?))
             }
-            _ => None,
+            None => None,
         };
-        Ok(Self { reason, granularity, calibrated })
+        Ok(Self { reason, packed, calibrated })
     }
 }
 
 /// Whether a tensor stays dense for that reason, whatever the plan says.
 pub(super) fn is_left(reason: &str) -> bool {
     [NON_FINITE, NOT_NATIVE].contains(&reason)
-}
-
-/// The filters of a tensor that is to have codes.
-pub(super) fn view_of<'a>(tensor: TensorView<'a>, decision: &Decision) -> Result<Option<FilterView<'a>>> {
-    match decision {
-        Decision::Dense | Decision::Moved(_) => Ok(None),
-        Decision::Int8(treatment) => filters_of(tensor, treatment.axis).map(Some),
-        Decision::Ternary(treatment) => filter_view(tensor, treatment).map(Some),
-    }
-}
-
-pub(super) fn filter_view<'a>(tensor: TensorView<'a>, treatment: &Treatment) -> Result<FilterView<'a>> {
-    // A treatment may be put together by hand; what settings refuse is refused here as well.
-    let contradiction = match treatment {
-        Treatment { encoding: Encoding::B1, method, .. } if !method.binary() => Some("encoding b1 has no zeros"),
-        Treatment { granularity: Granularity::Group(0), .. } => Some("groups of 0 weights"),
-        Treatment { planes, .. } if !(1..=PACKED_PLANES).contains(planes) => Some("planes that are not 1 to 4"),
-        _ => None,
-    };
-    if let Some(contradiction) = contradiction {
-        let method = treatment.method.name();
-        return Err(Error::Request(format!("tensor `{}`: method `{method}`, but {contradiction}", tensor.name)));
-    }
-    filters_of(tensor, treatment.axis)
-}
-
-/// The filters of a tensor that can have some.
-fn filters_of(tensor: TensorView<'_>, axis: usize) -> Result<FilterView<'_>> {
-    if tensor.elements() == 0 {
-        return Err(Error::Request(format!("tensor `{}` is empty, it cannot be ternary; keep it dense", tensor.name)));
-    }
-    FilterView::new(tensor, axis).ok_or_else(|| {
-        let (name, dtype, shape) = (tensor.name, tensor.dtype, tensor.shape);
-        Error::Request(format!("tensor `{name}` ({dtype}, shape {shape:?}) cannot be ternary along axis {axis}"))
-    })
 }
 
 /// Whatever the filter axis is: looked at in the order of the file.

@@ -38,7 +38,7 @@ pub use self::bias::correct_bias;
 pub use self::calibrated::uncalibrated;
 use self::job::{Done, Monitor, Run};
 use self::journal::Journal;
-use self::look::{Look, filter_view};
+use self::look::Look;
 pub use self::repair::Repair;
 use self::tally::Tally;
 use self::tensor::{PlaneBytes, TernaryWork};
@@ -195,16 +195,7 @@ fn run_plan(
     journal: Option<&mut Journal>,
     options: &Options<'_>,
 ) -> Result<(Index, Option<ContainerWriter>)> {
-    if plan.tensors.len() != checkpoint.len() {
-        return Err(Error::Request("the plan was made for another checkpoint".to_owned()));
-    }
-    if let Some((planned, tensor)) = plan.tensors.iter().zip(checkpoint.tensors()).find(|(p, t)| p.name != t.name) {
-        return Err(Error::Request(format!(
-            "the plan has `{}` in the place of tensor `{}`; keep its tensors in the order of the checkpoint, or make a plan for \
-             this one",
-            planned.name, tensor.name
-        )));
-    }
+    plan.check(checkpoint)?;
     let inputs = (0..checkpoint.len()).map(|i| checkpoint.input(i));
     let files: Vec<&[u8]> = checkpoint.mapped().iter().map(|file| &file[..]).collect();
     let (tensors, writer) = ReadAhead::during(&files, |ahead| {
@@ -251,7 +242,7 @@ fn run<'a>(
             true => None,
             false => Some(Look::new(input, planned, options, shared, isa)?),
         };
-        let unread = Look::unread(planned);
+        let unread = Look::unread(input, planned);
         let expected = look.as_ref().unwrap_or(&unread);
         let work = Work::new(input, planned, expected, &mut Offsets { writer: None, end: 0 })?;
         if look.is_none() || work.needs_prefit() || journal.is_some() {
@@ -408,7 +399,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// Another type, no such axis, an empty tensor, or weights that cannot become ternary.
 pub fn ternarize(tensor: TensorView<'_>, treatment: &Treatment, isa: Isa) -> Result<TernaryTensor<'static>> {
-    let view = filter_view(tensor, treatment)?;
+    let view = treatment.filters(tensor)?;
     if treatment.method.lossless() && !native::is_ternary(view, treatment.granularity, treatment.scale_dtype, isa) {
         return Err(Error::Request(format!("tensor `{}` is {NOT_NATIVE}; take another method than auto", tensor.name)));
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::calibrated::{self, Calibrated};
 use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
-use super::look::{Look, is_left, view_of};
+use super::look::{Look, is_left};
 use super::moved::MovedWork;
 use super::tally::Tally;
 use super::tensor::TernaryWork;
@@ -55,38 +55,29 @@ impl Offsets<'_> {
 
 impl<'a> Work<'a> {
     pub fn new(
-        Input { tensor, ternary }: Input<'a>,
+        input: Input<'a>,
         planned: &'a Planned,
-        Look { reason, granularity, calibrated }: &'a Look<'a>,
+        Look { reason, packed, calibrated }: &'a Look<'a>,
         offsets: &mut Offsets<'_>,
     ) -> Result<Self> {
-        let view = view_of(tensor, &planned.decision)?.filter(|_| !is_left(reason));
-        let calibrated = calibrated.as_deref();
+        let view = planned.decision.filters(input)?.filter(|_| !is_left(reason));
+        let (tensor, calibrated) = (input.tensor, calibrated.as_deref());
         let mut places = |planes: u64, plane: (u64, u64)| -> Result<Places> {
             let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
             Ok(Places { codes, scales, plane })
         };
-        let kind = match (&planned.decision, view) {
-            (Decision::Ternary(treatment), Some(view)) => {
+        let kind = match (&planned.decision, view, packed) {
+            (Decision::Ternary(treatment), Some(view), _) => {
                 let work = TernaryWork::new(view, treatment);
                 Kind::Ternary { places: places(treatment.planes as u64, work.plane_bytes())?, work, calibrated }
             }
-            (Decision::Int8(treatment), Some(view)) => {
+            (Decision::Int8(treatment), Some(view), _) => {
                 let work = Int8Work::new(view, *treatment);
                 Kind::Int8 { places: places(1, work.bytes())?, work, calibrated }
             }
-            (Decision::Moved(moved), _) => {
-                let (ternary, granularity) = ternary.zip(*granularity).ok_or_else(|| {
-                    Error::Request(format!("tensor `{}` is not ternary in the checkpoint; plan it again", tensor.name))
-                })?;
+            (Decision::Moved(moved), _, &Some((ternary, granularity))) => {
                 let work = MovedWork::new(ternary, *moved, granularity);
                 Kind::Moved { places: places(work.planes() as u64, work.plane_bytes())?, work }
-            }
-            (Decision::Dense, _) if ternary.is_some() => {
-                return Err(Error::Request(format!(
-                    "tensor `{}` is ternary in the checkpoint and has no floats to keep; plan it again",
-                    tensor.name
-                )));
             }
             _ => Kind::Dense(offsets.reserve(tensor.stored.len() as u64)?),
         };

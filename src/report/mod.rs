@@ -16,6 +16,7 @@ use serde::Serialize;
 
 pub use self::budget::{Budget, CurvePoint, ImpossibleRung, Rung};
 pub use self::units::{bytes, count, ratio};
+use crate::Result;
 use crate::container::{Body, CalibrationEntry, Index, Int8Entry, Spread, TensorEntry, TernaryEntry, relative};
 use crate::dtype::Dtype;
 use crate::select::{Decision, Plan, became, became_int8};
@@ -188,7 +189,11 @@ impl Report {
     /// Of a plan that was not run: names, decisions and sizes. The file's own size is without the
     /// index, which is not known before the run; nor is what only a look at the weights says: which tensors `auto`
     /// finds ternary (all that it may look at are counted so), and how many scales ternary tensors share.
-    pub fn of_plan(checkpoint: &Checkpoint, plan: &Plan) -> Self {
+    ///
+    /// # Errors
+    /// As [`Plan::check`].
+    pub fn of_plan(checkpoint: &Checkpoint, plan: &Plan) -> Result<Self> {
+        plan.check(checkpoint)?;
         let mut totals = Totals { file_bytes: 64, ..Totals::default() };
         let mut tensors = Vec::with_capacity(plan.tensors.len());
         for (i, (tensor, planned)) in checkpoint.tensors().zip(&plan.tensors).enumerate() {
@@ -234,7 +239,7 @@ impl Report {
             tensors.push(report);
         }
         totals.finish();
-        Self { totals, tensors, plan: true, budget: None }
+        Ok(Self { totals, tensors, plan: true, budget: None })
     }
 
     /// The ternary tensors of largest relative squared error, worst first.

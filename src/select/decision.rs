@@ -4,8 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::container::Granularity;
+use crate::limits::PACKED_PLANES;
 use crate::pack::Encoding;
+use crate::source::{FilterView, Input, TensorView};
 use crate::ternarize::{ScaleDtype, Ternarizer};
+use crate::{Error, Result};
 
 /// How one tensor becomes ternary.
 #[derive(Debug, Clone)]
@@ -42,6 +45,24 @@ pub struct Moved {
     pub scale_dtype: ScaleDtype,
 }
 
+impl Treatment {
+    /// The filters of a tensor that can be treated so. A treatment may be put together by hand; what settings refuse is refused here
+    /// as well.
+    pub(crate) fn filters<'a>(&self, tensor: TensorView<'a>) -> Result<FilterView<'a>> {
+        let contradiction = match self {
+            Self { encoding: Encoding::B1, method, .. } if !method.binary() => Some("encoding b1 has no zeros"),
+            Self { granularity: Granularity::Group(0), .. } => Some("groups of 0 weights"),
+            Self { planes, .. } if !(1..=PACKED_PLANES).contains(planes) => Some("planes that are not 1 to 4"),
+            _ => None,
+        };
+        if let Some(contradiction) = contradiction {
+            let method = self.method.name();
+            return Err(Error::Request(format!("tensor `{}`: method `{method}`, but {contradiction}", tensor.name)));
+        }
+        filters(tensor, self.axis)
+    }
+}
+
 /// What is to become of a tensor.
 #[derive(Debug, Clone)]
 pub enum Decision {
@@ -53,6 +74,32 @@ pub enum Decision {
     Moved(Moved),
     /// Kept bit by bit.
     Dense,
+}
+
+impl Decision {
+    /// The filters of a tensor that is to have codes, or why that cannot be done to it.
+    pub(crate) fn filters<'a>(&self, Input { tensor, ternary }: Input<'a>) -> Result<Option<FilterView<'a>>> {
+        let contradiction = match (self, ternary) {
+            (Self::Moved(_), None) => "is not ternary in the checkpoint",
+            (Self::Moved(Moved { encoding: Encoding::B1, .. }), _) => "may have zeros, encoding b1 has none",
+            (Self::Dense, None) | (Self::Moved(_), Some(_)) => return Ok(None),
+            (Self::Int8(int8), None) => return filters(tensor, int8.axis).map(Some),
+            (Self::Ternary(treatment), None) => return treatment.filters(tensor).map(Some),
+            (_, Some(_)) => "is ternary in the checkpoint and has no floats to keep",
+        };
+        Err(Error::Request(format!("tensor `{}` {contradiction}; plan it again", tensor.name)))
+    }
+}
+
+/// The filters of a tensor that can have some.
+fn filters(tensor: TensorView<'_>, axis: usize) -> Result<FilterView<'_>> {
+    if tensor.elements() == 0 {
+        return Err(Error::Request(format!("tensor `{}` is empty, it cannot be ternary; keep it dense", tensor.name)));
+    }
+    FilterView::new(tensor, axis).ok_or_else(|| {
+        let (name, dtype, shape) = (tensor.name, tensor.dtype, tensor.shape);
+        Error::Request(format!("tensor `{name}` ({dtype}, shape {shape:?}) cannot be ternary along axis {axis}"))
+    })
 }
 
 /// The method of tensors that were ternary in the checkpoint, in another program's layout.
