@@ -49,9 +49,9 @@ impl FromStr for Granularity {
             ("filter", _) => Ok(Self::Filter),
             ("tensor", _) => Ok(Self::Tensor),
             (_, Some(Ok(size))) => Ok(Self::Group(size)),
-            _ => {
-                Err(format!("granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 to 2⁶⁴ − 1"))
-            }
+            _ => Err(format!(
+                "granularity is `{text}`; it must be `filter`, `tensor` or `group:N` with N of 1 to 2⁶⁴ − 1"
+            )),
         }
     }
 }

@@ -2,9 +2,9 @@
 //! the tensors become.
 
 use twn_pack::export::Options;
-use twn_pack::{Dtype, Tensor, import};
+use twn_pack::{Checkpoint, Dtype, Rules, Tensor, import};
 
-use crate::common::Made;
+use crate::common::{self, Made};
 use crate::model::*;
 use crate::wire::*;
 
@@ -199,26 +199,100 @@ fn copies_are_found_by_their_floats() {
         let becomes = packed.plan("onnx", &packed.with(&file)).unwrap().tensors[0].becomes.clone().unwrap();
         assert!(becomes.contains("as `other`") && becomes.contains(", transposed") == transposed, "{becomes}");
     }
-    // Of equal dense tensors exporters keep one.
-    let ones = |name: &str, value| Made::new(name, Dtype::F32, &[4], &[value; 4]);
-    let merged = model(21, &graph(&[node("Identity", &["a"], "b", &[])], &[raw("a", FLOAT, &[4], &floats(&[1.0; 4]))]));
-    let packed = Packed::new(&[ones("a", 1.0), ones("b", 1.0)], "");
-    let lines = packed.plan("onnx", &packed.with(&merged)).unwrap().tensors;
-    assert_eq!(lines[1].becomes.as_deref(), Ok("nothing: the model takes `a` for it, which is equal"));
-    let packed = Packed::new(&[ones("a", 1.0), ones("b", 2.0)], "");
-    assert!(packed.refusal("onnx", &packed.with(&merged)).contains("made by one of its nodes (Identity)"));
+    // What the user leaves out stays as it is, whatever it holds; what nothing takes gives no outputs.
+    let packed =
+        Packed::new(&[made.clone(), Made::new("other", Dtype::F32, &[12, 8], &values64(&transpose(&own, 12)))], "");
+    let twice = [raw("w", FLOAT, &[8, 12], &floats(&own)), turned.clone()];
+    let tied = graph(&[node("MatMul", &["x", "other"], "y", &[])], &twice);
+    let options = Options { leave_out: vec!["other".to_owned()], ..packed.with(&model(21, &tied)) };
+    assert!(packed.plan("onnx", &options).unwrap().check().is_ok());
+    let packed = Packed::new(std::slice::from_ref(&made), "");
+    let unused = graph(&[node("MatMul", &["w", "x"], "y", &[])], &twice);
+    assert!(packed.plan("onnx", &packed.with(&model(21, &unused))).unwrap().check().is_ok());
+    // An initializer of the tensor's name that has another shape is not passed over for one that is like it.
+    let named = [raw("w", FLOAT, &[9, 12], &[0; 4 * 108]), turned];
+    let refusal = packed.refusal("onnx", &packed.with(&model(21, &graph(&nodes, &named))));
+    assert!(refusal.contains("has shape [9, 12]"), "{refusal}");
+}
+
+fn values64(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| value.into()).collect()
+}
+
+/// Of equal tensors exporters keep one and an `Identity`. What becomes of the one becomes of the other.
+#[test]
+fn merged_tensors_become_what_the_one_kept_becomes() {
+    let ones = |name: &str, value: f64| Made::new(name, Dtype::F32, &[4], &[value; 4]);
+    let wide = |name: &str, seed| Made::gaussian(name, Dtype::F32, &[8, 4], seed);
+    let of = |shape: &[usize], values: &[f64]| {
+        let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        model(21, &graph(&[node("Identity", &["a"], "b", &[])], &[raw("a", FLOAT, shape, &floats(&values))]))
+    };
+    let vector = of(&[4], &[1.0; 4]);
+    let matrix = of(&[8, 4], &wide("a", 1).values());
+    let halves = Made::new("b", Dtype::F16, &[4], &[1.0; 4]);
+    let other = [Made::gaussian("b", Dtype::F32, &[8, 4], 2)];
+    let exclude = |name: &str| format!("exclude {name}");
+    for (case, made, file, leave_out, good) in [
+        ("both dense", vec![ones("a", 1.0), ones("b", 1.0)], &vector, "", true),
+        ("in another type", vec![ones("a", 1.0), halves], &vector, "", true),
+        ("another", vec![ones("a", 1.0), ones("b", 2.0)], &vector, "", false),
+        ("the one kept becomes another", vec![ones("a", 2.0), ones("b", 1.0)], &vector, "", false),
+        ("both become another", vec![ones("a", 2.0), ones("b", 2.0)], &vector, "", true),
+        ("left out", vec![ones("a", 2.0), ones("b", 1.0)], &vector, "a", true),
+        ("left out, others", vec![ones("a", 2.0), ones("b", 2.0)], &vector, "a", false),
+        ("both ternary", vec![wide("a", 1), wide("b", 1)], &matrix, "", true),
+        ("ternary, others", [vec![wide("a", 1)], other.to_vec()].concat(), &matrix, "", false),
+        ("one of them ternary", vec![wide("a", 1), wide("b", 1)], &matrix, &exclude("b"), false),
+        ("the other", vec![wide("a", 1), wide("b", 1)], &matrix, &exclude("a"), false),
+        ("ternary, left out", vec![wide("a", 1), wide("b", 1)], &matrix, "a", false),
+    ] {
+        let (exclude, leave_out) = match leave_out.strip_prefix("exclude ") {
+            Some(name) => (vec![name.to_owned()], vec![]),
+            None => (vec![], Some(leave_out.to_owned()).filter(|name| !name.is_empty()).into_iter().collect()),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "m.safetensors", &made)).unwrap();
+        let include = if file == &matrix { vec!["*".to_owned()] } else { vec![] };
+        let packed = Packed::of(&checkpoint, &Rules { include, exclude, ..Rules::default() }, directory);
+        let lines = packed.plan("onnx", &Options { leave_out, ..packed.with(file) }).unwrap().tensors;
+        let becomes = &lines.last().unwrap().becomes;
+        match becomes {
+            Ok(words) => assert_eq!(words, "nothing: the model takes `a` for it, which is equal", "{case}"),
+            Err(words) => assert!(words.contains("takes `a` for it"), "{case}: {words}"),
+        }
+        assert_eq!(becomes.is_ok(), good, "{case}");
+    }
+}
+
+/// Thousands of matrices of one size, such as those of experts, were each held against all others.
+#[test]
+fn many_matrices_of_one_size_take_little_time() {
+    let names: Vec<String> = (0..20_000).map(|i| format!("{i}")).collect();
+    let made: Vec<Made> =
+        names.iter().map(|name| Made::new(name, Dtype::F32, &[2, 2], &[1.0, 0.0, 0.0, 1.0])).collect();
+    let there: Vec<_> = names.iter().map(|name| raw(name, FLOAT, &[2, 2], &floats(&[1.0, 0.0, 0.0, 1.0]))).collect();
+    let packed = Packed::new(&made, "");
+    let nodes: Vec<_> = names.iter().map(|name| node("MatMul", &["x", name], &format!("y{name}"), &[])).collect();
+    let export = packed.plan("onnx", &packed.with(&model(21, &graph(&nodes, &there)))).unwrap();
+    assert!(export.check().is_ok() && export.tensors.len() == 20_000);
 }
 
 /// A batch norm that is left out, and is not in the model, is in the weights that are.
 #[test]
 fn folded_batch_norms_are_noticed() {
-    let conv = Made::gaussian("0.weight", Dtype::F32, &[4, 3, 2, 2], 1);
-    let packed = Packed::new(&[conv.clone(), Made::new("1.running_mean", Dtype::F32, &[4], &[1.0; 4])], "");
-    let own: Vec<f32> = conv.values().iter().map(|&w| w as f32).collect();
-    for (scale, good) in [(1.0, true), (0.7, false)] {
-        let there: Vec<f32> = own.iter().map(|w| scale * w).collect();
-        let file = model(21, &graph(&[], &[raw("0.weight", FLOAT, &[4, 3, 2, 2], &floats(&there))]));
-        let options = Options { leave_out: vec!["1.*".to_owned()], ..packed.with(&file) };
-        assert_eq!(packed.plan("onnx", &options).unwrap().check().is_ok(), good);
+    let mean = Made::new("1.running_mean", Dtype::F32, &[4], &[1.0; 4]);
+    for (shape, settings) in
+        [([4, 3, 2, 2], ""), ([3, 4, 2, 2], "axis=1"), ([3, 2, 4, 2], "axis=2"), ([3, 2, 2, 4], "axis=3")]
+    {
+        let conv = Made::gaussian("0.weight", Dtype::F32, &shape, 1);
+        let packed = Packed::new(&[conv.clone(), mean.clone()], settings);
+        let own: Vec<f32> = conv.values().iter().map(|&w| w as f32).collect();
+        for (scale, good) in [([1.0, 1.0], true), ([0.7, 0.7], false), ([0.7, 1.0], false)] {
+            let there: Vec<f32> = own.iter().enumerate().map(|(i, w)| scale[i % 2] * w).collect();
+            let file = model(21, &graph(&[], &[raw("0.weight", FLOAT, &shape, &floats(&there))]));
+            let options = Options { leave_out: vec!["1.*".to_owned()], ..packed.with(&file) };
+            assert_eq!(packed.plan("onnx", &options).unwrap().check().is_ok(), good, "{settings} {scale:?}");
+        }
     }
 }

@@ -63,16 +63,21 @@ pub(super) fn compare(
     })
 }
 
-/// ‖W‖² of an initializer; nothing where it has no floats.
-pub(super) fn squared_norm(path: &Path, file: &[u8], initializer: &Initializer<'_>) -> Option<f64> {
-    with_floats(path, file, initializer, |dtype, data| {
-        let count = data.len() / (dtype.bitsize() / 8).max(1);
-        let blocks: Vec<_> = (0..count).step_by(BLOCK[1]).collect();
-        let sum =
-            |from: usize| (from..(from + BLOCK[1]).min(count)).map(|i| Some(float(dtype, data, i)?.powi(2))).sum();
-        let sums: Option<Vec<f64>> = blocks.into_par_iter().map(sum).collect();
-        Some(sums?.into_iter().sum())
-    })
+/// ‖W‖²; nothing where these are no floats.
+pub(super) fn squared_norm(dtype: Dtype, data: &[u8]) -> Option<f64> {
+    let count = data.len() / (dtype.bitsize() / 8).max(1);
+    let blocks: Vec<_> = (0..count).step_by(BLOCK[1]).collect();
+    let sum = |from: usize| (from..(from + BLOCK[1]).min(count)).map(|i| Some(float(dtype, data, i)?.powi(2))).sum();
+    let sums: Option<Vec<f64>> = blocks.into_par_iter().map(sum).collect();
+    Some(sums?.into_iter().sum())
+}
+
+/// Whether these are the same numbers, of one type or of two.
+pub(super) fn are_equal((a_dtype, a): (Dtype, &[u8]), (b_dtype, b): (Dtype, &[u8])) -> bool {
+    let count = |dtype: Dtype, data: &[u8]| data.len() / (dtype.bitsize() / 8).max(1);
+    let floats = |i: usize| matches!((float(a_dtype, a, i), float(b_dtype, b, i)), (Some(a), Some(b)) if a == b);
+    a_dtype == b_dtype && a == b
+        || count(a_dtype, a) == count(b_dtype, b) && (0..count(a_dtype, a)).into_par_iter().all(floats)
 }
 
 /// How far from ‖W‖² sums over floats of that type may be. In a shorter type than the `source` every float is another
@@ -85,8 +90,8 @@ pub(super) fn tolerance(dtype: Dtype, source: Dtype) -> f64 {
     }
 }
 
-/// Hands on an initializer's type and its data, decoded where they are not stored as they are.
-fn with_floats<T>(
+/// Hands on an initializer's type and its data, decoded where they are not stored as they are; nothing where they cannot be had.
+pub(super) fn with_floats<T>(
     path: &Path,
     file: &[u8],
     initializer: &Initializer<'_>,
@@ -116,18 +121,20 @@ fn with_floats<T>(
     read(dtype, data)
 }
 
-/// A matrix of the container.
+/// A tensor of the container.
 struct Matrix<'t, 'a> {
     tensor: &'t Tensor<'a>,
     shape: &'t [usize],
     axis: usize,
     filters: usize,
     weights: usize,
+    /// Weights of a filter that lie together.
+    inner: usize,
     /// ‖W‖² and ‖W − Ŵ‖² of what it was made of; nothing for floats, which are what they are.
     said: Option<[f64; 2]>,
 }
 
-/// Sums over weights v of the container and w of the model, along rows and along columns.
+/// Sums over weights v of the container and w of the model, along rows and along another axis.
 #[derive(Default)]
 struct Sums {
     norm: f64,
@@ -155,21 +162,19 @@ impl<'t, 'a> Matrix<'t, 'a> {
                 (&ternary.shape, ternary.axis, Some([ternary.stats.squared_norm, ternary.stats.squared_error]))
             }
         };
-        // Of more dimensions, rows are what the filters are where they come first.
-        let (filters, weights) = match (shape[..].split_first()?, axis) {
-            ((_, []), _) => return None,
-            ((&rows, columns), 0) => (rows, columns.iter().product()),
-            ((&rows, &[columns]), _) => (columns, rows),
-            _ => return None,
-        };
-        Some(Self { tensor, shape, axis, filters, weights, said })
+        if shape.len() < 2 {
+            return None;
+        }
+        let inner = shape[axis + 1..].iter().product();
+        let weights = shape[..axis].iter().product::<usize>() * inner;
+        Some(Self { tensor, shape, axis, filters: shape[axis], weights, inner, said })
     }
 
     /// What floats of that shape are to it, along its own axes.
     fn likeness(&self, dims: &[u64], dtype: Dtype, data: &[u8], source: Dtype) -> Option<Likeness> {
         let found: Vec<usize> = dims.iter().map(|&dim| dim as usize).collect();
         let turned = matches!((self.shape, &found[..]), ([a, b], [c, d]) if (a, b) == (d, c));
-        // Filters along rows, then along columns.
+        // Filters along rows, then along another axis.
         let fits = if self.axis == 0 { [found == self.shape, turned] } else { [turned, found == self.shape] };
         if fits == [false; 2] || self.filters * self.weights > data.len() / (dtype.bitsize() / 8).max(1) {
             return None;
@@ -219,12 +224,14 @@ impl<'t, 'a> Matrix<'t, 'a> {
                     }
                 }
             }
-            // Neighbours in the file are those of one weight.
+            // Neighbours in the file are those of one weight; of more dimensions, `inner` of a filter.
+            let inner = if self.axis == 0 { 1 } else { self.inner };
             if fits[1] {
                 for weight in weights.clone() {
+                    let (outer, at) = (weight / inner, weight % inner);
                     for filter in filters.clone() {
                         let value = values[(filter - first) * weights.len() + weight - from];
-                        add(1, value, weight * self.filters + filter)?;
+                        add(1, value, (outer * self.filters + filter) * inner + at)?;
                     }
                 }
             }

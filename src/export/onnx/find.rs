@@ -15,6 +15,8 @@ pub(super) struct Names<'m> {
     nested: BTreeMap<&'m str, Vec<(&'m Node<'m>, usize)>>,
     /// What nested graphs use, and the graph's outputs.
     elsewhere: BTreeSet<&'m str>,
+    /// The node of the main graph that a value comes from.
+    makers: BTreeMap<&'m str, usize>,
     /// The initializers that are factors of the `MatMul` of a PyTorch module; `None` where it is not one alone.
     modules: BTreeMap<String, Option<usize>>,
 }
@@ -62,11 +64,12 @@ impl<'m> Names<'m> {
             }
         }
         let mut uses: BTreeMap<&str, Vec<_>> = BTreeMap::new();
-        let mut modules = BTreeMap::new();
+        let (mut modules, mut makers) = (BTreeMap::new(), BTreeMap::new());
         for (number, node) in model.nodes.iter().enumerate() {
             for (slot, input) in node.inputs.iter().enumerate() {
                 uses.entry(input).or_default().push((number, slot));
             }
+            makers.extend(node.outputs.iter().map(|&output| (output, number)));
             let factor = node.inputs.get(1).and_then(|factor| by_name.get(factor));
             if let ("MatMul", Some(module), Some(&factor)) = (node.op, module(node), factor) {
                 let known = modules.entry(module).or_insert(Some(factor));
@@ -81,20 +84,21 @@ impl<'m> Names<'m> {
                 .for_each(|(slot, input)| nested.entry(input).or_default().push((node, slot)));
         }
         let elsewhere = nested.keys().copied().chain(model.outputs.iter().copied()).collect();
-        Ok(Self { model, by_name, uses, nested, elsewhere, modules })
+        Ok(Self { model, by_name, uses, nested, elsewhere, makers, modules })
     }
 
     /// The initializer for a tensor of that name and shape. Neither says which way a square matrix lies, nor what a product
-    /// of the tensor's module takes: `is_turned` does, by name or not.
+    /// of the tensor's module takes: `is_turned` does, by name or not. Nothing where neither name nor module says one
+    /// ([`Names::missing`] says why).
     ///
     /// # Errors
-    /// There is none, or it has another shape; what `is_turned` says.
+    /// It has another shape; what `is_turned` says.
     pub fn find(
         &self,
         name: &str,
         shape: &[u64],
         is_turned: impl Fn(&'m Initializer<'m>, By) -> Result<bool, String>,
-    ) -> Result<Found, String> {
+    ) -> Result<Option<Found>, String> {
         let fits = |initializer: usize| {
             let dims = &self.model.initializers[initializer].dims;
             let turned = shape.len() == 2 && dims[..] == [shape[1], shape[0]];
@@ -110,26 +114,25 @@ impl<'m> Names<'m> {
                 format!("the initializer of that name has shape {dims:?}, should have {shape:?}; is it the same model?")
             })?;
             let is_square = matches!(shape, [rows, columns] if rows == columns);
-            return Ok(Found {
-                transposed: if is_square { is_turned(known, By::Name)? } else { found.transposed },
-                ..found
-            });
+            let transposed = if is_square { is_turned(known, By::Name)? } else { found.transposed };
+            return Ok(Some(Found { transposed, ..found }));
         }
         // PyTorch's exporters transpose the weights of linear layers and give them names of their own. A factor may also be
         // what the module makes of its weight.
         let module = name.strip_suffix(".weight").and_then(|module| *self.modules.get(module)?);
-        let found = module.filter(|_| shape.len() == 2).and_then(fits).ok_or_else(|| self.missing(name))?;
+        let Some(found) = module.filter(|_| shape.len() == 2).and_then(fits) else { return Ok(None) };
         let transposed = is_turned(&self.model.initializers[found.initializer], By::Module)?;
-        Ok(Found { transposed, ..found })
+        Ok(Some(Found { transposed, ..found }))
     }
 
-    fn missing(&self, name: &str) -> String {
+    /// Why there is no initializer for a tensor of that name.
+    pub fn missing(&self, name: &str) -> String {
         if self.model.elsewhere.contains(&name) {
             return "the model has it as a constant of a node, a sparse tensor or in a nested graph, which stay as they \
                     are; export the model with it as an initializer"
                 .to_owned();
         }
-        if let Some(node) = self.model.nodes.iter().find(|node| node.outputs.contains(&name)) {
+        if let Some(node) = self.maker(name) {
             return format!(
                 "it is no initializer of the model, but made by one of its nodes ({}); if it is quantized already, export into \
                  the model in floats",
@@ -140,6 +143,21 @@ impl<'m> Names<'m> {
             "the model has no initializer of that name; exporters fold batch norms and rename weights: export the model {WITH_NAMES}, or \
              pack the .onnx file itself and export that into it"
         )
+    }
+
+    /// The initializer that the model takes for a value by way of `Identity`.
+    pub fn merged(&self, name: &str) -> Option<usize> {
+        let node = self.maker(name).filter(|node| (node.op, node.domain) == ("Identity", ""))?;
+        self.by_name.get(node.inputs.first()?).copied()
+    }
+
+    fn maker(&self, name: &str) -> Option<&Node<'m>> {
+        self.makers.get(name).map(|&number| &self.model.nodes[number])
+    }
+
+    /// Whether anything takes that value.
+    pub fn is_used(&self, value: &str) -> bool {
+        self.uses.contains_key(value) || self.elsewhere.contains(value)
     }
 
     /// Whether any value is called that.

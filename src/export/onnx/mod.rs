@@ -10,7 +10,7 @@ mod products;
 mod rewrite;
 mod values;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use self::compare::Likeness;
@@ -75,25 +75,31 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
         path,
         model: &model,
         names: &names,
-        copies: Copies::new(path, &model),
+        copies: Copies::new(path, &model, |name| own.contains(name) || !names.is_used(name)),
         options,
         nbits,
-        own,
         folded,
-        taken: BTreeSet::new(),
+        taken: BTreeMap::new(),
+        merged: Vec::new(),
         rewrite: Rewrite::default(),
     };
     let mut tensors = Vec::new();
-    for (entry, tensor) in &exported {
+    for (number, (entry, tensor)) in exported.iter().enumerate() {
         let name = entry.name.as_str();
         let before = planner.rewrite.bytes;
-        let planned = planner.plan(name, entry.dtype, tensor);
+        let planned = planner.plan(number, name, entry.dtype, tensor);
         let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
         tensors.push(Line { tensor: name.to_owned(), becomes, bytes: planner.rewrite.bytes - before, rounding });
     }
     for (line, (entry, tensor)) in tensors.iter_mut().zip(&exported) {
         if let (Ok(_), Some(again)) = (&line.becomes, planner.copy(tensor, entry.dtype)) {
             line.becomes = Err(again);
+        }
+    }
+    for &(number, initializer) in &planner.merged {
+        let of = planner.taken.get(&initializer).map(|&of| &exported[of].1);
+        if let Some(other) = planner.becomes_another(&exported[number].1, initializer, of) {
+            tensors[number].becomes = Err(other);
         }
     }
     let rewrite = planner.rewrite;
@@ -115,12 +121,12 @@ struct Planner<'m, 'a> {
     copies: Copies<'m>,
     options: &'m Options,
     nbits: bool,
-    /// The names of the container's tensors, those that are left out as well.
-    own: BTreeSet<&'a str>,
     /// A batch norm's mean that is left out and not in the model as it is: it may be in other weights.
     folded: Option<&'a str>,
-    /// The initializers that tensors stand for.
-    taken: BTreeSet<usize>,
+    /// The initializers that tensors stand for, and which.
+    taken: BTreeMap<usize, usize>,
+    /// Tensors that the model takes an initializer of another name for.
+    merged: Vec<(usize, usize)>,
     rewrite: Rewrite<'a>,
 }
 
@@ -157,7 +163,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         if matches!(tensor, Tensor::Dense(_)) {
             return None;
         }
-        let Found { initializer, transposed } = self.copies.find(tensor, source, |i| self.taken.contains(&i))?;
+        let Found { initializer, transposed } = self.copies.find(tensor, source)?;
         let (name, turned) = (self.model.initializers[initializer].name, if transposed { ", transposed" } else { "" });
         Some(format!(
             "the model has the same floats once more, as `{name}`{turned}, which would stay as they are and give other outputs; \
@@ -165,7 +171,29 @@ impl<'m, 'a> Planner<'m, 'a> {
         ))
     }
 
-    fn plan(&mut self, name: &str, source: Dtype, tensor: &Tensor<'a>) -> Planned {
+    /// Why the initializer that the model takes for a tensor will not be what the tensor is, if so; `of` is the tensor that stands
+    /// for it.
+    fn becomes_another(&self, tensor: &Tensor<'a>, initializer: usize, of: Option<&Tensor<'a>>) -> Option<String> {
+        let initializer = &self.model.initializers[initializer];
+        let equal = match (of, tensor) {
+            (Some(of), _) => copies::are_equal(of, tensor),
+            (None, Tensor::Dense(dense)) => {
+                let is = |dtype, data: &[u8]| Some(compare::are_equal((dtype, data), (dense.dtype, dense.data)));
+                dense.shape.iter().map(|&dim| dim as u64).eq(initializer.dims.iter().copied())
+                    && compare::with_floats(self.path, self.model.file, initializer, is) == Some(true)
+            }
+            (None, _) => false,
+        };
+        (!equal).then(|| {
+            format!(
+                "the model takes `{}` for it by way of Identity, which becomes something else; export the model with torch.onnx.export(…, \
+                 dynamo=True, optimize=False), which does not merge weights, or pack both in the same way",
+                initializer.name
+            )
+        })
+    }
+
+    fn plan(&mut self, number: usize, name: &str, source: Dtype, tensor: &Tensor<'a>) -> Planned {
         let (shape, axis) = match tensor {
             Tensor::Dense(dense) => (&dense.shape, 0),
             Tensor::Int8(int8) => (&int8.shape, int8.axis),
@@ -196,26 +224,26 @@ impl<'m, 'a> Planner<'m, 'a> {
                 )),
             }
         };
-        let found = match (self.names.find(name, &shape64, is_turned), tensor) {
-            (Ok(found), _) => found,
+        let found = match (self.names.find(name, &shape64, is_turned)?, tensor) {
+            (Some(found), _) => found,
             // Counters of a training, which no graph has.
-            (Err(_), Tensor::Dense(dense)) if is_integer(dense.dtype) && !self.names.is_taken(name) => {
+            (None, Tensor::Dense(dense)) if is_integer(dense.dtype) && !self.names.is_taken(name) => {
                 return Ok(("nothing: the graph has no such integers".to_owned(), 0.0));
             }
-            // Of equal tensors exporters keep one.
-            (Err(_), Tensor::Dense(dense)) if let Some(same) = self.merged(name, dense) => {
+            // Of equal tensors exporters keep one. What becomes of that is known when all are planned.
+            (None, _) if let Some(merged) = self.names.merged(name) => {
+                self.merged.push((number, merged));
+                let same = self.model.initializers[merged].name;
                 return Ok((format!("nothing: the model takes `{same}` for it, which is equal"), 0.0));
             }
-            (Err(error), _) => {
-                let known = |i: usize| self.taken.contains(&i) || self.own.contains(self.model.initializers[i].name);
-                self.copies.find(tensor, source, known).ok_or(error)?
-            }
+            (None, _) => self.copies.find(tensor, source).ok_or_else(|| self.names.missing(name))?,
         };
         let initializer: &'m Initializer<'m> = &self.model.initializers[found.initializer];
         if initializer.name == name {
             self.refuse_folded(initializer, tensor, source)?;
         }
-        if !self.taken.insert(found.initializer) {
+        self.copies.take(found.initializer);
+        if self.taken.insert(found.initializer, number).is_some() {
             return Err("another tensor of the container is the same initializer; pack the model's own file".to_owned());
         }
         let kind = type_name(initializer.data_type);
@@ -254,22 +282,15 @@ impl<'m, 'a> Planner<'m, 'a> {
     /// Refuses other floats than were packed, where a batch norm that is left out may be in them.
     fn refuse_folded(&self, initializer: &Initializer<'_>, tensor: &Tensor<'a>, source: Dtype) -> Result<(), String> {
         let Some(folded) = self.folded else { return Ok(()) };
-        match compare::compare(self.path, self.model.file, initializer, tensor, source) {
-            Some(likeness) if likeness.same().is_none() => Err(format!(
-                "the model's floats of that name are not those that were packed, and it has no `{folded}`, which is left \
-                 out: the exporter has folded a batch norm into them; export the model {WITH_NAMES}"
-            )),
-            _ => Ok(()),
+        let likeness = compare::compare(self.path, self.model.file, initializer, tensor, source);
+        let is_matrix = initializer.dims.len() > 1 && dtype(initializer.data_type).is_some_and(is_float);
+        if !is_matrix || likeness.and_then(Likeness::same).is_some() {
+            return Ok(());
         }
-    }
-
-    /// The initializer that stands for a tensor by way of `Identity`, if it has the same bytes.
-    fn merged(&self, name: &str, dense: &DenseTensor<'a>) -> Option<&'m str> {
-        let node = self.model.nodes.iter().find(|node| node.op == "Identity" && node.outputs.contains(&name))?;
-        let initializer = self.names.initializer(node.inputs.first()?)?;
-        let Data::Here(range) = &initializer.data else { return None };
-        let same = dtype(initializer.data_type) == Some(dense.dtype) && self.model.file[range.clone()] == *dense.data;
-        same.then_some(initializer.name)
+        Err(format!(
+            "the model's floats of that name are not seen to be those that were packed, and it has no `{folded}`, which is left \
+             out: the exporter may have folded a batch norm into them; export the model {WITH_NAMES}"
+        ))
     }
 
     fn dense(&mut self, name: &str, dense: &DenseTensor<'a>, number: usize, transposed: bool) -> Planned {
