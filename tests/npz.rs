@@ -94,6 +94,15 @@ fn deflated(name: &str, bytes: &[u8]) -> Entry {
 }
 
 #[test]
+fn what_macos_lays_beside_arrays_is_none() {
+    let array = npy("<f4", "False", "(1,)", &[0; 4]);
+    let entries = [deflated("w.npy", &array), deflated("__MACOSX/._w.npy", b"\0\x05\x16\x07")];
+    let checkpoint = open_bytes(&zip(&entries)).unwrap();
+    assert_eq!(checkpoint.len(), 1);
+    assert_eq!(checkpoint.warnings(), ["1 zip entries that are no arrays are left out: `__MACOSX/._w.npy`"]);
+}
+
+#[test]
 fn packed_arrays_are_held_to_their_headers() {
     let array = npy("<f4", "False", "(2, 3)", &[1; 24]);
     let good = deflated("w.npy", &array);
@@ -102,11 +111,11 @@ fn packed_arrays_are_held_to_their_headers() {
     let tiny =
         open_bytes(&zip(&[deflated("w.npy", &npy("|u1", "False", "()", &[7])), Entry::new("README", b"")])).unwrap();
     assert_eq!((tiny.by_name("w").unwrap().shape, tiny.by_name("w").unwrap().stored), (&[][..], &[7][..]));
-    assert_eq!(tiny.warnings(), ["1 zip entries that are no .npy files are left out: `README`"]);
+    assert_eq!(tiny.warnings(), ["1 zip entries that are no arrays are left out: `README`"]);
     // Many of them are one warning.
     let others = (0..1000).map(|i| Entry::new(&format!("x{i}"), b""));
     let many = open_bytes(&zip(&[Entry::new("w.npy", &array)].into_iter().chain(others).collect::<Vec<_>>())).unwrap();
-    let expected = "1000 zip entries that are no .npy files are left out: `x0`, `x1`, `x2`, `x3`, …";
+    let expected = "1000 zip entries that are no arrays are left out: `x0`, `x1`, `x2`, `x3`, …";
     assert_eq!(many.warnings(), [expected]);
 
     // As Python 2 wrote it.

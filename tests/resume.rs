@@ -225,11 +225,11 @@ fn another_run_is_refused_and_harms_nothing() {
     let before = std::fs::metadata(&world.input).unwrap().modified().unwrap();
     let touch = |time| std::fs::File::options().write(true).open(&world.input).unwrap().set_modified(time).unwrap();
     touch(before + Duration::from_secs(1));
-    refused(run(&world, &output, 1, 0.01, u64::MAX).0, "another checkpoint, or one that was written to since");
+    refused(run(&world, &output, 1, 0.01, u64::MAX).0, "another checkpoint, or one that was written to");
     // Set back, that time says nothing; the system keeps one that nobody can set.
     touch(before);
     if cfg!(unix) {
-        refused(run(&world, &output, 1, 0.01, u64::MAX).0, "another checkpoint, or one that was written to since");
+        refused(run(&world, &output, 1, 0.01, u64::MAX).0, "another checkpoint, or one that was written to");
     }
     let lock = std::fs::File::open(world.path(".out.twn.twn-journal")).unwrap();
     lock.lock().unwrap();

@@ -149,7 +149,7 @@ fn identity(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     let rules = format!("{} {:?}", options.keep_non_finite_dense, plan.tensors);
     let Producer { name, version } = Producer::this();
     let parts = [
-        ("another checkpoint, or one that was written to since", files),
+        ("another checkpoint, or one that was written to, moved, linked or given other permissions since", files),
         ("other rules", format!("{:08x} {}", crc32fast::hash(rules.as_bytes()), rules.len())),
         ("other statistics of inputs, or another use of them", calibrated::identity(options)?),
         ("another version of twn-pack", format!("{name} {version}")),

@@ -29,7 +29,9 @@ pub(super) fn open(path: &Path, file: MappedFile, entries: &[Entry]) -> Result<C
     let number = builder.file(file.clone());
     let (mut arrays, mut others) = (Arrays::new(path), Names::default());
     for entry in entries {
-        let Some(name) = entry.name.strip_suffix(".npy") else {
+        // What macOS lays beside files is called ._NAME.
+        let of_macos = entry.name.rsplit('/').next().is_some_and(|last| last.starts_with("._"));
+        let Some(name) = entry.name.strip_suffix(".npy").filter(|_| !of_macos) else {
             others.add(&entry.name);
             continue;
         };
@@ -44,7 +46,7 @@ pub(super) fn open(path: &Path, file: MappedFile, entries: &[Entry]) -> Result<C
     arrays.finish(&mut builder)?;
     if others.count > 0 {
         let (count, examples) = (others.count, others.examples());
-        builder.warn(format!("{count} zip entries that are no .npy files are left out: {examples}"));
+        builder.warn(format!("{count} zip entries that are no arrays are left out: {examples}"));
     }
     builder.finish()
 }

@@ -222,6 +222,12 @@ impl<'f> Model<'f> {
                 self.carried.extend(inner.elsewhere.into_iter().chain(inner.carried));
                 self.check_entries()?;
             }
+            // What an attribute is where no node says it.
+            if field.number == 11 {
+                let (attribute, _, carries) = Attribute::parse(self.file, field.bytes()?)?;
+                self.carried.extend(carries.then_some(attribute.name));
+                self.check_entries()?;
+            }
         }
         Ok(())
     }
@@ -306,6 +312,7 @@ impl<'f> Attribute<'f> {
                 (2, Value::Fixed32(bits)) => attribute.float = Some(f32::from_bits(*bits)),
                 (3, _) => attribute.int = Some(field.int()?),
                 (5 | 10, _) => tensor |= may_be_weights(file, field.bytes()?)?,
+                (22 | 23, _) => tensor = true,
                 (7, Value::Bytes(range)) => floats += range.len() / 4,
                 (7, _) => floats += 1,
                 (6 | 11, _) => graphs.push(field.bytes()?),

@@ -96,8 +96,7 @@ pub(super) fn exception(name: &str) -> Option<&'static str> {
         if LANGUAGE_HEADS.contains(&segment) {
             return Some(LANGUAGE_HEAD);
         }
-        // Those of experts have two dimensions.
-        if segment == "bias" || segment.ends_with("_bias") {
+        if segment == "bias" {
             return Some("bias, by name");
         }
         // What PyTorch's weight normalisation multiplies each filter by; Mamba's matrix A, whose exponential is taken.
@@ -107,6 +106,10 @@ pub(super) fn exception(name: &str) -> Option<&'static str> {
         if segment == "a_log" {
             return Some("state space, by name");
         }
+    }
+    // Those of experts have two dimensions. A module of such a name has weights.
+    if segments(name).last().is_some_and(|last| last.ends_with("_bias")) {
+        return Some("bias, by name");
     }
     // T5 and BART share one between encoder and decoder.
     if name == "shared.weight" || name.ends_with(".shared.weight") {
@@ -222,6 +225,7 @@ mod tests {
             "enormous.weight",
             "normal_conv.weight",
             "mlp.shared_expert.up_proj.weight",
+            "blocks.0.attention_pair_bias.to_q.weight",
         ] {
             assert!(exception(ternary).is_none(), "{ternary}");
         }

@@ -183,7 +183,19 @@ fn weights_that_nodes_carry_are_named() {
             "`bias`, `codes`, `list`, `y` and 1 more are left out: constants, nested graphs or sparse tensors are not read"
         ]
     );
-    let file = [model(21, &graph(&nodes[2..6], &[])), bytes(25, bytes(7, &nodes[0]))].concat();
+    // What says how large an image becomes is no weight; sparse tensors and a function's own values may be.
+    let sparse = bytes(5, [bytes(1, "sparse_value"), bytes(22, "")].concat());
+    let scales = constant("scales", weights("", &[4]));
+    let nodes = [
+        &nodes[2..6],
+        &[scales, node("Resize", &["x", "", "scales"], "large", &[]), node("Constant", &[], "sparse", &[sparse])],
+    ]
+    .concat();
+    let default = bytes(11, [bytes(1, "table"), bytes(5, weights("", &[2, 2]))].concat());
+    let file = [model(21, &graph(&nodes, &[])), bytes(25, default)].concat();
+    let warnings = import(&directory, &file).unwrap().warnings().to_vec();
+    assert!(warnings.len() == 1 && warnings[0].starts_with("`sparse`, `table` are left out"), "{warnings:?}");
+    let file = [model(21, &graph(&nodes[..4], &[])), bytes(25, bytes(7, constant("bias", weights("", &[3]))))].concat();
     let warnings = import(&directory, &file).unwrap().warnings().to_vec();
     assert!(warnings.len() == 1 && warnings[0].starts_with("`bias` are left out"), "{warnings:?}");
 }

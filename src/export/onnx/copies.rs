@@ -6,8 +6,9 @@ use std::path::Path;
 
 use super::compare::{self, Likeness};
 use super::find::Found;
+use crate::container::TernaryTensor;
 use crate::onnx::{Model, dtype};
-use crate::{Dtype, Tensor, TernaryTensor};
+use crate::{Dtype, Tensor};
 
 /// The initializers that no tensor stands for, by how many numbers they have.
 pub(super) struct Copies<'m> {

@@ -54,6 +54,15 @@ impl<'m> Graph<'m> {
         }
     }
 
+    /// Whether a value does nothing but say how large images become.
+    pub fn is_size(&self, name: &str) -> bool {
+        let says = |node: &&Node<'_>| {
+            let weighs = node.inputs.first() == Some(&name);
+            !weighs && matches!((node.op, node.domain), ("Resize" | "Upsample", ""))
+        };
+        self.uses(name).is_some_and(|uses| !uses.is_empty() && uses.iter().all(says))
+    }
+
     /// What operations take as scales of quantized values.
     pub fn scales(&self) -> impl Iterator<Item = &'m str> {
         let slots = |node: &Node<'_>| match node.op {

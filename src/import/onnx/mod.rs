@@ -88,7 +88,8 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
             some(&names)
         ));
     }
-    let names: Vec<_> = model.elsewhere.iter().chain(&model.carried).map(|name| format!("`{name}`")).collect();
+    let left_out = model.elsewhere.iter().chain(&model.carried).filter(|name| !graph.is_size(name));
+    let names: Vec<_> = left_out.map(|name| format!("`{name}`")).collect();
     if !names.is_empty() {
         builder.warn(format!("{} are left out: constants, nested graphs or sparse tensors are not read", some(&names)));
     }
