@@ -199,6 +199,19 @@ impl Packed {
         Self::of(&checkpoint, &rules, directory)
     }
 
+    /// These become ternary.
+    pub fn of_names(tensors: &[Made], ternary: &[impl AsRef<str>]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "m.safetensors", tensors)).unwrap();
+        let keep = |pattern: &str, keep: &str| {
+            let settings = Settings::parse(&format!("keep={keep}")).unwrap();
+            select::Override { pattern: pattern.to_owned(), settings }
+        };
+        let named = ternary.iter().map(|name| keep(name.as_ref(), "ternary"));
+        let overrides = [keep("*", "dense")].into_iter().chain(named).collect();
+        Self::of(&checkpoint, &Rules { overrides, ..Rules::default() }, directory)
+    }
+
     pub fn of(checkpoint: &Checkpoint, rules: &Rules, directory: tempfile::TempDir) -> Self {
         let (plan, out) = (Plan::new(checkpoint, rules).unwrap(), directory.path().join("m.twn"));
         convert::pack(checkpoint, &plan, &out, &convert::Options::default()).unwrap();

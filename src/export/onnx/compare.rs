@@ -72,6 +72,32 @@ pub(super) fn squared_norm(dtype: Dtype, data: &[u8]) -> Option<f64> {
     Some(sums?.into_iter().sum())
 }
 
+/// What floats have in common with the same ones in another order; nothing where these are none, or all are one.
+pub(super) fn fingerprint(dtype: Dtype, data: &[u8]) -> Option<u64> {
+    let count = data.len() / (dtype.bitsize() / 8).max(1);
+    let first = float(dtype, data, 0)?;
+    let blocks: Vec<_> = (0..count).step_by(BLOCK[1]).collect();
+    let sum = |from: usize| {
+        let (mut sum, mut varies) = (0u64, false);
+        for i in from..(from + BLOCK[1]).min(count) {
+            let value = float(dtype, data, i)?;
+            varies |= value != first;
+            sum = sum.wrapping_add(mixed((value + 0.0).to_bits()));
+        }
+        Some((sum, varies))
+    };
+    let sums: Option<Vec<(u64, bool)>> = blocks.into_par_iter().map(sum).collect();
+    let (sum, varies) = sums?.into_iter().fold((0u64, false), |a, b| (a.0.wrapping_add(b.0), a.1 | b.1));
+    varies.then_some(sum)
+}
+
+/// Bits that depend on all others; the last step of SplitMix64 (Steele, Lea and Flood, 2014).
+fn mixed(bits: u64) -> u64 {
+    let bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ bits >> 31
+}
+
 /// Whether these are the same numbers, of one type or of two.
 pub(super) fn are_equal((a_dtype, a): (Dtype, &[u8]), (b_dtype, b): (Dtype, &[u8])) -> bool {
     let count = |dtype: Dtype, data: &[u8]| data.len() / (dtype.bitsize() / 8).max(1);

@@ -6,51 +6,120 @@ use std::path::Path;
 
 use super::compare::{self, Likeness};
 use super::find::Found;
+use super::is_float;
 use crate::container::TernaryTensor;
-use crate::onnx::{Model, dtype};
+use crate::onnx::{Initializer, Model, dtype};
 use crate::{Dtype, Tensor};
 
-/// The initializers that no tensor stands for, by how many numbers they have.
+/// The initializers that no tensor stands for.
 pub(super) struct Copies<'m> {
     path: &'m Path,
     model: &'m Model<'m>,
-    by_count: BTreeMap<u64, BTreeSet<usize>>,
+    /// By how many numbers they have.
+    left: BTreeMap<u64, BTreeSet<usize>>,
+    /// Those of the names of tensors that have not been planned.
+    reserved: BTreeSet<usize>,
     /// ‖W‖² of those that were looked at.
     norms: BTreeMap<usize, Option<f64>>,
+    fingerprints: BTreeMap<usize, Option<u64>>,
+}
+
+/// What a name is to the copies.
+pub(super) enum Known {
+    /// It stays as it is whatever it holds.
+    Aside,
+    /// A tensor is called so.
+    Reserved,
+    Unknown,
 }
 
 impl<'m> Copies<'m> {
-    /// Of a model, without those that are `known` by their names.
-    pub fn new(path: &'m Path, model: &'m Model<'m>, known: impl Fn(&str) -> bool) -> Self {
-        let mut by_count: BTreeMap<u64, BTreeSet<usize>> = BTreeMap::new();
-        for (i, initializer) in model.initializers.iter().enumerate() {
-            if let Some(count) = initializer.elements().filter(|_| !known(initializer.name)) {
-                by_count.entry(count).or_default().insert(i);
+    pub fn new(path: &'m Path, model: &'m Model<'m>, known: impl Fn(&str) -> Known) -> Self {
+        let (left, reserved) = (BTreeMap::new(), BTreeSet::new());
+        let mut copies = Self { path, model, left, reserved, norms: BTreeMap::new(), fingerprints: BTreeMap::new() };
+        for (number, initializer) in model.initializers.iter().enumerate() {
+            match known(initializer.name) {
+                Known::Aside => {}
+                Known::Reserved => drop(copies.reserved.insert(number)),
+                Known::Unknown => copies.leave(number),
             }
         }
-        Self { path, model, by_count, norms: BTreeMap::new() }
+        copies
+    }
+
+    fn leave(&mut self, number: usize) {
+        if let Some(count) = self.model.initializers[number].elements() {
+            self.left.entry(count).or_default().insert(number);
+        }
     }
 
     /// A tensor stands for that initializer.
     pub fn take(&mut self, number: usize) {
+        self.reserved.remove(&number);
         let count = self.model.initializers[number].elements();
-        if let Some(left) = count.and_then(|count| self.by_count.get_mut(&count)) {
+        if let Some(left) = count.and_then(|count| self.left.get_mut(&count)) {
             left.remove(&number);
         }
+    }
+
+    /// Every tensor has been planned: what is called like one that stands for another is left as well.
+    pub fn release(&mut self) {
+        std::mem::take(&mut self.reserved).into_iter().for_each(|number| self.leave(number));
+    }
+
+    /// The floats of two dimensions or more that are left.
+    pub fn matrices(&self) -> impl Iterator<Item = &'m Initializer<'m>> {
+        let left = self.left.values().flatten().map(|&number| &self.model.initializers[number]);
+        left.filter(|initializer| {
+            initializer.dims.iter().filter(|&&dim| dim > 1).count() > 1
+                && dtype(initializer.data_type).is_some_and(is_float)
+        })
+    }
+
+    /// The first initializer left that has the numbers of a given one, in whatever order: exporters fold transposes and other
+    /// views. Nothing where a tensor leaves them as they are.
+    pub fn again(&mut self, number: usize, tensor: &Tensor<'_>) -> Option<&'m str> {
+        let initializer = &self.model.initializers[number];
+        let left: Vec<usize> = self.left.get(&initializer.elements()?)?.iter().copied().collect();
+        left.first()?;
+        let own = self.fingerprint(number)?;
+        if let Tensor::Dense(dense) = tensor
+            && compare::fingerprint(dense.dtype, dense.data) == Some(own)
+        {
+            return None;
+        }
+        let again = left.into_iter().find(|&other| self.fingerprint(other) == Some(own))?;
+        Some(self.model.initializers[again].name)
+    }
+
+    fn fingerprint(&mut self, number: usize) -> Option<u64> {
+        let (path, model) = (self.path, self.model);
+        let look = || compare::with_floats(path, model.file, &model.initializers[number], compare::fingerprint);
+        *self.fingerprints.entry(number).or_insert_with(look)
     }
 
     /// The first initializer left that holds the very floats which a tensor was made of.
     pub fn find(&mut self, tensor: &Tensor<'_>, source: Dtype) -> Option<Found> {
         let shape = match tensor {
-            // Vectors of zeros and ones are like many others.
-            Tensor::Dense(dense) if dense.shape.len() < 2 => return None,
             Tensor::Dense(dense) => &dense.shape,
             Tensor::Int8(int8) => &int8.shape,
             Tensor::Ternary(ternary) => &ternary.shape,
         };
         let count: usize = shape.iter().product();
         // Floats are summed up where there is something to compare them with.
-        let candidates = self.by_count.get(&(count as u64)).filter(|left| !left.is_empty())?;
+        let candidates = self.left.get(&(count as u64)).filter(|left| !left.is_empty())?;
+        let (path, model) = (self.path, self.model);
+        if let (Tensor::Dense(dense), true) = (tensor, shape.len() < 2) {
+            // Vectors of zeros and ones are like many others.
+            is_distinct(tensor).then_some(())?;
+            let same = |dtype, data: &[u8]| Some(compare::are_equal((dtype, data), (dense.dtype, dense.data)));
+            let is = |&number: &usize| {
+                let initializer = &model.initializers[number];
+                initializer.dims.len() == shape.len()
+                    && compare::with_floats(path, model.file, initializer, same) == Some(true)
+            };
+            return candidates.iter().copied().find(is).map(|initializer| Found { initializer, transposed: false });
+        }
         let squared_norm = match tensor {
             Tensor::Dense(dense) => compare::squared_norm(dense.dtype, dense.data)?,
             Tensor::Int8(int8) => int8.stats.squared_norm,
@@ -60,7 +129,6 @@ impl<'m> Copies<'m> {
         if squared_norm == 0.0 {
             return None;
         }
-        let (path, model) = (self.path, self.model);
         candidates.iter().find_map(|&number| {
             let initializer = &model.initializers[number];
             let off = compare::tolerance(dtype(initializer.data_type)?, source) * squared_norm;
@@ -69,6 +137,15 @@ impl<'m> Copies<'m> {
             let likeness = compare::compare(path, model.file, initializer, tensor, source);
             likeness.and_then(Likeness::same).map(|transposed| Found { initializer: number, transposed })
         })
+    }
+}
+
+/// Whether a tensor has numbers that no other has by chance.
+pub(super) fn is_distinct(tensor: &Tensor<'_>) -> bool {
+    match tensor {
+        Tensor::Dense(dense) => compare::fingerprint(dense.dtype, dense.data).is_some(),
+        Tensor::Int8(int8) => int8.stats.squared_norm > 0.0,
+        Tensor::Ternary(ternary) => ternary.stats.squared_norm > 0.0,
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) struct Names<'m> {
     elsewhere: BTreeSet<&'m str>,
     /// The node of the main graph that a value comes from.
     makers: BTreeMap<&'m str, usize>,
-    /// The initializers that are factors of the `MatMul` of a PyTorch module; `None` where it is not one alone.
+    /// The initializers that are factors of the `MatMul`, or rows of the `Gather`, of a PyTorch module; `None` where it is not one alone.
     modules: BTreeMap<String, Option<usize>>,
 }
 
@@ -70,8 +70,12 @@ impl<'m> Names<'m> {
                 uses.entry(input).or_default().push((number, slot));
             }
             makers.extend(node.outputs.iter().map(|&output| (output, number)));
-            let factor = node.inputs.get(1).and_then(|factor| by_name.get(factor));
-            if let ("MatMul", Some(module), Some(&factor)) = (node.op, module(node), factor) {
+            let weight = match (node.op, node.domain) {
+                ("MatMul", "") => node.inputs.get(1),
+                ("Gather", "") => node.inputs.first(),
+                _ => None,
+            };
+            if let Some((module, &factor)) = module(node).zip(weight.and_then(|weight| by_name.get(weight))) {
                 let known = modules.entry(module).or_insert(Some(factor));
                 *known = known.filter(|&known| known == factor);
             }
@@ -104,7 +108,13 @@ impl<'m> Names<'m> {
             let turned = shape.len() == 2 && dims[..] == [shape[1], shape[0]];
             (dims == shape || turned).then_some(Found { initializer, transposed: dims != shape })
         };
-        if let Some(&initializer) = self.by_name.get(name) {
+        // PyTorch's exporters transpose the weights of linear layers and give them names of their own. A factor may also be
+        // what the module makes of its weight. Of tied weights one has the name of another, which that one's module does not use.
+        let module = name.strip_suffix(".weight");
+        let factor = module.and_then(|module| *self.modules.get(module)?).filter(|_| shape.len() == 2);
+        let own =
+            |&initializer: &usize| factor.is_none_or(|factor| factor == initializer) || self.is_used_by(name, module);
+        if let Some(&initializer) = self.by_name.get(name).filter(|number| own(number)) {
             let known = &self.model.initializers[initializer];
             if self.model.elsewhere.contains(&name) {
                 return Err("a nested graph has a value of that name as well; rename one of them".to_owned());
@@ -117,10 +127,7 @@ impl<'m> Names<'m> {
             let transposed = if is_square { is_turned(known, By::Name)? } else { found.transposed };
             return Ok(Some(Found { transposed, ..found }));
         }
-        // PyTorch's exporters transpose the weights of linear layers and give them names of their own. A factor may also be
-        // what the module makes of its weight.
-        let module = name.strip_suffix(".weight").and_then(|module| *self.modules.get(module)?);
-        let Some(found) = module.filter(|_| shape.len() == 2).and_then(fits) else { return Ok(None) };
+        let Some(found) = factor.and_then(fits) else { return Ok(None) };
         let transposed = is_turned(&self.model.initializers[found.initializer], By::Module)?;
         Ok(Some(Found { transposed, ..found }))
     }
@@ -155,9 +162,23 @@ impl<'m> Names<'m> {
         self.makers.get(name).map(|&number| &self.model.nodes[number])
     }
 
+    fn is_used_by(&self, value: &str, module: Option<&str>) -> bool {
+        let uses = self.uses.get(value).into_iter().flatten();
+        uses.into_iter().any(|&(node, _)| self::module(&self.model.nodes[node]).as_deref() == module)
+    }
+
     /// Whether anything takes that value.
     pub fn is_used(&self, value: &str) -> bool {
         self.uses.contains_key(value) || self.elsewhere.contains(value)
+    }
+
+    /// Whether the model rounds what goes through it, so that a runtime may compute in whole numbers.
+    pub fn quantizes(&self) -> bool {
+        let rounds = |node: &Node<'_>| {
+            matches!(node.op, "QuantizeLinear" | "DynamicQuantizeLinear")
+                && node.inputs.first().is_some_and(|input| !self.by_name.contains_key(input))
+        };
+        self.model.nodes.iter().chain(&self.model.nested).any(rounds)
     }
 
     /// Whether any value is called that.
@@ -220,6 +241,17 @@ impl<'m> Names<'m> {
             }
         }
         found
+    }
+
+    /// Whether filters along that axis are the inputs of a product or a convolution.
+    pub fn is_scaled_by_inputs(&self, weight: &Initializer<'m>, axis: usize) -> bool {
+        match weight.dims.len() {
+            2 => !self.factor_of(weight.name).products[1 - axis].is_empty(),
+            _ => {
+                let uses = self.uses.get(weight.name).into_iter().flatten();
+                axis != 0 && uses.into_iter().any(|&(node, slot)| (self.model.nodes[node].op, slot) == ("Conv", 1))
+            }
+        }
     }
 
     fn only_uses(&self, value: &str) -> Option<&[(usize, usize)]> {

@@ -8,14 +8,15 @@ mod find;
 mod opset;
 mod products;
 mod rewrite;
+mod settle;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use self::compare::Likeness;
-use self::copies::Copies;
-use self::find::{By, FactorOf, Found, Names, WITH_NAMES};
+use self::copies::{Copies, Known};
+use self::find::{By, FactorOf, Names, WITH_NAMES};
 use self::rewrite::{New, Rewrite};
 use self::values::Layout;
 use super::{Export, Exporter, Line, Options, as_floats, check_range, float};
@@ -75,12 +76,17 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
         path,
         model: &model,
         names: &names,
-        copies: Copies::new(path, &model, |name| own.contains(name) || !names.is_used(name)),
+        copies: Copies::new(path, &model, |name| match () {
+            () if kept.contains(name) => Known::Reserved,
+            () if own.contains(name) || !names.is_used(name) => Known::Aside,
+            () => Known::Unknown,
+        }),
         options,
         nbits,
         folded,
         taken: BTreeMap::new(),
         merged: Vec::new(),
+        missing: Vec::new(),
         rewrite: Rewrite::default(),
     };
     let mut tensors = Vec::new();
@@ -91,21 +97,13 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
         let (becomes, rounding) = planned.map_or_else(|e| (Err(e), 0.0), |(becomes, rounding)| (Ok(becomes), rounding));
         tensors.push(Line { tensor: name.to_owned(), becomes, bytes: planner.rewrite.bytes - before, rounding });
     }
-    for (line, (entry, tensor)) in tensors.iter_mut().zip(&exported) {
-        if let (Ok(_), Some(again)) = (&line.becomes, planner.copy(tensor, entry.dtype)) {
-            line.becomes = Err(again);
-        }
-    }
-    for &(number, initializer) in &planner.merged {
-        let of = planner.taken.get(&initializer).map(|&of| &exported[of].1);
-        if let Some(other) = planner.becomes_another(&exported[number].1, initializer, of) {
-            tensors[number].becomes = Err(other);
-        }
-    }
+    planner.settle(&exported, &mut tensors);
+    let stray = planner.stray();
     let rewrite = planner.rewrite;
     let raised = rewrite.opset.max(model.opset());
     opset::check(&model, raised).map_err(bad)?;
-    let (parts, warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
+    let (parts, mut warnings) = rewrite.finish(&file, &model, raised).map_err(bad)?;
+    warnings.extend(stray);
     let beside = model.initializers.iter().filter_map(|initializer| match initializer.data {
         Data::External { location, .. } => Some(path.with_file_name(location)),
         _ => None,
@@ -127,6 +125,8 @@ struct Planner<'m, 'a> {
     taken: BTreeMap<usize, usize>,
     /// Tensors that the model takes an initializer of another name for.
     merged: Vec<(usize, usize)>,
+    /// Tensors that have no initializer for themselves.
+    missing: Vec<usize>,
     rewrite: Rewrite<'a>,
 }
 
@@ -157,42 +157,6 @@ impl Target<'_> {
 type Planned = Result<(String, f64), String>;
 
 impl<'m, 'a> Planner<'m, 'a> {
-    /// Why a tensor's codes are not all that there is of it in the model, if so.
-    fn copy(&mut self, tensor: &Tensor<'a>, source: Dtype) -> Option<String> {
-        // Floats that stay as they are may be there twice.
-        if matches!(tensor, Tensor::Dense(_)) {
-            return None;
-        }
-        let Found { initializer, transposed } = self.copies.find(tensor, source)?;
-        let (name, turned) = (self.model.initializers[initializer].name, if transposed { ", transposed" } else { "" });
-        Some(format!(
-            "the model has the same floats once more, as `{name}`{turned}, which would stay as they are and give other outputs; \
-             export the model {WITH_NAMES}, so that they are there once, or keep the tensor dense when packing (--exclude)"
-        ))
-    }
-
-    /// Why the initializer that the model takes for a tensor will not be what the tensor is, if so; `of` is the tensor that stands
-    /// for it.
-    fn becomes_another(&self, tensor: &Tensor<'a>, initializer: usize, of: Option<&Tensor<'a>>) -> Option<String> {
-        let initializer = &self.model.initializers[initializer];
-        let equal = match (of, tensor) {
-            (Some(of), _) => copies::are_equal(of, tensor),
-            (None, Tensor::Dense(dense)) => {
-                let is = |dtype, data: &[u8]| Some(compare::are_equal((dtype, data), (dense.dtype, dense.data)));
-                dense.shape.iter().map(|&dim| dim as u64).eq(initializer.dims.iter().copied())
-                    && compare::with_floats(self.path, self.model.file, initializer, is) == Some(true)
-            }
-            (None, _) => false,
-        };
-        (!equal).then(|| {
-            format!(
-                "the model takes `{}` for it by way of Identity, which becomes something else; export the model with torch.onnx.export(…, \
-                 dynamo=True, optimize=False), which does not merge weights, or pack both in the same way",
-                initializer.name
-            )
-        })
-    }
-
     fn plan(&mut self, number: usize, name: &str, source: Dtype, tensor: &Tensor<'a>) -> Planned {
         let (shape, axis) = match tensor {
             Tensor::Dense(dense) => (&dense.shape, 0),
@@ -236,15 +200,23 @@ impl<'m, 'a> Planner<'m, 'a> {
                 let same = self.model.initializers[merged].name;
                 return Ok((format!("nothing: the model takes `{same}` for it, which is equal"), 0.0));
             }
-            (None, _) => self.copies.find(tensor, source).ok_or_else(|| self.names.missing(name))?,
+            (None, _) => self.copies.find(tensor, source).ok_or_else(|| {
+                self.missing.push(number);
+                self.names.missing(name)
+            })?,
         };
         let initializer: &'m Initializer<'m> = &self.model.initializers[found.initializer];
         if initializer.name == name {
             self.refuse_folded(initializer, tensor, source)?;
         }
         self.copies.take(found.initializer);
-        if self.taken.insert(found.initializer, number).is_some() {
-            return Err("another tensor of the container is the same initializer; pack the model's own file".to_owned());
+        if *self.taken.entry(found.initializer).or_insert(number) != number {
+            self.missing.push(number);
+            return Err(format!(
+                "the model has one initializer, `{}`, for it and another tensor of the container; pack both in the same way, or the \
+                 model's own file",
+                initializer.name
+            ));
         }
         let kind = type_name(initializer.data_type);
         let mut words = String::new();
@@ -357,7 +329,10 @@ impl<'m, 'a> Planner<'m, 'a> {
             _ => None,
         };
         // A group goes on from row to row of a filter: blocks of the matrix that the filters make up.
-        let flat = group.is_some() && dims.len() != 2;
+        // Where activations are quantized as well, onnxruntime (to 1.32) makes operations of whole numbers of decoder and product, which
+        // have no INT2; with something in between it does not.
+        let quantizes = self.names.quantizes();
+        let flat = dims.len() != 2 && (group.is_some() || quantizes && target.axis == 0);
         if flat && target.axis != 0 {
             return Err(format!(
                 "groups of weights of a tensor of {} dimensions whose filters go along axis {} are no blocks; pack \
@@ -374,7 +349,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         let is_or_may_be = !by_columns.is_empty() || by_rows.is_empty() && unknown;
         let turned = dims.len() == 2
             && planes == 1
-            && (is_or_may_be && !dims[1].is_multiple_of(4) || by_columns.iter().any(of_weights));
+            && (is_or_may_be && (quantizes || !dims[1].is_multiple_of(4)) || by_columns.iter().any(of_weights));
         let (dims, axis, layout) = if turned {
             let (dims, axis) = (vec![dims[1], dims[0]], 1 - target.axis);
             let layout = Layout::new(&[dims[0] as usize, dims[1] as usize], axis);
@@ -442,6 +417,14 @@ impl<'m, 'a> Planner<'m, 'a> {
 
     fn int8(&mut self, name: &str, tensor: &Int8Tensor<'a>, target: Target<'m>) -> Planned {
         check_scales(target)?;
+        if self.names.quantizes() && self.names.is_scaled_by_inputs(target.initializer, target.axis) {
+            return Err(format!(
+                "the model quantizes activations, and onnxruntime would take scales along axis {} for those of the outputs; pack \
+                 with its axis = {}",
+                target.axis,
+                usize::from(target.axis == 0)
+            ));
+        }
         let rounding = values::rounding(target.dtype, tensor.scales())?;
         let (codes, scales) = (target.part("codes", 0, 1), target.part("scales", 0, 1));
         let mut new = New::default();

@@ -1,0 +1,78 @@
+//! What is known once every tensor has been planned: what became of weights that the model has twice, or once for several
+//! tensors. Not here: which initializer is which tensor ([`super::find`], [`super::copies`]).
+
+use super::find::WITH_NAMES;
+use super::{Line, Planner, compare, copies};
+use crate::Tensor;
+use crate::container::TensorEntry;
+
+impl<'a> Planner<'_, 'a> {
+    /// Refuses what would give other outputs than its codes, and takes back refusals of what is there after all.
+    pub fn settle(&mut self, exported: &[(&TensorEntry, Tensor<'a>)], lines: &mut [Line]) {
+        self.copies.release();
+        for (&initializer, &number) in &self.taken {
+            let line = &mut lines[number];
+            if line.becomes.is_ok()
+                && let Some(again) = self.copies.again(initializer, &exported[number].1)
+            {
+                let dense = matches!(exported[number].1, Tensor::Dense(_));
+                let or = if dense { "" } else { ", or keep the tensor dense when packing (--exclude)" };
+                line.becomes = Err(format!(
+                    "the model has the same floats once more, as `{again}`, which would stay as they are and give other outputs; export the \
+                     model with these weights, {WITH_NAMES}, so that they are there once{or}"
+                ));
+            }
+        }
+        for &(number, initializer) in &self.merged {
+            let of = self.taken.get(&initializer).map(|&of| &exported[of].1);
+            if let Some(other) = self.becomes_another(&exported[number].1, initializer, of) {
+                lines[number].becomes = Err(other);
+            }
+        }
+        // Tied weights that the container has under all their names. (Norms that are as they were at first are equal without being one.)
+        for &number in self.missing.iter().filter(|&&number| copies::is_distinct(&exported[number].1)) {
+            let is = |of: &&usize| copies::are_equal(&exported[**of].1, &exported[number].1);
+            if let Some(&of) = self.taken.values().find(is) {
+                lines[number].becomes =
+                    Ok(format!("nothing: the model has it as `{}`, which is equal", lines[of].tensor));
+            }
+        }
+    }
+
+    /// Why the initializer that the model takes for a tensor will not be what the tensor is, if so; `of` is the tensor that stands
+    /// for it.
+    fn becomes_another(&self, tensor: &Tensor<'a>, initializer: usize, of: Option<&Tensor<'a>>) -> Option<String> {
+        let initializer = &self.model.initializers[initializer];
+        let equal = match (of, tensor) {
+            (Some(of), _) => copies::are_equal(of, tensor),
+            (None, Tensor::Dense(dense)) => {
+                let is = |dtype, data: &[u8]| Some(compare::are_equal((dtype, data), (dense.dtype, dense.data)));
+                dense.shape.iter().map(|&dim| dim as u64).eq(initializer.dims.iter().copied())
+                    && compare::with_floats(self.path, self.model.file, initializer, is) == Some(true)
+            }
+            (None, _) => false,
+        };
+        (!equal).then(|| {
+            format!(
+                "the model takes `{}` for it by way of Identity, which becomes something else; export the model with torch.onnx.export(…, \
+                 dynamo=True, optimize=False), which does not merge weights, or pack both in the same way",
+                initializer.name
+            )
+        })
+    }
+
+    /// A warning of floats that no tensor stands for, which may have been made of weights.
+    pub fn stray(&self) -> Option<String> {
+        const SHOWN: usize = 4;
+        let all: Vec<&str> = self.copies.matrices().map(|initializer| initializer.name).collect();
+        let shown: Vec<String> = all.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+        let more = if all.len() > SHOWN { format!(" and {} more", all.len() - SHOWN) } else { String::new() };
+        (!all.is_empty()).then(|| {
+            format!(
+                "{}{more}: no tensor stands for these floats of the model, they stay as they are; where the exporter made them of weights that \
+                 become others here (slices, multiples), outputs are wrong: export the model {WITH_NAMES} if it was not",
+                shown.join(", ")
+            )
+        })
+    }
+}
