@@ -184,18 +184,30 @@ fn copies_are_found_by_their_floats() {
         // The same as well as under its own.
         let twice = [raw("w", FLOAT, &[8, 12], &floats(&own)), turned.clone()];
         let refusal = packed.refusal("onnx", &packed.with(&model(21, &graph(&nodes, &twice))));
-        assert!(refusal.contains("once more, as `other`, which"), "{settings}: {refusal}");
+        assert!(refusal.contains("once more, as `other`, which would"), "{settings}: {refusal}");
         // Or in another order, as of other views of it.
         for (dims, there) in [
             (vec![8, 12, 1, 1], own.clone()),
             (vec![8, 12], own.iter().rev().copied().collect()),
             (vec![4, 2, 12], own.clone()),
+            // Or only some rows or columns.
+            (vec![2, 12], own[12..36].to_vec()),
+            (vec![12, 2], transpose(&own[12..36], 12)),
+            (vec![8, 3], own.chunks(12).flat_map(|row| row[2..5].to_vec()).collect()),
         ] {
             let twice = [twice[0].clone(), raw("other", FLOAT, &dims, &floats(&there))];
             let refusal = packed.refusal("onnx", &packed.with(&model(21, &graph(&nodes, &twice))));
-            assert!(refusal.contains("once more, as `other`, which"), "{settings}: {refusal}");
+            assert!(refusal.contains("once more, as `other`, which would"), "{settings}: {refusal}");
         }
-        // Others may be there.
+        // Others may be there: multiples, rows that are not next to one another, a row that is another.
+        let mut near = own[12..36].to_vec();
+        near[5] += 1.0;
+        let apart = [&own[..12], &own[24..36]].concat();
+        for there in [near, apart] {
+            let twice = [twice[0].clone(), raw("other", FLOAT, &[2, 12], &floats(&there))];
+            let export = packed.plan("onnx", &packed.with(&model(21, &graph(&nodes, &twice)))).unwrap();
+            assert!(export.check().is_ok() && export.warnings[0].starts_with("`other`: no tensor stands for"));
+        }
         let half: Vec<f32> = own.iter().map(|w| 0.5 * w).collect();
         let others = [twice[0].clone(), raw("other", FLOAT, &[12, 8], &floats(&half))];
         let export = packed.plan("onnx", &packed.with(&model(21, &graph(&nodes, &others)))).unwrap();

@@ -24,6 +24,9 @@ pub(super) struct Copies<'m> {
     fingerprints: BTreeMap<usize, Option<u64>>,
 }
 
+/// How many numbers a slice has at least: fewer may be the same by chance.
+const PART: u64 = 8;
+
 /// What a name is to the copies.
 pub(super) enum Known {
     /// It stays as it is whatever it holds.
@@ -76,11 +79,21 @@ impl<'m> Copies<'m> {
         })
     }
 
-    /// The first initializer left that has the numbers of a given one, in whatever order: exporters fold transposes and other
-    /// views. Nothing where a tensor leaves them as they are.
+    /// The first initializer left that has the numbers of a given one, or of lines of it that lie next to one another, in whatever
+    /// order: exporters fold transposes, slices and other views. Nothing where a tensor leaves them as they are.
     pub fn again(&mut self, number: usize, tensor: &Tensor<'_>) -> Option<&'m str> {
-        let initializer = &self.model.initializers[number];
-        let left: Vec<usize> = self.left.get(&initializer.elements()?)?.iter().copied().collect();
+        let model = self.model;
+        let initializer = &model.initializers[number];
+        let dims: Vec<usize> = initializer.dims.iter().map(|&dim| dim as usize).collect();
+        let count = initializer.elements()?;
+        // Of one axis those lines are the whole.
+        let line = |axis: usize| count / initializer.dims[axis].max(1);
+        let axes: Vec<usize> = (0..dims.len()).filter(|&axis| dims.len() == 1 || dims[axis] > 1).collect();
+        let is_part = |part: u64| axes.iter().any(|&axis| part.is_multiple_of(line(axis).max(1)));
+        let parts = self.left.range(1..=count).filter(|&(&part, _)| part == count || part >= PART && is_part(part));
+        let left: Vec<(u64, usize)> = parts.flat_map(|(&part, left)| left.iter().map(move |&i| (part, i))).collect();
+        let left: Vec<(u64, u64, usize)> =
+            left.into_iter().filter_map(|(part, i)| Some((part, self.fingerprint(i)?, i))).collect();
         left.first()?;
         let own = self.fingerprint(number)?;
         if let Tensor::Dense(dense) = tensor
@@ -88,8 +101,32 @@ impl<'m> Copies<'m> {
         {
             return None;
         }
-        let again = left.into_iter().find(|&other| self.fingerprint(other) == Some(own))?;
-        Some(self.model.initializers[again].name)
+        let name = |i: usize| model.initializers[i].name;
+        if let Some(&(.., again)) = left.iter().find(|&&(part, other, _)| part == count && other == own) {
+            return Some(name(again));
+        }
+        for axis in axes {
+            let parts: Vec<_> =
+                left.iter().filter(|(part, ..)| *part < count && part.is_multiple_of(line(axis))).collect();
+            if parts.is_empty() {
+                continue;
+            }
+            let lines = |dtype, data: &[u8]| compare::fingerprints(dtype, data, &dims, axis);
+            let lines = compare::with_floats(self.path, model.file, initializer, lines)?;
+            let ends = lines.iter().scan(0u64, |sum, &line| {
+                *sum = sum.wrapping_add(line);
+                Some(*sum)
+            });
+            let ends: Vec<u64> = [0].into_iter().chain(ends).collect();
+            let has = |&&&(part, other, _): &&&(u64, u64, usize)| {
+                let lines = (part / line(axis)) as usize;
+                ends.windows(lines + 1).any(|ends| ends[lines].wrapping_sub(ends[0]) == other)
+            };
+            if let Some(&&(.., again)) = parts.iter().find(has) {
+                return Some(name(again));
+            }
+        }
+        None
     }
 
     fn fingerprint(&mut self, number: usize) -> Option<u64> {

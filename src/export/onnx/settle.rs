@@ -18,7 +18,7 @@ impl<'a> Planner<'_, 'a> {
                 let dense = matches!(exported[number].1, Tensor::Dense(_));
                 let or = if dense { "" } else { ", or keep the tensor dense when packing (--exclude)" };
                 line.becomes = Err(format!(
-                    "the model has the same floats once more, as `{again}`, which would stay as they are and give other outputs; export the \
+                    "the model has the same floats, or a part of them, once more, as `{again}`, which would stay as they are and give other outputs; export the \
                      model with these weights, {WITH_NAMES}, so that they are there once{or}"
                 ));
             }
@@ -70,7 +70,7 @@ impl<'a> Planner<'_, 'a> {
         (!all.is_empty()).then(|| {
             format!(
                 "{}{more}: no tensor stands for these floats of the model, they stay as they are; where the exporter made them of weights that \
-                 become others here (slices, multiples), outputs are wrong: export the model {WITH_NAMES} if it was not",
+                 become others here (multiples, sums), outputs are wrong: export the model {WITH_NAMES} if it was not",
                 shown.join(", ")
             )
         })
