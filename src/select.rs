@@ -98,12 +98,12 @@ impl Plan {
                 fixed = true;
             }
             let before = before.filter(|_| !says_method).and_then(|before| before.keep);
-            let scales_of = quantized.scales_of(tensor);
-            if scales_of.is_some() {
+            let (stays, are_scales) = quantized.reason(tensor).unzip();
+            if are_scales == Some(true) {
                 scales.push(tensor.name);
             }
-            let is_layer = is_layer(tensor) && scales_of.is_none();
-            let (keep, reason) = decide(tensor, &settings, (forced, before), scales_of, &include, &exclude);
+            let is_layer = is_layer(tensor) && stays.is_none();
+            let (keep, reason) = decide(tensor, &settings, (forced, before), stays, &include, &exclude);
             let decision = match keep {
                 Keep::Dense => {
                     // What a pattern of many does not fit is nothing to speak of.

@@ -359,7 +359,26 @@ fn scales_of_quantized_weights_stay_dense() {
         ("a.attn.buffer", U8, "a.rows", F32, false),
         ("a.table", I64, "a.rows", F32, false),
         ("codes", U8, "rows", F32, false),
+        ("a._weight_qdata", F8_E4M3, "a._weight_scale", F32, true),
+        ("a.weight", F8_E4M3, "a.scale_weight", F32, true),
+        ("a.weight", F8_E4M3, "a.qscale_weight", BF16, true),
+        ("a.weight", F8_E4M3, "a.weights_scaling_factor", F32, true),
+        ("a.weight", F8_E4M3, "a.weight.scale", F32, true),
+        ("a.weight", F8_E4M3, "a.weight_descale", F32, true),
+        ("a.weight", F8_E4M3, "a.scales", F32, true),
+        ("a.experts.up_proj", F8_E4M3, "a.experts.up_proj_weight_scale", F32, true),
+        ("params/a/kernel/qvalue", I8, "params/a/kernel/scale", F32, true),
+        ("a/kernel", I8, "a/kernel_scale", F32, true),
+        ("a/qweight", I32, "a/scales", F16, true),
+        ("qweight", I32, "scales", F16, true),
+        ("weight", I8, "weight_scale", F32, true),
+        // Networks of 8-bit floats, and what is no scale beside them.
+        ("a.weight", F8_E4M3, "a.logit_scale", F8_E4M3, false),
+        ("a.weight", F8_E4M3, "a.gamma", F32, false),
+        ("a.weight", F32, "a.scale", F32, false),
+        ("a.weight", F8_E4M3, "b.scale", F32, false),
         ("a.weight", F32, "a.weight_scale", F32, false),
+        ("xqweight", I32, "scales", F16, false),
         ("b.qweight", I32, "a.scales", F16, false),
         ("a.weight", I8, "b.weight_scale", F32, false),
     ] {
@@ -385,6 +404,50 @@ fn scales_of_quantized_weights_stay_dense() {
         // Who asks for it gets it.
         assert!(!of(&Rules { include: vec![scales.to_owned()], ..Rules::default() }).0, "{scales}");
     }
+}
+
+/// bitsandbytes stores 4 bits as any type: what stands beside the weights says what they are.
+#[test]
+fn packed_numbers_that_look_like_floats_stay_dense() {
+    let directory = tempfile::tempdir().unwrap();
+    let zeros = |name: &str, dtype: Dtype, shape: &[usize]| {
+        let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+        common::Made { name: name.to_owned(), dtype, shape: shape.to_vec(), data }
+    };
+    let tensors = [
+        zeros("q.weight", Dtype::BF16, &[32, 1]),
+        zeros("q.weight.absmax", Dtype::F32, &[2]),
+        zeros("q.weight.quant_map", Dtype::F32, &[16]),
+        zeros("r.weight", Dtype::F32, &[32, 1]),
+        zeros("r.weight.absmax", Dtype::U8, &[2]),
+        zeros("r.weight.quant_state.bitsandbytes__nf4", Dtype::U8, &[80]),
+        zeros("w.weight", Dtype::F32, &[32, 1]),
+    ];
+    let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "q.safetensors", &tensors)).unwrap();
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let reason = |name: &str| &*plan.tensors.iter().find(|planned| planned.name == name).unwrap().reason;
+    for name in ["q.weight", "r.weight"] {
+        assert_eq!(reason(name), "quantized, by what stands below its name");
+    }
+    assert!(reason("w.weight").starts_with("floating point") && plan.ternary_count() == 1, "{plan:?}");
+    assert_eq!(plan.warnings.len(), 1, "{:?}", plan.warnings);
+    assert!(plan.warnings[0].contains("`q.weight.absmax` and 1 others are scales of weights"), "{:?}", plan.warnings);
+}
+
+/// Scales of one number are as good a sign as matrices.
+#[test]
+fn a_single_scale_of_8_bit_floats_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = |name: &str, dtype, shape: &[usize], bytes| common::Made {
+        name: name.to_owned(),
+        dtype,
+        shape: shape.to_vec(),
+        data: vec![0; bytes],
+    };
+    let tensors = [made("q.weight", Dtype::F8_E4M3, &[4, 4], 16), made("q.scale_weight", Dtype::F32, &[], 4)];
+    let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "q.safetensors", &tensors)).unwrap();
+    let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    assert!(plan.warnings[0].starts_with("`q.scale_weight` are scales of weights"), "{:?}", plan.warnings);
 }
 
 /// bitsandbytes in 8 bits has its scales in vectors, which nobody takes for weights: the integers are worth a warning, too.

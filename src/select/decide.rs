@@ -38,7 +38,7 @@ pub(super) fn decide(
     tensor: TensorView<'_>,
     settings: &Settings,
     (forced, trained): (Option<&str>, Option<Keep>),
-    scales_of: Option<String>,
+    quantized: Option<Cow<'static, str>>,
     include: &[Pattern],
     exclude: &[Pattern],
 ) -> (Keep, Cow<'static, str>) {
@@ -66,7 +66,7 @@ pub(super) fn decide(
         (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text).into()),
         (None, _) if !include.is_empty() => dense("not included".into()),
         (None, Some(reason)) => dense(reason.into()),
-        (None, None) if let Some(weights) = scales_of => dense(format!("scales of {weights}").into()),
+        (None, None) if let Some(reason) = quantized => dense(reason),
         (None, None) => ternary("floating point, rank 2 or more".into()),
     }
 }
@@ -131,9 +131,12 @@ fn is_norm(segment: &str) -> bool {
     NORMS.contains(&segment) || segment.split(['_', '-']).any(part)
 }
 
-/// The dotted parts of a name, in lower case.
+/// What stands between the parts of a name.
+pub(super) const SEPARATORS: [char; 2] = ['.', '/'];
+
+/// The parts of a name, in lower case.
 pub(super) fn segments(name: &str) -> impl Iterator<Item = String> + '_ {
-    name.split(['.', '/']).map(str::to_lowercase)
+    name.split(SEPARATORS).map(str::to_lowercase)
 }
 
 /// How a tensor that is ternary already, in `its` planes, is stored.
