@@ -96,7 +96,11 @@ impl<'a> Header<'a> {
             2 | 3 => {}
             1 => return Err("version 1, which nobody writes any more, expected 2 or 3; convert the model again".into()),
             0x0100_0000..=0x0300_0000 if version % 0x0100_0000 == 0 => {
-                return Err("it is big-endian; turn it round with gguf-convert-endian of the package gguf".into());
+                return Err(
+                    "it is big-endian; convert the model again, or turn a copy round with gguf-convert-endian of the \
+                            package gguf, which rewrites the file in place and knows no TQ1_0, TQ2_0 or Q2_0"
+                        .into(),
+                );
             }
             _ => return Err(format!("version {version}, expected 2 or 3; is twn-pack up to date?")),
         }
