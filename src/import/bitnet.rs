@@ -1,5 +1,5 @@
 //! BitNet checkpoints of Hugging Face transformers: safetensors whose `config.json` says `quant_method` "bitnet".
-//! Of each ternary weight `[out, in]`, U8 `X` `[out/4, in]` holds in byte (r, c) t+1 of rows r, r+R, r+2R, r+3R
+//! Of each ternary weight `[out, in]`, U8 (or I8) `X` `[out/4, in]` holds in byte (r, c) t+1 of rows r, r+R, r+2R, r+3R
 //! (R = out/4) in bits 0, 2, 4, 6, and `X_scale` `[1]` is, by the config's `linear_class`, α ("autobitlinear") or 1/α
 //! ("bitlinear"). Codes are moved, nothing is estimated. Not here: safetensors ([`crate::source`]), writing them
 //! ([`crate::export`]).
@@ -80,7 +80,6 @@ impl TernaryLayout for RowQuarters {
 
 /// A safetensors checkpoint, its BitNet weights as what they are.
 pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
-    let pairs = pairs(&checkpoint);
     let path = beside(checkpoint.path());
     let (config, unread) = match model_config(&path) {
         Ok(config) => (config, None),
@@ -89,10 +88,14 @@ pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
     let quantization = config.get("quantization_config").and_then(Value::as_object);
     let method = quantization.and_then(|quantization| quantization.get("quant_method"));
     match (quantization, method.and_then(Value::as_str)) {
-        (Some(quantization), Some("bitnet")) => take(checkpoint, &pairs, &config, quantization),
-        // Another method's: U8 means something else there.
+        (Some(quantization), Some("bitnet")) => {
+            let pairs = pairs(&checkpoint, is_packed);
+            take(checkpoint, &pairs, &config, quantization)
+        }
+        // Another method's: bytes mean something else there.
         (Some(_), Some(other)) if !other.eq_ignore_ascii_case("bitnet") => Ok(checkpoint),
-        _ => match pairs.first_key_value() {
+        // I8 with a scale is what others have, too.
+        _ => match pairs(&checkpoint, |tensor| tensor.dtype == Dtype::U8 && is_packed(tensor)).first_key_value() {
             None => Ok(checkpoint),
             Some((weight, _)) => {
                 let says = |what: &str| {
@@ -120,8 +123,8 @@ pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
     }
 }
 
-/// The weights that look like BitNet's, by name, and their scales: U8 of rank 2, and one float.
-fn pairs(checkpoint: &Checkpoint) -> BTreeMap<String, f32> {
+/// The weights that look like BitNet's, by name, and their scales: bytes of rank 2, and one float.
+fn pairs(checkpoint: &Checkpoint, is_packed: impl Fn(&TensorView<'_>) -> bool) -> BTreeMap<String, f32> {
     let weights: BTreeSet<&str> = checkpoint.tensors().filter(is_packed).map(|tensor| tensor.name).collect();
     if weights.is_empty() {
         return BTreeMap::new();
@@ -133,8 +136,12 @@ fn pairs(checkpoint: &Checkpoint) -> BTreeMap<String, f32> {
     scales.collect()
 }
 
+/// Transformers takes the bytes with or without a sign.
 fn is_packed(tensor: &TensorView<'_>) -> bool {
-    tensor.dtype == Dtype::U8 && tensor.shape.len() == 2 && tensor.order.is_none() && is_weight(tensor.name)
+    matches!(tensor.dtype, Dtype::U8 | Dtype::I8)
+        && tensor.shape.len() == 2
+        && tensor.order.is_none()
+        && is_weight(tensor.name)
 }
 
 fn is_weight(name: &str) -> bool {
@@ -228,8 +235,9 @@ fn check_complete(checkpoint: &Checkpoint, pairs: &BTreeMap<String, f32>) -> Res
                     scale.dtype, scale.shape
                 ),
                 None => format!(
-                    "tensor `{name}` is U8 and has no `{name}{SCALE}`; of a checkpoint in several files give the directory \
-                     or the model.safetensors.index.json, else download the checkpoint again"
+                    "tensor `{name}` is {} and has no `{name}{SCALE}`; of a checkpoint in several files give the directory \
+                     or the model.safetensors.index.json, else download the checkpoint again",
+                    tensor.dtype
                 ),
             };
             return Err(foreign(path, message));

@@ -69,6 +69,8 @@ fn both_meanings_and_every_type_of_a_scale() {
         ("bitlinear", Dtype::F16, 1.0, 1.0),
     ] {
         let weight = packed("a.weight", 2, 32, golden::bytes("hf_bitnet_8x32"));
+        // Bytes are bytes, with a sign or without.
+        let weight = Made { dtype: if stored == 1.0 { Dtype::I8 } else { Dtype::U8 }, ..weight };
         let norm = Made::gaussian("n.weight", Dtype::BF16, &[32], 1);
         let repository = Repository::new(&[weight, weight_scale("a.weight", dtype, stored), norm], &bitnet(class));
         let checkpoint = repository.open();
@@ -169,6 +171,11 @@ fn what_is_missing_or_odd_is_said() {
     assert_eq!(plain.open().len(), 1);
     plain.config(&json!({ "quantization_config": class }));
     assert!(plain.refusal().contains("has no `a.weight_scale`"), "{}", plain.refusal());
+
+    let signed = || Made { dtype: Dtype::I8, ..weight() };
+    assert_eq!(Repository::new(&[signed(), scale()], &json!(null)).open().len(), 2, "as others have it");
+    let refusal = Repository::new(&[signed()], &class).refusal();
+    assert!(refusal.contains("`a.weight` is I8 and has no `a.weight_scale`"), "{refusal}");
 
     let per_row = Made::new("a.weight_scale", Dtype::F32, &[4], &[1.0; 4]);
     let refusal = Repository::new(&[weight(), per_row], &class).refusal();
