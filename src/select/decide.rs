@@ -38,7 +38,7 @@ pub(super) fn decide(
     tensor: TensorView<'_>,
     settings: &Settings,
     (forced, trained): (Option<&str>, Option<Keep>),
-    quantized: Option<Cow<'static, str>>,
+    stays: Option<Cow<'static, str>>,
     include: &[Pattern],
     exclude: &[Pattern],
 ) -> (Keep, Cow<'static, str>) {
@@ -66,7 +66,7 @@ pub(super) fn decide(
         (Some(pattern), _) => ternary(format!("included by `{}`", pattern.text).into()),
         (None, _) if !include.is_empty() => dense("not included".into()),
         (None, Some(reason)) => dense(reason.into()),
-        (None, None) if let Some(reason) = quantized => dense(reason),
+        (None, None) if let Some(reason) = stays => dense(reason),
         (None, None) => ternary("floating point, rank 2 or more".into()),
     }
 }
@@ -85,10 +85,15 @@ pub(super) const LANGUAGE_HEAD: &str = "language-model head, by name";
 pub(super) fn exception(name: &str) -> Option<&'static str> {
     const LANGUAGE_HEADS: [&str; 4] = ["lm_head", "embed_out", "output_projection", "output_layer"];
     const EMBEDDINGS: [&str; 6] = ["wte", "wpe", "emb", "token_types", "cls_token", "relative_attention_bias"];
+    // llama.cpp's names of biases by distance and of tables of angles.
+    const POSITIONS: [&str; 3] = ["attn_rel_b", "cross_attn_rel_b", "rope_freqs"];
     for segment in segments(name) {
         let segment = segment.as_str();
         if segment.contains("embed") || segment.contains("embd") || EMBEDDINGS.contains(&segment) {
             return Some(EMBEDDING);
+        }
+        if POSITIONS.contains(&segment) || segment.starts_with("rope_factors") {
+            return Some("positions, by name");
         }
         if is_norm(segment) {
             return Some("normalisation, by name");
@@ -96,14 +101,14 @@ pub(super) fn exception(name: &str) -> Option<&'static str> {
         if LANGUAGE_HEADS.contains(&segment) {
             return Some(LANGUAGE_HEAD);
         }
-        if segment == "bias" {
+        if segment == "bias" || segment == "exp_probs_b" {
             return Some("bias, by name");
         }
         // What PyTorch's weight normalisation multiplies each filter by; Mamba's matrix A, whose exponential is taken.
         if segment == "weight_g" || segment == "original0" {
             return Some("lengths of filters, by name");
         }
-        if segment == "a_log" {
+        if segment == "a_log" || segment == "ssm_a" {
             return Some("state space, by name");
         }
     }
@@ -215,6 +220,12 @@ mod tests {
             "conv.parametrizations.weight.original0",
             "backbone.layers.0.mixer.A_log",
             "model.layers.0.mlp.experts.gate_up_proj_bias",
+            "blk.0.ssm_a",
+            "blk.0.exp_probs_b",
+            "enc.blk.0.attn_rel_b.weight",
+            "dec.blk.0.cross_attn_rel_b.weight",
+            "rope_factors_long.weight",
+            "rope_freqs.weight",
         ] {
             assert!(exception(dense).is_some(), "{dense}");
         }
@@ -229,6 +240,8 @@ mod tests {
             "normal_conv.weight",
             "mlp.shared_expert.up_proj.weight",
             "blocks.0.attention_pair_bias.to_q.weight",
+            "blk.0.ssm_alpha.weight",
+            "blk.0.attn_q_b.weight",
         ] {
             assert!(exception(ternary).is_none(), "{ternary}");
         }
