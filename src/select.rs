@@ -102,6 +102,7 @@ impl Plan {
             if are_scales == Some(true) {
                 scales.push(tensor.name);
             }
+            let stays = stays.or_else(|| checkpoint.is_bias(tensor.name).then_some("bias".into()));
             let is_layer = is_layer(tensor) && stays.is_none();
             let (keep, reason) = decide(tensor, &settings, (forced, before), stays, &include, &exclude);
             let decision = match keep {

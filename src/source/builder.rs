@@ -46,6 +46,7 @@ impl CheckpointBuilder {
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
             scales: BTreeSet::new(),
+            biases: BTreeSet::new(),
         };
         Self { checkpoint }
     }
@@ -198,6 +199,11 @@ impl CheckpointBuilder {
     /// Says that the tensor of that name is scales of weights which are quantized already: it stays dense unless asked for.
     pub fn scales(&mut self, name: &str) {
         self.checkpoint.scales.insert(name.to_owned());
+    }
+
+    /// Says that the tensor of that name is a bias, whatever its shape: it stays dense unless asked for.
+    pub fn bias(&mut self, name: &str) {
+        self.checkpoint.biases.insert(name.to_owned());
     }
 
     /// Adds a warning.

@@ -43,6 +43,8 @@ pub struct Checkpoint {
     warnings: Vec<String>,
     /// Names of tensors that are scales of weights which are quantized already.
     scales: BTreeSet<String>,
+    /// Names of tensors that are biases.
+    biases: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -150,6 +152,7 @@ impl Checkpoint {
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
             scales: BTreeSet::new(),
+            biases: BTreeSet::new(),
         };
         for file in &shards.files {
             checkpoint.add(file, &shards)?;
@@ -210,6 +213,11 @@ impl Checkpoint {
     /// Whether its format says that the tensor of that name is scales of weights which are quantized already.
     pub fn is_scales(&self, name: &str) -> bool {
         self.scales.contains(name)
+    }
+
+    /// Whether its format says that the tensor of that name is a bias.
+    pub fn is_bias(&self, name: &str) -> bool {
+        self.biases.contains(name)
     }
 
     /// How many tensors.

@@ -11,4 +11,5 @@ mod import;
 mod model;
 mod refusals;
 mod round_trip;
+mod slots;
 mod wire;

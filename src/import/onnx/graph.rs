@@ -63,19 +63,6 @@ impl<'m> Graph<'m> {
         self.uses(name).is_some_and(|uses| !uses.is_empty() && uses.iter().all(says))
     }
 
-    /// What operations take as scales of quantized values.
-    pub fn scales(&self) -> impl Iterator<Item = &'m str> {
-        let slots = |node: &Node<'_>| match node.op {
-            "QuantizeLinear" | "DequantizeLinear" => &[1][..],
-            "MatMulNBits" | "GatherBlockQuantized" | "DynamicQuantizeMatMul" => &[2],
-            "MatMulIntegerToFloat" => &[2, 3],
-            "QLinearConv" | "QLinearMatMul" => &[1, 4, 6],
-            _ => &[],
-        };
-        let of_node = move |node: &'m Node<'m>| slots(node).iter().filter_map(|&slot| node.inputs.get(slot).copied());
-        self.model.nodes.iter().flat_map(of_node)
-    }
-
     /// The planes of a weight, or of a product with one, as the exporter adds them up: `X.plane.0` + `X.plane.1` + …, used
     /// for nothing else; and what the sum is called.
     pub fn sum_of_planes(&self, first: &'m str) -> Option<(Vec<&'m str>, &'m str)> {

@@ -6,6 +6,7 @@
 mod graph;
 mod int2;
 mod nbits;
+mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
@@ -13,6 +14,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use self::graph::{Found, Graph, Scales};
+use self::slots::Slots;
 use crate::error::CheckpointProblem;
 use crate::onnx::{Data, Externals, FORMAT, Initializer, Model, dtype, type_name};
 use crate::source::{CheckpointBuilder, TernaryPlane};
@@ -76,7 +78,9 @@ fn read(path: &Path, file: &MappedFile, bytes: &[u8]) -> Result<Checkpoint> {
             start = end;
         }
     }
-    graph.scales().for_each(|name| builder.scales(name));
+    let Slots { scales, biases } = Slots::find(&graph);
+    scales.into_iter().for_each(|name| builder.scales(name));
+    biases.into_iter().for_each(|name| builder.bias(name));
     if !left_out.is_empty() {
         builder.warn(format!("{} are left out: types that are not read", some(&left_out)));
     }
