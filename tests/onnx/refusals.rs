@@ -118,6 +118,28 @@ fn data_beside_the_model_are_not_replaced() {
     assert_eq!(std::fs::read(&data).unwrap(), floats(&[1.0; 4]));
 }
 
+/// onnxruntime takes such scales for those of the outputs, without a word.
+#[test]
+fn scales_of_inputs_are_refused_where_activations_are_quantized() {
+    let quantizer = node("QuantizeLinear", &["a", "s"], "b", &[]);
+    for (op, shape, good_axis) in [("MatMul", vec![6, 10], 1), ("Conv", vec![6, 4, 3, 3], 0)] {
+        for axis in [0, 1] {
+            let packed = Packed::new(&[Made::gaussian("w", Dtype::F32, &shape, 1)], &format!("keep=int8,axis={axis}"));
+            let product = node(op, &["x", "w"], "y", &[]);
+            let plain = packed.with(&model(20, &graph(std::slice::from_ref(&product), &[weights("w", &shape)])));
+            assert!(packed.plan("onnx", &plain).unwrap().check().is_ok());
+            let quantized = packed.with(&model(20, &graph(&[quantizer.clone(), product], &[weights("w", &shape)])));
+            match packed.plan("onnx", &quantized).unwrap().check() {
+                Ok(()) => assert_eq!(axis, good_axis, "{op}"),
+                Err(error) => {
+                    assert_ne!(axis, good_axis, "{op}");
+                    assert!(error.to_string().contains(&format!("pack with its axis = {good_axis}")), "{error}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn tensors_are_left_out_on_request() {
     let packed = Packed::new(

@@ -332,8 +332,9 @@ impl<'m, 'a> Planner<'m, 'a> {
         // Where activations are quantized as well, onnxruntime (to 1.32) makes operations of whole numbers of decoder and product, which
         // have no INT2; with something in between it does not.
         let quantizes = self.names.quantizes();
-        let flat = dims.len() != 2 && (group.is_some() || quantizes && target.axis == 0);
-        if flat && target.axis != 0 {
+        let reshaped = dims.len() != 2 && (group.is_some() || quantizes);
+        let flat = reshaped && target.axis == 0;
+        if group.is_some() && dims.len() != 2 && target.axis != 0 {
             return Err(format!(
                 "groups of weights of a tensor of {} dimensions whose filters go along axis {} are no blocks; pack \
                  with --granularity filter",
@@ -374,7 +375,7 @@ impl<'m, 'a> Planner<'m, 'a> {
             }
         };
         let mut new = New::default();
-        let whole = match (flat, turned) {
+        let whole = match (reshaped, turned) {
             (true, _) => format!("{}.flat", target.name()),
             (_, true) => format!("{}.turned", target.name()),
             _ => target.name().to_owned(),
@@ -395,7 +396,7 @@ impl<'m, 'a> Planner<'m, 'a> {
             summands.push(output);
         }
         new.sum(&format!("{}.sum", target.name()), &summands, &whole);
-        if flat {
+        if reshaped {
             let shape = format!("{}.shape", target.name());
             let values: Vec<u8> = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
             new.tensor(&shape, &[dims.len() as u64], data_type::INT64, super::Part::bytes(values));

@@ -120,17 +120,19 @@ fn follow<'m>(graph: &Graph<'m>, found: &mut Found<'m>, order: &mut Order) {
             found.shape.reverse();
             (order.axis, found.name) = (1 - order.axis, output);
         }
-        ("Reshape", "", &[_, dims]) if called(".flat") && order.axis == 0 && found.shape.len() == 2 => {
+        ("Reshape", "", &[_, dims]) if called(".flat") => {
             let own = graph.initializer(dims).filter(|_| graph.only_use(dims).is_some());
             let Some(initializer) = own.filter(|dims| dims.data_type == data_type::INT64) else { return };
             let Data::Here(range) = &initializer.data else { return };
             let dims = graph.model.file[range.clone()].as_chunks::<8>().0.iter();
             let dims: Option<Vec<usize>> = dims.map(|&dim| usize::try_from(i64::from_le_bytes(dim)).ok()).collect();
+            // Rows become filters of more dimensions, or nothing changes.
+            let is_matrix = order.axis == 0 && found.shape.len() == 2;
             let fits = |dims: &Vec<usize>| {
                 let rest = dims.iter().skip(1).try_fold(1usize, |n, &d| n.checked_mul(d));
                 dims.len() <= limits::RANK && dims.first() == Some(&order.filters) && rest == Some(order.filter_len)
             };
-            if let Some(dims) = dims.filter(fits) {
+            if let Some(dims) = dims.filter(|dims| *dims == found.shape || is_matrix && fits(dims)) {
                 (found.shape, found.name, found.other) = (dims, output, Some(initializer.name));
             }
         }
