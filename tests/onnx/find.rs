@@ -232,6 +232,14 @@ fn copies_are_found_by_their_floats() {
         let becomes = packed.plan("onnx", &packed.with(&file)).unwrap().tensors[0].becomes.clone().unwrap();
         assert!(becomes.contains("as `other`") && becomes.contains(", transposed") == transposed, "{becomes}");
     }
+    // Empty ones and those of many numbers in few bytes are no reason to panic.
+    let empty = [
+        raw("w", FLOAT, &[8, 12], &floats(&own)),
+        raw("other", FLOAT, &[0, 12], &[]),
+        raw("d", FLOAT, &[1 << 40, 1], &[0; 4]),
+    ];
+    let packed = Packed::new(&[made.clone(), Made::new("d", Dtype::F32, &[0, 12], &[])], "");
+    let _ = packed.plan("onnx", &packed.with(&model(21, &graph(&nodes, &empty)))).map(|export| export.check());
     // What the user leaves out stays as it is, whatever it holds; what nothing takes gives no outputs.
     let packed =
         Packed::new(&[made.clone(), Made::new("other", Dtype::F32, &[12, 8], &values64(&transpose(&own, 12)))], "");

@@ -95,6 +95,9 @@ pub(super) fn fingerprint(dtype: Dtype, data: &[u8]) -> Option<u64> {
 pub(super) fn fingerprints(dtype: Dtype, data: &[u8], dims: &[usize], axis: usize) -> Option<Vec<u64>> {
     const WEIGHTS: usize = 1 << 20;
     let (count, lines) = (dims.iter().product::<usize>(), dims[axis]);
+    if count > data.len() / (dtype.bitsize() / 8).max(1) {
+        return None;
+    }
     let inner = dims[axis + 1..].iter().product::<usize>().max(1);
     let blocks: Vec<_> = (0..count).step_by(WEIGHTS).collect();
     let sums = |from: usize| {

@@ -1,6 +1,7 @@
 //! Initializers that hold the floats of a tensor under another name: exporters merge weights that are equal, and fold the
 //! transposes of others. Not here: names and modules ([`super::find`]), or how floats are compared ([`super::compare`]).
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -21,7 +22,8 @@ pub(super) struct Copies<'m> {
     reserved: BTreeSet<usize>,
     /// ‖W‖² of those that were looked at.
     norms: BTreeMap<usize, Option<f64>>,
-    fingerprints: BTreeMap<usize, Option<u64>>,
+    /// Made when every tensor has been planned.
+    prints: OnceCell<BTreeSet<(u64, u64, usize)>>,
 }
 
 /// How many numbers a slice has at least: fewer may be the same by chance.
@@ -39,7 +41,7 @@ pub(super) enum Known {
 impl<'m> Copies<'m> {
     pub fn new(path: &'m Path, model: &'m Model<'m>, known: impl Fn(&str) -> Known) -> Self {
         let (left, reserved) = (BTreeMap::new(), BTreeSet::new());
-        let mut copies = Self { path, model, left, reserved, norms: BTreeMap::new(), fingerprints: BTreeMap::new() };
+        let mut copies = Self { path, model, left, reserved, norms: BTreeMap::new(), prints: OnceCell::new() };
         for (number, initializer) in model.initializers.iter().enumerate() {
             match known(initializer.name) {
                 Known::Aside => {}
@@ -81,58 +83,56 @@ impl<'m> Copies<'m> {
 
     /// The first initializer left that has the numbers of a given one, or of lines of it that lie next to one another, in whatever
     /// order: exporters fold transposes, slices and other views. Nothing where a tensor leaves them as they are.
-    pub fn again(&mut self, number: usize, tensor: &Tensor<'_>) -> Option<&'m str> {
-        let model = self.model;
-        let initializer = &model.initializers[number];
+    pub fn again(&self, number: usize, tensor: &Tensor<'_>) -> Option<&'m str> {
+        let initializer = &self.model.initializers[number];
         let dims: Vec<usize> = initializer.dims.iter().map(|&dim| dim as usize).collect();
-        let count = initializer.elements()?;
-        // Of one axis those lines are the whole.
-        let line = |axis: usize| count / initializer.dims[axis].max(1);
-        let axes: Vec<usize> = (0..dims.len()).filter(|&axis| dims.len() == 1 || dims[axis] > 1).collect();
-        let is_part = |part: u64| axes.iter().any(|&axis| part.is_multiple_of(line(axis).max(1)));
-        let parts = self.left.range(1..=count).filter(|&(&part, _)| part == count || part >= PART && is_part(part));
-        let left: Vec<(u64, usize)> = parts.flat_map(|(&part, left)| left.iter().map(move |&i| (part, i))).collect();
-        let left: Vec<(u64, u64, usize)> =
-            left.into_iter().filter_map(|(part, i)| Some((part, self.fingerprint(i)?, i))).collect();
-        left.first()?;
-        let own = self.fingerprint(number)?;
+        let count = initializer.elements().filter(|&count| count > 0)?;
+        let line = |axis: usize| count / initializer.dims[axis];
+        let prints = self.prints();
+        let parts = prints.range((PART, 0, 0)..(count.max(PART), 0, 0));
+        let parts: Vec<_> = parts.filter(|&&(part, ..)| (0..dims.len()).any(|axis| part % line(axis) == 0)).collect();
+        let alike = prints.range((count, 0, 0)..=(count, u64::MAX, usize::MAX)).next();
+        if alike.is_none() && parts.is_empty() {
+            return None;
+        }
+        let own = self.read(number, compare::fingerprint)?;
         if let Tensor::Dense(dense) = tensor
             && compare::fingerprint(dense.dtype, dense.data) == Some(own)
         {
             return None;
         }
-        let name = |i: usize| model.initializers[i].name;
-        if let Some(&(.., again)) = left.iter().find(|&&(part, other, _)| part == count && other == own) {
+        let name = |&(_, _, i): &(u64, u64, usize)| self.model.initializers[i].name;
+        if let Some(again) = prints.range((count, own, 0)..=(count, own, usize::MAX)).next() {
             return Some(name(again));
         }
-        for axis in axes {
-            let parts: Vec<_> =
-                left.iter().filter(|(part, ..)| *part < count && part.is_multiple_of(line(axis))).collect();
-            if parts.is_empty() {
-                continue;
-            }
-            let lines = |dtype, data: &[u8]| compare::fingerprints(dtype, data, &dims, axis);
-            let lines = compare::with_floats(self.path, model.file, initializer, lines)?;
+        (0..dims.len()).find_map(|axis| {
+            let mut parts = parts.iter().filter(|(part, ..)| part % line(axis) == 0).peekable();
+            parts.peek()?;
+            // Of all lines before each one.
+            let lines = self.read(number, |dtype, data| compare::fingerprints(dtype, data, &dims, axis))?;
             let ends = lines.iter().scan(0u64, |sum, &line| {
                 *sum = sum.wrapping_add(line);
                 Some(*sum)
             });
             let ends: Vec<u64> = [0].into_iter().chain(ends).collect();
-            let has = |&&&(part, other, _): &&&(u64, u64, usize)| {
+            let has = |&&&(part, print, _): &&&(u64, u64, usize)| {
                 let lines = (part / line(axis)) as usize;
-                ends.windows(lines + 1).any(|ends| ends[lines].wrapping_sub(ends[0]) == other)
+                ends.windows(lines + 1).any(|ends| ends[lines].wrapping_sub(ends[0]) == print)
             };
-            if let Some(&&(.., again)) = parts.iter().find(has) {
-                return Some(name(again));
-            }
-        }
-        None
+            parts.find(has).map(|again| name(again))
+        })
     }
 
-    fn fingerprint(&mut self, number: usize) -> Option<u64> {
-        let (path, model) = (self.path, self.model);
-        let look = || compare::with_floats(path, model.file, &model.initializers[number], compare::fingerprint);
-        *self.fingerprints.entry(number).or_insert_with(look)
+    /// How many numbers those have that are left, what they have in common with the same ones in another order, and which they are.
+    fn prints(&self) -> &BTreeSet<(u64, u64, usize)> {
+        self.prints.get_or_init(|| {
+            let left = self.left.iter().flat_map(|(&count, left)| left.iter().map(move |&number| (count, number)));
+            left.filter_map(|(count, number)| Some((count, self.read(number, compare::fingerprint)?, number))).collect()
+        })
+    }
+
+    fn read<T>(&self, number: usize, read: impl FnOnce(Dtype, &[u8]) -> Option<T>) -> Option<T> {
+        compare::with_floats(self.path, self.model.file, &self.model.initializers[number], read)
     }
 
     /// The first initializer left that holds the very floats which a tensor was made of.
