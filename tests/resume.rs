@@ -5,16 +5,18 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::zip::{Entry, zip};
 use common::{BINARY, Made, Random};
 use twn_pack::budget::{Ladder, Minimize, Target};
 use twn_pack::convert::{self, Options};
 use twn_pack::select::Override;
-use twn_pack::{Calibration, Checkpoint, Dtype, Error, Plan, Rules, Settings, verify};
+use twn_pack::{Calibration, Checkpoint, Dtype, Error, Plan, Rules, Settings, import, verify};
 
 /// A model with statistics of inputs for half of its tensors.
 struct World {
@@ -249,6 +251,80 @@ fn another_run_is_refused_and_harms_nothing() {
     assert!(std::fs::read(&output).unwrap() == std::fs::read(&whole).unwrap());
     let error = run(&world, &output, 1, 0.01, u64::MAX).0.unwrap_err();
     assert!(matches!(error, Error::OutputExists { .. }));
+}
+
+/// An index says in which shard a tensor lies, a `config.json` what scales are: neither may change between two runs that
+/// are one, nor during a run.
+#[test]
+fn what_says_what_tensors_are_may_not_change() {
+    let weights = |name: &str, seed| Made::gaussian(name, Dtype::F32, &[40, 50], seed);
+    let index = |of_a: u8, ending: &str| {
+        let shards = [("a.weight", of_a), ("b.weight", 1), ("c.weight", 2)];
+        let map: BTreeMap<_, _> =
+            shards.iter().map(|(name, shard)| (name, format!("pytorch_model-0000{shard}-of-00002.{ending}"))).collect();
+        serde_json::json!({ "weight_map": map }).to_string()
+    };
+    let torch = |seed| {
+        let names = ["a.weight", "b.weight", "c.weight"];
+        let pickle: Vec<u8> = names.iter().flat_map(|name| torch_tensor(name)).collect();
+        let pickle = [b"\x80\x02}(", &pickle[..], b"u."].concat();
+        zip(&[Entry::new("m/data.pkl", &pickle), Entry::new("m/data/0", &weights("", seed).data)])
+    };
+    let shard = |seed| common::safetensors(&["a.weight", "b.weight", "c.weight"].map(|name| weights(name, seed)), &[]);
+    let codes = Made { name: "a.weight".to_owned(), dtype: Dtype::U8, shape: vec![10, 50], data: vec![0x41; 500] };
+    let scale = Made::new("a.weight_scale", Dtype::F32, &[1], &[0.5]);
+    let packed = common::safetensors(&[codes, scale, weights("b.weight", 1), weights("c.weight", 2)], &[]);
+    let config = |class: &str| {
+        serde_json::json!({ "quantization_config": { "quant_method": "bitnet", "linear_class": class } }).to_string()
+    };
+    let both = |ending: &str, shards: [Vec<u8>; 2]| {
+        let [first, second] = shards;
+        [("1", first), ("2", second)]
+            .map(|(i, bytes)| (format!("pytorch_model-0000{i}-of-00002.{ending}"), bytes))
+            .to_vec()
+    };
+    for (files, beside, before, after) in [
+        (vec![("m.safetensors".to_owned(), packed)], "config.json", config("autobitlinear"), config("bitlinear")),
+        (
+            both("safetensors", [shard(1), shard(2)]),
+            "model.safetensors.index.json",
+            index(1, "safetensors"),
+            index(2, "safetensors"),
+        ),
+        (both("bin", [torch(1), torch(2)]), "pytorch_model.bin.index.json", index(1, "bin"), index(2, "bin")),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            std::fs::write(directory.path().join(name), bytes).unwrap();
+        }
+        let (beside, outputs) = (directory.path().join(beside), tempfile::tempdir().unwrap());
+        let output = outputs.path().join("out.twn");
+        let pack = |resume, then: &(dyn Fn() + Sync), cancel: &AtomicBool| {
+            let checkpoint = import::open(directory.path()).unwrap();
+            let plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+            let then = |_: convert::Progress<'_>| then();
+            let options = Options { resume, progress: Some(&then), cancel: Some(cancel), ..Options::default() };
+            convert::pack(&checkpoint, &plan, &output, &options)
+        };
+        let (cancel, never) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::fs::write(&beside, &before).unwrap();
+        let result = pack(true, &|| cancel.store(true, Ordering::Relaxed), &cancel);
+        assert!(matches!(result, Err(Error::Cancelled)), "{beside:?}");
+        std::fs::write(&beside, &after).unwrap();
+        let error = pack(true, &|| (), &never).unwrap_err().to_string();
+        assert!(error.contains("another checkpoint, or one that was written to"), "{beside:?}: {error}");
+        let change = || std::fs::write(&beside, format!("{before} ")).unwrap();
+        let error = pack(false, &change, &never).unwrap_err();
+        assert!(matches!(&error, Error::InputChanged { path, .. } if *path == beside), "{error}");
+    }
+}
+
+/// The opcodes of an item of a dict: float32 of shape [40, 50], storage `0`.
+fn torch_tensor(name: &str) -> Vec<u8> {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let storage = [&text("storage")[..], b"ctorch\nFloatStorage\n", &text("0"), &text("cpu"), b"M\xd0\x07tQ"].concat();
+    let rest = b"K\0(K\x28K\x32t(K\x32K\x01t\x89ccollections\nOrderedDict\n)RtR";
+    [&text(name)[..], b"ctorch._utils\n_rebuild_tensor_v2\n((", &storage, rest].concat()
 }
 
 /// What was measured for a target counts, for another target too; the file is that of a run which was not cut off.

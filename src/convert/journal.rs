@@ -142,9 +142,11 @@ fn refuse_other(path: &Path, theirs: &Identity, ours: &Identity) -> Result<()> {
 
 fn identity(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Identity> {
     let mut files = String::new();
-    for file in checkpoint.files() {
+    for file in checkpoint.read_files() {
         files += &stamp(file)?;
     }
+    // Else these are not the files that were read.
+    checkpoint.check_unchanged()?;
     // Every decision with all its parameters, in full.
     let rules = format!("{} {:?}", options.keep_non_finite_dense, plan.tensors);
     let Producer { name, version } = Producer::this();

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::pack::part_row;
 use crate::source::{CheckpointBuilder, TensorView, TernaryLayout, model_config};
-use crate::{Checkpoint, Dtype, Error, Isa, Result};
+use crate::{Checkpoint, Dtype, Error, Isa, MappedFile, Result};
 
 const FORMAT: &str = "Hugging Face BitNet";
 
@@ -79,8 +79,15 @@ impl TernaryLayout for RowQuarters {
 }
 
 /// A safetensors checkpoint, its BitNet weights as what they are.
-pub(super) fn recognise(checkpoint: Checkpoint) -> Result<Checkpoint> {
+pub(super) fn recognise(mut checkpoint: Checkpoint) -> Result<Checkpoint> {
     let path = beside(checkpoint.path());
+    if let (true, Ok(file)) = (checkpoint.tensors().any(|tensor| is_packed(&tensor)), MappedFile::open(&path)) {
+    let path = beside(checkpoint.path());
+    if let (false, Ok(file)) = (pairs.is_empty(), MappedFile::open(&path)) {
+        let mut builder = CheckpointBuilder::from_checkpoint(checkpoint);
+        builder.depends_on(file);
+        checkpoint = builder.finish()?;
+    }
     let (config, unread) = match model_config(&path) {
         Ok(config) => (config, None),
         Err(error) => (Map::new(), Some(error)),

@@ -42,6 +42,7 @@ impl CheckpointBuilder {
         let checkpoint = Checkpoint {
             path: path.as_ref().to_path_buf(),
             files: Vec::new(),
+            beside: Vec::new(),
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
@@ -65,6 +66,12 @@ impl CheckpointBuilder {
     pub fn file(&mut self, file: MappedFile) -> usize {
         self.checkpoint.files.push(file);
         self.checkpoint.files.len() - 1
+    }
+
+    /// Adds a file that no tensor lies in, but that says where they lie or what their bytes mean; to be opened before
+    /// that is read. A run notices when it changes, as the others.
+    pub fn depends_on(&mut self, file: MappedFile) {
+        self.checkpoint.beside.push(file);
     }
 
     /// Adds a tensor: the bytes `range` of that file, little-endian, in C order. Tensors may share bytes.

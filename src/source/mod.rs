@@ -38,6 +38,8 @@ use crate::{Error, Result};
 pub struct Checkpoint {
     path: PathBuf,
     files: Vec<MappedFile>,
+    /// What no tensor lies in, but says where they lie or what their bytes mean: an index, a `config.json`.
+    beside: Vec<MappedFile>,
     tensors: Vec<Entry>,
     metadata: BTreeMap<String, String>,
     warnings: Vec<String>,
@@ -148,6 +150,7 @@ impl Checkpoint {
         let mut checkpoint = Self {
             path: path.to_path_buf(),
             files: Vec::new(),
+            beside: shards.index.iter().cloned().collect(),
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
@@ -184,6 +187,11 @@ impl Checkpoint {
         self.files.iter().filter(|file| !file.is_temporary()).map(MappedFile::path)
     }
 
+    /// Every file that what is read depends on: those it consists of, and those beside them that say what they hold.
+    pub(crate) fn read_files(&self) -> impl Iterator<Item = &Path> {
+        self.files().chain(self.beside.iter().map(MappedFile::path))
+    }
+
     /// Whether that file, by its canonical path, is one of these or an index over them.
     pub(crate) fn reads(&self, path: &Path) -> bool {
         let same = |file: &Path| file.canonicalize().is_ok_and(|file| file == path);
@@ -191,7 +199,7 @@ impl Checkpoint {
             let directory = self.path.canonicalize().is_ok_and(|directory| directory == parent);
             directory && file_name(path).ends_with(".index.json")
         });
-        is_index || same(&self.path) || self.files().any(same)
+        is_index || same(&self.path) || self.read_files().any(same)
     }
 
     /// The sum of the files' sizes in bytes.
@@ -278,12 +286,12 @@ impl Checkpoint {
         entry.ternary.as_ref().map(|ternary| (ternary.dtype, &ternary.shape[..]))
     }
 
-    /// Notices files that were written to since they were opened.
+    /// Notices files that were written to since they were opened, and an index or `config.json` that they were read by.
     ///
     /// # Errors
     /// [`Error::InputChanged`] when a file's length or modification time is another one.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(MappedFile::check_unchanged)
+        self.files.iter().chain(&self.beside).try_for_each(MappedFile::check_unchanged)
     }
 
     fn add(&mut self, path: &Path, shards: &shards::Shards) -> Result<()> {

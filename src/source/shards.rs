@@ -10,7 +10,7 @@ use super::file_name;
 use super::header::json_problem;
 
 use crate::error::CheckpointProblem as Problem;
-use crate::mapped::open_regular;
+use crate::mapped::MappedFile;
 use crate::strict_json::{UniqueMap, object};
 use crate::{Error, Result, limits};
 
@@ -20,6 +20,7 @@ pub(super) struct Shards {
     pub files: Vec<PathBuf>,
     /// Tensor → file name; `None` without an index.
     pub weight_map: Option<BTreeMap<String, String>>,
+    pub index: Option<MappedFile>,
     /// Safetensors files of the directory that its index does not name.
     pub left_out: Vec<String>,
 }
@@ -31,7 +32,7 @@ pub(super) fn find(path: &Path) -> Result<Shards> {
     } else if path.extension().is_some_and(|ext| ext == "json") {
         from_index(path)
     } else {
-        Ok(Shards { files: vec![path.to_path_buf()], weight_map: None, left_out: Vec::new() })
+        Ok(Shards { files: vec![path.to_path_buf()], weight_map: None, index: None, left_out: Vec::new() })
     }
 }
 
@@ -73,7 +74,7 @@ fn in_directory(path: &Path) -> Result<Shards> {
     }
     match missing_shard(&files) {
         Some(message) => Err(problem(message)),
-        None => Ok(Shards { files, weight_map: None, left_out: Vec::new() }),
+        None => Ok(Shards { files, weight_map: None, index: None, left_out: Vec::new() }),
     }
 }
 
@@ -104,13 +105,15 @@ struct RawIndex {
 }
 
 fn from_index(path: &Path) -> Result<Shards> {
-    let ShardIndex { files, weight_map } = ShardIndex::open(path)?;
-    Ok(Shards { files, weight_map: Some(weight_map), left_out: Vec::new() })
+    let ShardIndex { file, files, weight_map } = ShardIndex::open(path)?;
+    Ok(Shards { files, weight_map: Some(weight_map), index: Some(file), left_out: Vec::new() })
 }
 
 /// What an index over shards says, `model.safetensors.index.json` or another in that form.
 #[derive(Debug)]
 pub struct ShardIndex {
+    /// The index itself.
+    pub file: MappedFile,
     /// The shards, sorted by name. They are beside the index.
     pub files: Vec<PathBuf>,
     /// Tensor → file name.
@@ -125,13 +128,13 @@ impl ShardIndex {
     /// is not there.
     pub fn open(path: &Path) -> Result<Self> {
         let problem = Error::checkpoint(path);
-        let length = open_regular(path)?.metadata().map_err(Error::io(path, "open"))?.len();
+        let file = MappedFile::open(path)?;
+        let length = file.len() as u64;
         if length > limits::SHARD_INDEX_BYTES {
             let limit = limits::SHARD_INDEX_BYTES;
             return Err(problem(Problem::Index(format!("it has {length} bytes, expected at most {limit}"))));
         }
-        let json = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        let mut json = serde_json::Deserializer::from_slice(&json);
+        let mut json = serde_json::Deserializer::from_slice(&file);
         let index: Result<RawIndex, _> = object(&mut json).and_then(|index| json.end().map(|()| index));
         let index = index.map_err(|e| match json_problem(&e) {
             Problem::Header(text) => problem(Problem::Index(text)),
@@ -153,7 +156,7 @@ impl ShardIndex {
             }
             files.push(file);
         }
-        Ok(Self { files, weight_map })
+        Ok(Self { file, files, weight_map })
     }
 }
 

@@ -45,7 +45,7 @@ pub fn open(path: &Path) -> Result<Option<Checkpoint>> {
     match indexes.as_slice() {
         [] => match missing_shard(&bins) {
             Some(message) => Err(Error::Checkpoint { path: path.to_path_buf(), problem: Problem::Directory(message) }),
-            None => shards(path, &bins, None).map(Some),
+            None => shards(CheckpointBuilder::new(path), path, &bins, None).map(Some),
         },
         [index] => indexed(path, index).map(Some),
         [first, second, ..] => {
@@ -57,13 +57,19 @@ pub fn open(path: &Path) -> Result<Option<Checkpoint>> {
 }
 
 fn indexed(path: &Path, index: &Path) -> Result<Checkpoint> {
-    let ShardIndex { files, weight_map } = ShardIndex::open(index)?;
-    shards(path, &files, Some(&weight_map))
+    let ShardIndex { file, files, weight_map } = ShardIndex::open(index)?;
+    let mut builder = CheckpointBuilder::new(path);
+    builder.depends_on(file);
+    shards(builder, path, &files, Some(&weight_map))
 }
 
 /// The tensors of all these files; where there is an index, of each the one that it takes.
-fn shards(path: &Path, files: &[PathBuf], weight_map: Option<&BTreeMap<String, String>>) -> Result<Checkpoint> {
-    let mut builder = CheckpointBuilder::new(path);
+fn shards(
+    mut builder: CheckpointBuilder,
+    path: &Path,
+    files: &[PathBuf],
+    weight_map: Option<&BTreeMap<String, String>>,
+) -> Result<Checkpoint> {
     for file in files {
         let shard = name(file);
         let mapped = MappedFile::open(file)?;
