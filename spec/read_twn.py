@@ -62,7 +62,7 @@ def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)
     integer = lambda text: int(text) if len(text) <= 20 and "-" not in text and int(text) < 2**64 else float(text)
     index = json.loads(data[index_at:].decode(), object_pairs_hook=unique, parse_int=integer, parse_constant=int)
     check(index, INDEX, "index")
-    end, tensors = 64, {}
+    end, tensors, sources = 64, {}, 0
     def section(place, size):
         nonlocal end  # where the next section has to begin
         start, stop = place["offset"], place["offset"] + place["length"]
@@ -81,12 +81,12 @@ def parse(data):  # -> (metadata, {name: (dtype, shape, values, kind, raw bytes)
         need(count * bits % 8 == 0 and bits * math.prod(d or 1 for d in shape) < 2**64, f"{name}: size of {shape}")
         need(kind and not more, f"{name}: has to be one of dense, int8 and ternary")
         if kind == "dense":
-            raw = section(entry["dense"]["section"], count * bits // 8)
-            values = decode_dense(dtype, raw)
+            values = decode_dense(dtype, raw := section(entry["dense"]["section"], count * bits // 8))
         else:
             values, raw = decode(name, dtype, shape, kind, entry[kind], section)
+        sources += count * bits // 8 if (own := (entry.get("ternary") or {}).get("source_bytes")) is None else own
         tensors[name] = dtype, shape, values, kind, raw
-    need(end == index_at, f"index begins at {index_at}, should begin at {end}")
+    need(end == index_at and sources < 2**64, f"index begins at {index_at}, should at {end}; {sources} source bytes")
     return index["metadata"], tensors
 
 def decode(name, dtype, shape, kind, entry, section):

@@ -138,6 +138,7 @@ const FORGERIES: &[Forgery] = &[
     ("a negative threshold", &[(r#""min":0.22749999999999998"#, r#""min":-1"#)], &[]),
     ("an infinite error", &[(r#""squared_error":0.015625"#, r#""squared_error":1e999"#)], &[]),
     ("bytes of a source in words", &[(r#""stats":"#, r#""source_bytes":"x","stats":"#)], &[]),
+    ("bytes of sources that overflow", &[(r#""stats":"#, r#""source_bytes":18446744073709551615,"stats":"#)], &[]),
     ("half of a surrogate pair in the metadata", &[(r#""format":"pt""#, r#""format":"\ud800""#)], &[]),
     ("half of a surrogate pair", &[(r#""name":"weight""#, r#""name":"\ud800""#)], &[]),
     ("counts of other codes", &[(r#""zeros":4"#, r#""zeros":3"#), (r#""positive":4"#, r#""positive":5"#)], &[]),

@@ -13,9 +13,17 @@ use crate::limits;
 impl Index {
     /// Every entry by itself, no name twice, and that sections tile the file.
     pub(super) fn check(&self, index_offset: u64) -> Result<(), Problem> {
-        let mut names = BTreeSet::new();
+        let (mut names, mut sources) = (BTreeSet::new(), 0u64);
         for tensor in &self.tensors {
             tensor.check()?;
+            sources = sources.checked_add(tensor.source_bytes()).ok_or_else(|| Problem::Entry {
+                tensor: tensor.name.chars().take(64).collect(),
+                message: format!(
+                    "had {} bytes in the checkpoint, with the {sources} of the tensors before it more than any has; pack it \
+                     again",
+                    tensor.source_bytes()
+                ),
+            })?;
             if !names.insert(&tensor.name) {
                 return Err(Problem::Index(format!(
                     "tensor `{}` stands twice, should stand once; pack it again",
