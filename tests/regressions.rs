@@ -332,6 +332,25 @@ fn methods_that_break_their_word_are_named() {
     }
 }
 
+/// A reason is words for a report: what becomes of a tensor does not hang on it.
+#[test]
+fn the_words_of_a_plan_decide_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = [Made::gaussian("w", Dtype::F32, &[4, 64], 1)];
+    let checkpoint = Checkpoint::open(common::checkpoint(directory.path(), "in.safetensors", &made)).unwrap();
+    let mut plan = Plan::new(&checkpoint, &Rules::default()).unwrap();
+    let expected = convert::measure(&checkpoint, &plan, &Options::default()).unwrap().tensors;
+    for reason in [convert::NON_FINITE, convert::NOT_NATIVE] {
+        for keep_non_finite_dense in [false, true] {
+            plan.tensors[0].reason = reason.into();
+            let options = Options { keep_non_finite_dense, ..Options::default() };
+            let found = convert::measure(&checkpoint, &plan, &options).unwrap().tensors;
+            assert_eq!((&found[0].became, found[0].bytes), (&expected[0].became, expected[0].bytes), "{reason}");
+        }
+    }
+    assert!(expected[0].became.contains("t2"), "{}", expected[0].became);
+}
+
 #[test]
 fn plans_keep_the_order_of_their_checkpoint() {
     let directory = tempfile::tempdir().unwrap();

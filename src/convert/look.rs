@@ -16,7 +16,10 @@ use crate::vector::Isa;
 
 /// What only weights and statistics say of a tensor, found once. Works are made from it when they are due.
 pub(super) struct Look<'a> {
+    /// In words, for the index.
     pub reason: &'a str,
+    /// It stays dense, whatever the plan says.
+    pub left: bool,
     /// Of tensors that are moved.
     pub packed: Option<(TernaryView<'a>, Granularity)>,
     pub calibrated: Option<Box<Calibrated<'a>>>,
@@ -36,7 +39,7 @@ impl<'a> Look<'a> {
     /// What is expected before anything was read: that the plan holds.
     pub fn unread(input: Input<'a>, planned: &'a Planned) -> Self {
         let packed = input.ternary.map(|ternary| (ternary, Granularity::Filter));
-        Self { reason: &planned.reason, packed, calibrated: None }
+        Self { reason: &planned.reason, left: false, packed, calibrated: None }
     }
 
     /// Bytes to be read, for the choice of batches: a calibrated tensor takes long enough to be one by itself, and codes
@@ -57,19 +60,16 @@ impl<'a> Look<'a> {
         isa: Isa,
     ) -> Result<Self> {
         let view = planned.decision.filters(input)?;
-        let (tensor, mut reason) = (input.tensor, &planned.reason[..]);
+        let (tensor, mut reason, mut left) = (input.tensor, &planned.reason[..], false);
         if view.is_some() && options.keep_non_finite_dense && !is_finite(tensor, isa, options.cancel) {
-            reason = NON_FINITE;
+            (reason, left) = (NON_FINITE, true);
         } else if let (Decision::Ternary(treatment), Some(view)) = (&planned.decision, view)
             && treatment.method.lossless()
         {
-            reason = if native::is_ternary(view, treatment.granularity, treatment.scale_dtype, isa) {
-                NATIVE
-            } else {
-                NOT_NATIVE
-            };
+            left = !native::is_ternary(view, treatment.granularity, treatment.scale_dtype, isa);
+            reason = if left { NOT_NATIVE } else { NATIVE };
         }
-        let view = view.filter(|_| !is_left(reason));
+        let view = view.filter(|_| !left);
         let calibrated = match view {
             Some(view) => calibrated::of(options, tensor, view, shared)?.map(Box::new),
             None => None,
@@ -81,13 +81,8 @@ impl<'a> Look<'a> {
             }
             None => None,
         };
-        Ok(Self { reason, packed, calibrated })
+        Ok(Self { reason, left, packed, calibrated })
     }
-}
-
-/// Whether a tensor stays dense for that reason, whatever the plan says.
-pub(super) fn is_left(reason: &str) -> bool {
-    [NON_FINITE, NOT_NATIVE].contains(&reason)
 }
 
 /// Whatever the filter axis is: looked at in the order of the file.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::calibrated::{self, Calibrated};
 use super::int8::Int8Work;
 use super::job::{Done, Places, Run};
-use super::look::{Look, is_left};
+use super::look::Look;
 use super::moved::MovedWork;
 use super::tally::Tally;
 use super::tensor::TernaryWork;
@@ -57,10 +57,10 @@ impl<'a> Work<'a> {
     pub fn new(
         input: Input<'a>,
         planned: &'a Planned,
-        Look { reason, packed, calibrated }: &'a Look<'a>,
+        Look { reason, left, packed, calibrated }: &'a Look<'a>,
         offsets: &mut Offsets<'_>,
     ) -> Result<Self> {
-        let view = planned.decision.filters(input)?.filter(|_| !is_left(reason));
+        let view = planned.decision.filters(input)?.filter(|_| !left);
         let (tensor, calibrated) = (input.tensor, calibrated.as_deref());
         let mut places = |planes: u64, plane: (u64, u64)| -> Result<Places> {
             let (codes, scales) = (offsets.reserve(planes * plane.0)?, offsets.reserve(planes * plane.1)?);
