@@ -351,6 +351,22 @@ fn the_words_of_a_plan_decide_nothing() {
     assert!(expected[0].became.contains("t2"), "{}", expected[0].became);
 }
 
+/// Two shards may differ in what they say, and call something as it is kept then.
+#[test]
+fn metadata_of_shards_is_all_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors");
+    let taken = format!("k@{second}");
+    for (name, tensor, metadata) in [(first, "a", &[("k", "1"), (&taken, "zzz")][..]), (second, "b", &[("k", "2")])] {
+        let made = [Made::gaussian(tensor, Dtype::F32, &[4], 1)];
+        std::fs::write(directory.path().join(name), common::safetensors(&made, metadata)).unwrap();
+    }
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let kept: Vec<(&str, &str)> = checkpoint.metadata().iter().map(|(key, value)| (&key[..], &value[..])).collect();
+    assert_eq!(kept, [("k", "1"), (&taken, "zzz"), (&format!("{taken}@{second}"), "2")]);
+    assert!(checkpoint.warnings().concat().contains(&format!("kept as `{taken}@{second}` too")));
+}
+
 #[test]
 fn plans_keep_the_order_of_their_checkpoint() {
     let directory = tempfile::tempdir().unwrap();

@@ -208,7 +208,7 @@ impl Checkpoint {
     }
 
     /// What the files' `__metadata__` says, merged. Where two shards give one key different values,
-    /// the later value is kept under `key@shard`.
+    /// the later value is kept under `key@shard`, with one more `@shard` for each time that this is taken.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -317,9 +317,12 @@ impl Checkpoint {
         for (key, value) in header.metadata {
             match self.metadata.get(&key) {
                 Some(known) if *known != value => {
-                    self.warnings
-                        .push(format!("metadata key `{key}` differs between shards; kept as `{key}@{shard}` too"));
-                    self.metadata.insert(format!("{key}@{shard}"), value);
+                    let mut kept = format!("{key}@{shard}");
+                    while self.metadata.get(&kept).is_some_and(|known| *known != value) {
+                        kept += &format!("@{shard}");
+                    }
+                    self.warnings.push(format!("metadata key `{key}` differs between shards; kept as `{kept}` too"));
+                    self.metadata.insert(kept, value);
                 }
                 _ => {
                     self.metadata.insert(key, value);
