@@ -217,7 +217,7 @@ fn sizes_as_people_write_them() {
     ] {
         assert_eq!(Target::size(text).unwrap(), target, "{text}");
     }
-    for text in ["", "MB", "-3", "1e6", "12 parsecs", "1.2.3", "bits", "inf"] {
+    for text in ["", "MB", "-3", "1e6", "12 parsecs", "1.2.3", "bits", "inf", "18446744073709551616", "20000000000GB"] {
         let error = Target::size(text).unwrap_err().to_string();
         assert!(error.contains(&format!("size `{text}`; expected bytes")), "{error}");
     }

@@ -237,6 +237,7 @@ fn requests_that_make_no_sense_exit_with_2() {
     for (arguments, says) in [
         (&["-m", "magic"][..], "unknown method `magic`"),
         (&["--factor=-1"], "factor is -1"),
+        (&["--factor", "1e308"], "factor is 1e308;"),
         (&["--factor", "nan"], "factor"),
         (&["-m", "bwn", "--factor", "0.7"], "takes no factor"),
         (&["-g", "group:0"], "group"),

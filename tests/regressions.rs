@@ -317,6 +317,7 @@ fn methods_that_break_their_word_are_named() {
             (Broken { scale: -1.0, ..good }, "a scale that is no α ≥ 0"),
             (Broken { threshold: Threshold::Delta(-1.0), ..good }, "a threshold that is no Δ ≥ 0"),
             (Broken { threshold: Threshold::Delta(f64::NAN), ..good }, "a threshold that is no Δ ≥ 0"),
+            (Broken { threshold: Threshold::Delta(f64::INFINITY), ..good }, "an infinite threshold Δ"),
             (Broken { threshold: Threshold::Sign, ..good }, "another kind of threshold"),
             (Broken { parameter: f64::NAN, ..good }, "parameter `p` is NaN"),
         ] {

@@ -221,7 +221,7 @@ fn another_run_is_refused_and_harms_nothing() {
         assert!(error.contains(".out.twn.twn-journal: what is there to resume is of a run with"), "{error}");
         assert!(error.contains(says) && error.contains("remove this file to begin anew"), "{error}");
     };
-    refused(run(&world, &output, 2, 0.01, u64::MAX).0, "other rules");
+    refused(run(&world, &output, 2, 0.01, u64::MAX).0, "another target or other rules");
     refused(run(&world, &output, 1, 0.02, u64::MAX).0, "other statistics of inputs, or another use of them");
     // The same bytes, written again.
     let before = std::fs::metadata(&world.input).unwrap().modified().unwrap();
@@ -385,6 +385,13 @@ fn measuring_for_a_target_goes_on() {
     let options = Options { resume: true, calibration: Some(&calibration), ..Options::default() };
     let error = Ladder::measure_for(&output, &checkpoint, &plan, Minimize::Relative, &options).unwrap_err();
     assert!(error.to_string().contains("other statistics of inputs"), "{error}");
+    assert!(error.to_string().contains("or remove this file to begin anew"), "{error}");
+    // Of a run that was packing already there are two.
+    let packed = world.path(".out.twn.twn-journal");
+    std::fs::write(&packed, "").unwrap();
+    let error = Ladder::measure_for(&output, &checkpoint, &plan, Minimize::Relative, &options).unwrap_err();
+    let both = format!("remove this file and {} to begin anew", packed.display());
+    assert!(error.to_string().contains(&both), "{error}");
 }
 
 /// Runs the command with `--resume`, killed again and again, each time a little later; `watch` is called after each kill

@@ -37,9 +37,11 @@ impl Target {
         let unit = UNITS.iter().find(|(name, _)| *name == unit.trim());
         match (number.parse::<f64>(), unit) {
             (Ok(bits), Some(("bits", _))) if bits.is_finite() => Ok(Self::Bits(bits)),
-            (Ok(number), Some((_, factor))) if number.is_finite() => Ok(Self::Bytes((number * factor) as u64)),
+            (Ok(number), Some((_, factor))) if number * factor < 2f64.powi(64) => {
+                Ok(Self::Bytes((number * factor) as u64))
+            }
             _ => Err(Error::Request(format!(
-                "size `{text}`; expected bytes with a unit or without (1500000, 40MB, 1.5MiB), or bits per weight (2.5bits)"
+                "size `{text}`; expected bytes, fewer than 2^64, with a unit or without (1500000, 40MB, 1.5MiB), or bits per weight (2.5bits)"
             ))),
         }
     }
@@ -56,7 +58,7 @@ impl Target {
             return Ok(());
         }
         let expected = if what == "error" { "0 or a positive number" } else { "a positive number" };
-        Err(Error::Request(format!("the {what} asked for is {number}, expected {expected}")))
+        Err(Error::Request(format!("the {what} asked for is {number:?}, expected {expected}")))
     }
 }
 

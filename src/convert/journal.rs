@@ -66,13 +66,15 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(io("read the journal"))?;
         let mut lines = text.split_inclusive(|&byte| byte == b'\n');
-        let ours = identity(checkpoint, plan, output, options)?;
+        let ours = identity(checkpoint, plan, (output, suffix), options)?;
         // One that stayed behind when its run was killed at the very end: the partial file has become the output.
         let partial = std::fs::metadata(beside(output, PARTIAL_SUFFIX)?).map_or(0, |partial| partial.len());
         let is_over = suffix == PACKED && partial == 0;
         let theirs: Option<Identity> = lines.next().and_then(parse).filter(|_| !is_over);
         if let Some(theirs) = &theirs {
-            refuse_other(&path, theirs, &ours)?;
+            // Of what was measured, what was packed by it is of as little use.
+            let packed = beside(output, PACKED)?;
+            refuse_other(&path, Some(&packed).filter(|packed| **packed != path && packed.exists()), theirs, &ours)?;
         }
         let (mut finished, mut end) = (BTreeMap::new(), 0);
         if theirs.is_some() {
@@ -130,17 +132,24 @@ fn parse<T: DeserializeOwned>(line: &[u8]) -> Option<T> {
     if whole { serde_json::from_str(json).ok() } else { None }
 }
 
-fn refuse_other(path: &Path, theirs: &Identity, ours: &Identity) -> Result<()> {
+/// `and`: another journal of the same run.
+fn refuse_other(path: &Path, and: Option<&PathBuf>, theirs: &Identity, ours: &Identity) -> Result<()> {
     let keys = theirs.keys().chain(ours.keys());
     let Some(other) = keys.into_iter().find(|key| theirs.get(*key) != ours.get(*key)) else { return Ok(()) };
+    let and = and.map(|and| format!(" and {}", and.display())).unwrap_or_default();
     Err(Error::Request(format!(
-        "{}: what is there to resume is of a run with {other}; run that again with --resume, or remove this file to \
+        "{}: what is there to resume is of a run with {other}; run that again with --resume, or remove this file{and} to \
          begin anew",
         path.display()
     )))
 }
 
-fn identity(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Options<'_>) -> Result<Identity> {
+fn identity(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    (output, suffix): (&Path, &str),
+    options: &Options<'_>,
+) -> Result<Identity> {
     let mut files = String::new();
     for file in checkpoint.read_files() {
         files += &stamp(file)?;
@@ -152,7 +161,11 @@ fn identity(checkpoint: &Checkpoint, plan: &Plan, output: &Path, options: &Optio
     let Producer { name, version } = Producer::this();
     let parts = [
         ("another checkpoint, or one that was written to, moved, linked or given other permissions since", files),
-        ("other rules", format!("{:08x} {}", crc32fast::hash(rules.as_bytes()), rules.len())),
+        // What is measured does not depend on a target, what is packed does.
+        (
+            if suffix == PACKED { "another target or other rules" } else { "other rules" },
+            format!("{:08x} {}", crc32fast::hash(rules.as_bytes()), rules.len()),
+        ),
         ("other statistics of inputs, or another use of them", calibrated::identity(options)?),
         ("another version of twn-pack", format!("{name} {version}")),
         ("another output", format!("{:?}", output.file_name().unwrap_or_default())),

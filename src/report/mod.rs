@@ -242,7 +242,7 @@ impl Report {
         Ok(Self { totals, tensors, plan: true, budget: None })
     }
 
-    /// The ternary tensors of largest relative squared error, worst first.
+    /// The tensors of largest relative squared error, ternary or of 8 bits, worst first.
     pub fn worst(&self, how_many: usize) -> Vec<&TensorReport> {
         let mut worst: Vec<_> = self.tensors.iter().filter(|t| t.relative_squared_error.is_some()).collect();
         worst.sort_by(|a, b| {

@@ -182,6 +182,8 @@ impl Fit {
     pub(crate) fn breach(&self, binary: bool) -> Option<&'static str> {
         match self.threshold {
             Threshold::Delta(delta) if delta.is_nan() || delta < 0.0 => Some("a threshold that is no Δ ≥ 0"),
+            // Of sums that overflow it follows, and the scale with it.
+            Threshold::Delta(f64::INFINITY) if self.exact_scale.is_finite() => Some("an infinite threshold Δ"),
             threshold if (threshold == Threshold::Sign) != binary => {
                 Some("another kind of threshold than `binary` says")
             }

@@ -32,7 +32,7 @@ impl Twn {
         if (0.0..=1000.0).contains(&factor) {
             Ok(Self { factor })
         } else {
-            Err(Error::Request(format!("factor is {factor}; it must be a number from 0 to 1000 (0.7 in the paper)")))
+            Err(Error::Request(format!("factor is {factor:?}; it must be a number from 0 to 1000 (0.7 in the paper)")))
         }
     }
 }
