@@ -81,9 +81,8 @@ impl TernaryLayout for RowQuarters {
 /// A safetensors checkpoint, its BitNet weights as what they are.
 pub(super) fn recognise(mut checkpoint: Checkpoint) -> Result<Checkpoint> {
     let path = beside(checkpoint.path());
-    if let (true, Ok(file)) = (checkpoint.tensors().any(|tensor| is_packed(&tensor)), MappedFile::open(&path)) {
-    let path = beside(checkpoint.path());
-    if let (false, Ok(file)) = (pairs.is_empty(), MappedFile::open(&path)) {
+    let packed = checkpoint.tensors().any(|tensor| is_packed(&tensor));
+    if let (true, Ok(file)) = (packed, MappedFile::open(&path)) {
         let mut builder = CheckpointBuilder::from_checkpoint(checkpoint);
         builder.depends_on(file);
         checkpoint = builder.finish()?;
