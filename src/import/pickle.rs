@@ -43,8 +43,10 @@ pub(super) struct Object<G> {
     pub args: Id,
     /// Keys and values that were set on it.
     pub items: Vec<(Id, Id)>,
-    /// Whether it was given a state of its own.
-    pub built: bool,
+    /// What was appended to it.
+    pub elements: Vec<Id>,
+    /// The state of its own that it was given, if it was.
+    pub state: Option<Id>,
 }
 
 /// A pickle, read: all its values, and which of them is the whole.
@@ -54,12 +56,17 @@ pub(super) struct Pickle<'a, G> {
     pub root: Id,
 }
 
-impl<'a, G: Copy> Pickle<'a, G> {
-    /// Reads a pickle of protocol 2 to 5. `known` says what a name (module, name) stands for, or why it is refused.
-    pub fn parse(bytes: &'a [u8], known: impl Fn(&str, &str) -> Result<G, String>) -> Result<Self, String> {
+impl<'a, G: Copy + PartialEq> Pickle<'a, G> {
+    /// Reads a pickle of protocol 2 to 5. `known` says what a name (module, name) stands for, or why it is refused; it is
+    /// told whether the name stands among what `lenient` is called with.
+    pub fn parse(
+        bytes: &'a [u8],
+        lenient: G,
+        known: impl Fn(&str, &str, bool) -> Result<G, String>,
+    ) -> Result<Self, String> {
         let values = vec![Value::Other("None"), Value::Bool(true), Value::Bool(false), Value::Tuple(Vec::new())];
-        let mut machine =
-            Machine { bytes, at: 0, values, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), known };
+        let (stack, marks, memo) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut machine = Machine { bytes, at: 0, values, stack, marks, memo, lenient, under: None, known };
         let root = loop {
             let at = machine.at;
             match machine.step() {
@@ -102,10 +109,13 @@ struct Machine<'a, G, K> {
     /// Where in the stack the marks stand.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    lenient: G,
+    /// Where in the stack the first `lenient` waits for what it is called with, if there is one.
+    under: Option<usize>,
     known: K,
 }
 
-impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
+impl<'a, G: Copy + PartialEq, K: Fn(&str, &str, bool) -> Result<G, String>> Machine<'a, G, K> {
     /// One opcode; the whole once it is done.
     fn step(&mut self) -> Result<Option<Id>, Stop> {
         match self.u8()? {
@@ -273,10 +283,10 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
                 self.call()
             }
             b'b' => {
-                self.pop()?;
+                let state = self.pop()?;
                 let top = self.top()?;
                 if let Value::Object(object) = &mut self.values[top as usize] {
-                    object.built = true;
+                    object.state = Some(state);
                 }
                 Ok(())
             }
@@ -299,20 +309,18 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
         if !matches!(self.values[args as usize], Value::Tuple(_)) {
             return Err("arguments that are no tuple".into());
         }
-        self.make(Value::Object(Object { class, args, items: Vec::new(), built: false }))
+        self.make(Value::Object(Object { class, args, items: Vec::new(), elements: Vec::new(), state: None }))
     }
 
     fn global(&mut self, module: &str, name: &str) -> Result<(), Stop> {
-        let known = (self.known)(module, name).map_err(Stop::Refused)?;
+        let known = (self.known)(module, name, self.under.is_some()).map_err(Stop::Refused)?;
         self.make(Value::Global(known))
     }
 
     fn append(&mut self, elements: &[Id]) -> Result<(), Stop> {
         let top = self.top()?;
         match &mut self.values[top as usize] {
-            Value::List(list) => list.extend(elements),
-            // A list of somebody's own class: what it holds is not looked at.
-            Value::Object(_) => {}
+            Value::List(list) | Value::Object(Object { elements: list, .. }) => list.extend(elements),
             _ => return Err("elements for what is no list".into()),
         }
         Ok(())
@@ -351,6 +359,9 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
         if self.stack.len() >= PICKLE_VALUES {
             return Err(too_many());
         }
+        if self.under.is_none() && matches!(&self.values[id as usize], Value::Global(name) if *name == self.lenient) {
+            self.under = Some(self.stack.len());
+        }
         self.stack.push(id);
         Ok(())
     }
@@ -363,14 +374,21 @@ impl<'a, G: Copy, K: Fn(&str, &str) -> Result<G, String>> Machine<'a, G, K> {
 
     fn pop(&mut self) -> Result<Id, Stop> {
         let top = self.top()?;
-        self.stack.pop();
+        self.shrink(self.stack.len() - 1);
         Ok(top)
     }
 
     /// Takes the last mark and what is above it.
     fn above_mark(&mut self) -> Result<Vec<Id>, Stop> {
         let mark = self.marks.pop().ok_or("no mark on the stack")?;
-        Ok(self.stack.split_off(mark))
+        let above = self.stack.split_off(mark);
+        self.shrink(mark);
+        Ok(above)
+    }
+
+    fn shrink(&mut self, length: usize) {
+        self.stack.truncate(length);
+        self.under = self.under.filter(|at| *at < length);
     }
 
     fn text(&mut self, length: u64) -> Result<(), Stop> {

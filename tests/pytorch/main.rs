@@ -5,6 +5,7 @@
 mod common;
 
 mod archives;
+mod nested;
 mod pickles;
 mod written;
 

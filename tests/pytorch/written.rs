@@ -171,7 +171,7 @@ fn what_is_not_read_is_refused_by_name_with_a_way_out() {
         (
             "module.pt",
             "the class `__main__.Net`, a whole model or a part of one, expected a state dict",
-            "torch.save(d.state_dict(), OUT) (d['model'].state_dict() or the like",
+            "t = lambda v: t(v.state_dict()) if isinstance(v, torch.nn.Module)",
         ),
         ("sequential.pt", "`torch.nn.modules.container.Sequential`, a whole model", "state_dict()"),
         ("complex.pt", "tensor `w`: is a complex tensor", "delete it from the dict"),
@@ -180,10 +180,14 @@ fn what_is_not_read_is_refused_by_name_with_a_way_out() {
         ("meta.pt", "tensor `w`: is a tensor on the device `meta`", "delete it from the dict"),
         ("negated.pt", "tensor `w`: is a conjugated or negated view", "resolve_neg()"),
         ("legacy.pt", "the form that torch.save wrote before version 1.6", "weights_only=False), OUT)"),
-        ("bare.pkl", "a bare pickle of Python", "with open(FILE, 'rb') as f: d = pickle.load(f); torch.save("),
+        (
+            "bare.pkl",
+            "a bare pickle of Python",
+            "with open(FILE, 'rb') as f: d = pickle.load(f); t = lambda v: t(v.state_dict())",
+        ),
         ("script.pt", "a TorchScript program", "torch.jit.load"),
-        ("no-tensors.pt", "it holds no tensors", "torch.as_tensor(v) for k, v in d.items() if hasattr(v, 'shape')"),
-        ("big-endian.pt", "byte order \"big\", expected \"little\"", "save it"),
+        ("no-tensors.pt", "it holds no tensors", "torch.as_tensor(v) if hasattr(v, 'shape')"),
+        ("big-endian.pt", "byte order \"big\", expected \"little\"", "torch.save(torch.load(FILE"),
         ("no-storage.pt", "its storage, entry `data/0`, is not in the file", "damaged"),
         ("short-storage.pt", "has 92 bytes, expected 24 values of 4", "damaged"),
     ] {

@@ -27,14 +27,18 @@ use crate::{Checkpoint, Dtype, MappedFile, Result, limits};
 
 const FORMAT: &str = "PyTorch";
 
-/// How to get weights out of what is not read, arrays of numpy among them, once it is loaded so.
+/// How to get weights out of what is not read, whole models and arrays of numpy among them, once it is loaded so. Dicts
+/// and lists stay as they are nested.
 macro_rules! resave {
     ($load:literal) => {
         concat!(
             "where you trust it, save its tensors alone, with the program that made it: ",
             $load,
-            "; torch.save({str(k): torch.as_tensor(v) for k, v in d.items() if hasattr(v, 'shape')}, OUT) \
-             (of d['model'] or the like where they are inside)"
+            "; t = lambda v: t(v.state_dict()) if isinstance(v, torch.nn.Module) else \
+             {str(k): t(x) for k, x in v.items()} if hasattr(v, 'items') else \
+             [t(x) for x in v] if isinstance(v, tuple) or hasattr(v, 'append') else \
+             torch.as_tensor(v) if hasattr(v, 'shape') and getattr(v.dtype, 'kind', 'f') in 'biufc' else None; \
+             torch.save(t(d), OUT)"
         )
     };
 }
@@ -85,7 +89,7 @@ fn add(
     let path = file.path().to_path_buf();
     let foreign = |message: String| super::foreign(&path, FORMAT, message);
     let archive = Archive::of(&file, entries).map_err(foreign)?;
-    let pickle = Pickle::parse(archive.pickle, known).map_err(foreign)?;
+    let pickle = Pickle::parse(archive.pickle, Name::FromType, known).map_err(foreign)?;
     let state = State::read(&pickle, |key| archive.storage(key)).map_err(foreign)?;
     archive.warnings.into_iter().chain(state.warnings).for_each(|warning| builder.warn(warning));
 
@@ -166,8 +170,12 @@ impl<'a> Archive<'a> {
         }
         let order = entries.get("byteorder").map_or(b"little".as_slice(), |entry| &file[entry.range.clone()]);
         if order != b"little" {
+            let way_out = match order {
+                b"big" => "save it anew, on this machine: torch.save(torch.load(FILE, map_location='cpu'), OUT)",
+                _ => "was the file damaged?",
+            };
             let order = order[..order.len().min(16)].escape_ascii();
-            return Err(format!("byte order \"{order}\", expected \"little\"; save it on a machine of that order"));
+            return Err(format!("byte order \"{order}\", expected \"little\"; {way_out}"));
         }
         let mut warnings = Vec::new();
         let bytes = &file[pickle.range.clone()];

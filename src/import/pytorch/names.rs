@@ -10,6 +10,10 @@ use crate::Dtype;
 pub(super) enum Name {
     /// A dict: keys and values are set on it one by one.
     Mapping,
+    /// A list: elements are appended to it.
+    Sequence,
+    /// Its attributes are the dict that it is given as its state.
+    Namespace,
     /// `_rebuild_tensor`, `_rebuild_tensor_v2`, `_rebuild_tensor_v3`: storage, offset, shape, strides, …
     Tensor,
     TensorV2,
@@ -28,27 +32,42 @@ pub(super) enum Name {
     Unread(&'static str),
     /// What is no tensor, and is skipped.
     Skipped,
+    /// Any other that a tensor of a class of its own is made of.
+    Foreign,
 }
 
-/// What a name means, or why it is refused.
-pub(super) fn known(module: &str, name: &str) -> Result<Name, String> {
-    lookup(module, name).ok_or_else(|| {
-        let asked = qualified(module, name);
-        if module.starts_with("torch.nn.modules") || module == "__main__" {
-            return format!(
-                "it holds an object of the class `{asked}`, a whole model or a part of one, expected a state dict; where you \
-                 trust the file, save that: d = torch.load(FILE, map_location='cpu', weights_only=False); \
-                 torch.save(d.state_dict(), OUT) (d['model'].state_dict() or the like where the model is inside), or its \
-                 tensors alone, where it is no model"
-            );
-        }
-        format!("its pickle asks for `{asked}`, which tensors do not need; nothing of it was run; {RESAVE}")
-    })
+/// Modules of Python whose functions can run what a file says: nobody is told to load a file that asks for one.
+const RUN: &str = "__builtin__ _io _pickle asyncio bdb builtins code commands ctypes http httplib importlib io marshal nt \
+                   operator os pdb pickle pip posix pty runpy shutil socket subprocess sys types urllib webbrowser";
+
+/// What a name means, or why it is refused; a tensor of a class of its own may be made of any but those that run things.
+pub(super) fn known(module: &str, name: &str, in_tensor: bool) -> Result<Name, String> {
+    if let Some(known) = lookup(module, name) {
+        return Ok(known);
+    }
+    let asked = qualified(module, name);
+    if RUN.split(' ').any(|name| module.split('.').next() == Some(name)) {
+        return Err(format!(
+            "its pickle asks for `{asked}`, of a module that can run and write anything and that no tensor needs; nothing of it \
+             was run; do not load it with Python; ask whoever made it for the state dict alone, or for safetensors"
+        ));
+    }
+    if in_tensor {
+        return Ok(Name::Foreign);
+    }
+    if module.starts_with("torch.nn.modules") || module == "__main__" {
+        return Err(format!(
+            "it holds an object of the class `{asked}`, a whole model or a part of one, expected a state dict; {RESAVE}"
+        ));
+    }
+    Err(format!("its pickle asks for `{asked}`, which tensors do not need; nothing of it was run; {RESAVE}"))
 }
 
 fn lookup(module: &str, name: &str) -> Option<Name> {
     Some(match (module, name) {
         ("collections", "OrderedDict" | "defaultdict") => Name::Mapping,
+        ("collections", "deque") => Name::Sequence,
+        ("argparse", "Namespace") | ("types", "SimpleNamespace") => Name::Namespace,
         ("torch._utils", "_rebuild_tensor") => Name::Tensor,
         ("torch._utils", "_rebuild_tensor_v2") => Name::TensorV2,
         ("torch._utils", "_rebuild_tensor_v3") => Name::TensorV3,
@@ -92,7 +111,7 @@ fn lookup(module: &str, name: &str) -> Option<Name> {
         ("torch" | "torch.cuda", _) => return Name::of_type(name),
         ("torch.serialization", "_get_layout")
         | ("_codecs", "encode")
-        | ("collections", "Counter" | "deque")
+        | ("collections", "Counter")
         | ("copyreg" | "copy_reg", "_reconstructor")
         | (
             "builtins" | "__builtin__",
@@ -101,8 +120,7 @@ fn lookup(module: &str, name: &str) -> Option<Name> {
         )
         | ("numpy", "dtype" | "ndarray")
         | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
-        | ("argparse", "Namespace")
-        | ("types", "SimpleNamespace")
+        | ("torch.torch_version", "TorchVersion")
         | ("datetime", "datetime" | "timedelta" | "date" | "time" | "timezone")
         | ("decimal", "Decimal")
         | ("fractions", "Fraction")

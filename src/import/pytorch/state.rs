@@ -82,17 +82,53 @@ impl<'a> State<'a> {
     }
 }
 
-/// Keys and values of a dict.
+/// Keys and values of a dict, or attributes of a namespace.
 fn items<'p>(pickle: &'p Pickle<'_, Name>, id: Id) -> Option<&'p [(Id, Id)]> {
     match pickle.get(id) {
         Value::Dict(items) | Value::Object(Object { class: Name::Mapping, items, .. }) => Some(items),
+        Value::Object(Object { class: Name::Namespace, state: Some(state), .. }) => match pickle.get(*state) {
+            Value::Dict(items) => Some(items),
+            _ => None,
+        },
         _ => None,
     }
 }
 
-/// A dict whose items are arguments of its class, instead of set one by one.
+/// What is in a list, a tuple or a set.
+fn elements<'p>(pickle: &'p Pickle<'_, Name>, id: Id) -> Option<&'p [Id]> {
+    match pickle.get(id) {
+        Value::Tuple(elements)
+        | Value::List(elements)
+        | Value::Object(Object { class: Name::Sequence, elements, .. }) => Some(elements),
+        _ => None,
+    }
+}
+
+/// Whether something is anywhere inside of these, as far as tensors are looked for. What was `seen` is passed over.
+fn hold(
+    pickle: &Pickle<'_, Name>,
+    mut these: Vec<Id>,
+    seen: &mut [bool],
+    something: fn(&Pickle<'_, Name>, Id) -> bool,
+) -> bool {
+    while let Some(id) = these.pop() {
+        if std::mem::replace(&mut seen[id as usize], true) {
+            continue;
+        }
+        if something(pickle, id) {
+            return true;
+        }
+        these.extend(items(pickle, id).unwrap_or_default().iter().map(|&(_, value)| value));
+        these.extend(elements(pickle, id).unwrap_or_default());
+    }
+    false
+}
+
+/// A dict or deque whose items are arguments of its class, instead of set one by one.
 fn is_made_of_a_list(pickle: &Pickle<'_, Name>, id: Id) -> bool {
-    let Value::Object(Object { class: Name::Mapping, args, .. }) = pickle.get(id) else { return false };
+    let Value::Object(Object { class: Name::Mapping | Name::Sequence, args, .. }) = pickle.get(id) else {
+        return false;
+    };
     let holds = |id: &Id| match pickle.get(*id) {
         Value::List(elements) | Value::Tuple(elements) => !elements.is_empty(),
         Value::Dict(items) => !items.is_empty(),
@@ -132,22 +168,34 @@ fn is_optimizer(pickle: &Pickle<'_, Name>, items: &[(Id, Id)]) -> bool {
     items.len() <= OPTIMIZER_ENTRIES && has("state") && has("param_groups")
 }
 
-/// The dict that the tensors are in: the whole; or, where none of its values is a tensor of several axes, the one under a
-/// well-known name, if there is only one.
+/// The dict that the tensors are in: the whole; or, where none of its values is a tensor of several axes, the one with
+/// tensors under a well-known name, if there is only one, and no other value has such tensors that it has none of.
 fn unwrap(pickle: &Pickle<'_, Name>, warnings: &mut Vec<String>) -> Id {
     let mut root = pickle.root;
+    let unseen = || vec![false; pickle.values.len()];
     for _ in 0..WRAPPERS.len() {
         let Some(all) = items(pickle, root).filter(|items| !items.iter().any(|&(_, value)| is_matrix(pickle, value)))
         else {
             break;
         };
+        // What was seen in vain for one is in vain for all.
+        let mut seen = unseen();
         let mut found = all.iter().filter_map(|&(key, value)| match pickle.get(key) {
-            &Value::Text(key) if WRAPPERS.contains(&key) && items(pickle, value).is_some_and(|v| !v.is_empty()) => {
+            &Value::Text(key)
+                if WRAPPERS.contains(&key)
+                    && items(pickle, value).is_some()
+                    && hold(pickle, vec![value], &mut seen, is_tensor) =>
+            {
+                seen.fill(false);
                 Some((key, value))
             }
             _ => None,
         });
         let (Some((key, value)), None) = (found.next(), found.next()) else { break };
+        let others = || all.iter().map(|&(_, other)| other).filter(|&other| other != value).collect();
+        if !hold(pickle, vec![value], &mut unseen(), is_matrix) && hold(pickle, others(), &mut unseen(), is_matrix) {
+            break;
+        }
         if all.len() > 1 {
             let others = all.iter().filter(|&&(_, other)| other != value).take(4);
             let others: Vec<String> =
@@ -240,7 +288,10 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
             ));
         }
         if is_made_of_a_list(pickle, id) {
-            return Err(format!("`{}`: a dict that is made of a list, as Python 2 writes it; {RESAVE}", shown(name)));
+            return Err(format!(
+                "`{}`: a dict or deque that is made of a list, as Python 2 writes it; {RESAVE}",
+                shown(name)
+            ));
         }
         if let Some(items) = items(pickle, id) {
             if depth > 0 && is_optimizer(pickle, items) {
@@ -259,13 +310,12 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
             }
             return Ok(());
         }
-        match pickle.get(id) {
-            Value::Tuple(elements) | Value::List(elements) => {
-                for (i, &element) in elements.iter().enumerate() {
-                    self.inside(element, &i.to_string(), name, depth)?;
-                }
-            }
-            _ => self.skipped.add(name),
+        let Some(elements) = elements(pickle, id) else {
+            self.skipped.add(name);
+            return Ok(());
+        };
+        for (i, &element) in elements.iter().enumerate() {
+            self.inside(element, &i.to_string(), name, depth)?;
         }
         Ok(())
     }
@@ -290,20 +340,23 @@ impl<'a, S: Fn(&str) -> Option<Storage<'a>>> Walk<'_, 'a, S> {
         let malformed = || "is not what torch.save writes; save it again".to_owned();
         let Value::Object(object) = pickle.get(id) else { return Err(malformed()) };
         let (mut class, mut args, mut built) =
-            (object.class, pickle.tuple(object.args).ok_or_else(malformed)?, object.built);
+            (object.class, pickle.tuple(object.args).ok_or_else(malformed)?, object.state.is_some());
         // A parameter is made of a tensor, a class of its own of a function and its arguments.
         for _ in 0..MADE_OF {
             match (class, args) {
                 (Name::Parameter, &[data, ..]) => {
                     let Value::Object(object) = pickle.get(data) else { return Err(malformed()) };
                     (class, args) = (object.class, pickle.tuple(object.args).ok_or_else(malformed)?);
-                    built |= object.built;
+                    built |= object.state.is_some();
                 }
                 (Name::FromType, &[function, of, inner, ..]) => {
                     let (&Value::Global(function), Value::Global(Name::TensorClass)) =
                         (pickle.get(function), pickle.get(of))
                     else {
-                        return Err(format!("is of a class of its own, expected torch.Tensor; {RESAVE}"));
+                        return Err("is of a class of its own, expected torch.Tensor; save v.full_tensor() of a DTensor, \
+                                    v.dequantize() of a quantized one, v.as_subclass(torch.Tensor) of a class that only \
+                                    adds to it, or delete it from the dict before saving"
+                            .to_owned());
                     };
                     (class, args) = (function, pickle.tuple(inner).ok_or_else(malformed)?);
                 }
