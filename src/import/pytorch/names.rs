@@ -46,7 +46,9 @@ pub(super) fn known(module: &str, name: &str, in_tensor: bool) -> Result<Name, S
         return Ok(known);
     }
     let asked = qualified(module, name);
-    if RUN.split(' ').any(|name| module.split('.').next() == Some(name)) {
+    // Classes in classes are asked for so, which harmless files do as well.
+    let is_path = matches!((module, name), ("builtins" | "__builtin__", "getattr"));
+    if !is_path && RUN.split(' ').any(|name| module.split('.').next() == Some(name)) {
         return Err(format!(
             "its pickle asks for `{asked}`, of a module that can run and write anything and that no tensor needs; nothing of it \
              was run; do not load it with Python; ask whoever made it for the state dict alone, or for safetensors"
