@@ -1,5 +1,5 @@
-//! Initializers that hold the floats of a tensor under another name: exporters merge weights that are equal, and fold the
-//! transposes of others. Not here: names and modules ([`super::find`]), or how floats are compared ([`super::compare`]).
+//! Initializers that hold the floats of a tensor under another name: exporters merge weights that are equal, and fold
+//! transposes, slices and other views of them. Not here: names and modules ([`super::find`]), or how floats are compared ([`super::compare`]).
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,8 +81,8 @@ impl<'m> Copies<'m> {
         })
     }
 
-    /// The first initializer left that has the numbers of a given one, or of lines of it that lie next to one another, in whatever
-    /// order: exporters fold transposes, slices and other views. Nothing where a tensor leaves them as they are.
+    /// The first initializer left that has the numbers of a given one, or of lines of it that lie next to one another, in
+    /// whatever order. Nothing where a tensor leaves them as they are.
     pub fn again(&self, number: usize, tensor: &Tensor<'_>) -> Option<&'m str> {
         let initializer = &self.model.initializers[number];
         let dims: Vec<usize> = initializer.dims.iter().map(|&dim| dim as usize).collect();
@@ -123,7 +123,8 @@ impl<'m> Copies<'m> {
         })
     }
 
-    /// How many numbers those have that are left, what they have in common with the same ones in another order, and which they are.
+    /// Of those that are left: how many numbers they have, what these have in common with the same ones in another order,
+    /// and which they are.
     fn prints(&self) -> &BTreeSet<(u64, u64, usize)> {
         self.prints.get_or_init(|| {
             let left = self.left.iter().flat_map(|(&count, left)| left.iter().map(move |&number| (count, number)));
@@ -157,11 +158,7 @@ impl<'m> Copies<'m> {
             };
             return candidates.iter().copied().find(is).map(|initializer| Found { initializer, transposed: false });
         }
-        let squared_norm = match tensor {
-            Tensor::Dense(dense) => compare::squared_norm(dense.dtype, dense.data)?,
-            Tensor::Int8(int8) => int8.stats.squared_norm,
-            Tensor::Ternary(ternary) => ternary.stats.squared_norm,
-        };
+        let squared_norm = squared_norm(tensor)?;
         // All zeros are like all other zeros.
         if squared_norm == 0.0 {
             return None;
@@ -175,6 +172,21 @@ impl<'m> Copies<'m> {
             likeness.and_then(Likeness::same).map(|transposed| Found { initializer: number, transposed })
         })
     }
+}
+
+/// ‖W‖² of what a tensor was made of; nothing where these are no floats.
+fn squared_norm(tensor: &Tensor<'_>) -> Option<f64> {
+    match tensor {
+        Tensor::Dense(dense) => compare::squared_norm(dense.dtype, dense.data),
+        Tensor::Int8(int8) => Some(int8.stats.squared_norm),
+        Tensor::Ternary(ternary) => Some(ternary.stats.squared_norm),
+    }
+}
+
+/// Whether two tensors of one shape were made of the same floats, as far as ‖W‖² tells.
+pub(super) fn are_tied(a: &Tensor<'_>, b: &Tensor<'_>) -> bool {
+    let norms = squared_norm(a).zip(squared_norm(b));
+    norms.is_some_and(|(a, b)| (a - b).abs() <= 1e-9 * a)
 }
 
 /// Whether a tensor has numbers that no other has by chance.

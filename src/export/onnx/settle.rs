@@ -18,8 +18,9 @@ impl<'a> Planner<'_, 'a> {
                 let dense = matches!(exported[number].1, Tensor::Dense(_));
                 let or = if dense { "" } else { ", or keep the tensor dense when packing (--exclude)" };
                 line.becomes = Err(format!(
-                    "the model has the same floats, or a part of them, once more, as `{again}`, which would stay as they are and give other outputs; export the \
-                     model with these weights, {WITH_NAMES}, so that they are there once{or}"
+                    "the model has the same floats, or a part of them, once more, as `{again}`, which would stay as they \
+                     are and give other outputs; export the model with these weights, {WITH_NAMES}, so that they are there \
+                     once{or}"
                 ));
             }
         }
@@ -29,18 +30,29 @@ impl<'a> Planner<'_, 'a> {
                 lines[number].becomes = Err(other);
             }
         }
-        // Tied weights that the container has under all their names. (Norms that are as they were at first are equal without being one.)
+        // Tied weights that the container has under all their names. (Norms that are as they were at first are equal without
+        // being one.)
         for &number in self.missing.iter().filter(|&&number| copies::is_distinct(&exported[number].1)) {
-            let is = |of: &&usize| copies::are_equal(&exported[**of].1, &exported[number].1);
-            if let Some(&of) = self.taken.values().find(is) {
-                lines[number].becomes =
-                    Ok(format!("nothing: the model has it as `{}`, which is equal", lines[of].tensor));
-            }
+            let (entry, tensor) = &exported[number];
+            let alike = || self.taken.values().filter(|&&of| exported[of].0.shape == entry.shape);
+            let equal = alike().find(|&&of| copies::are_equal(&exported[of].1, tensor));
+            let tied = || alike().find(|&&of| copies::are_tied(&exported[of].1, tensor));
+            lines[number].becomes = match equal.or_else(tied) {
+                Some(&of) if equal.is_some() => {
+                    Ok(format!("nothing: the model has it as `{}`, which is equal", lines[of].tensor))
+                }
+                Some(&of) => Err(format!(
+                    "the model has it as `{}`, which was packed of the same floats and becomes something else; pack both in \
+                     the same way",
+                    lines[of].tensor
+                )),
+                None => continue,
+            };
         }
     }
 
-    /// Why the initializer that the model takes for a tensor will not be what the tensor is, if so; `of` is the tensor that stands
-    /// for it.
+    /// Why the initializer that the model takes for a tensor will not be what the tensor is, if so; `of` is the tensor that
+    /// stands for it.
     fn becomes_another(&self, tensor: &Tensor<'a>, initializer: usize, of: Option<&Tensor<'a>>) -> Option<String> {
         let initializer = &self.model.initializers[initializer];
         let equal = match (of, tensor) {
@@ -54,8 +66,9 @@ impl<'a> Planner<'_, 'a> {
         };
         (!equal).then(|| {
             format!(
-                "the model takes `{}` for it by way of Identity, which becomes something else; export the model with torch.onnx.export(…, \
-                 dynamo=True, optimize=False), which does not merge weights, or pack both in the same way",
+                "the model takes `{}` for it by way of Identity, which becomes something else; export the model with \
+                 torch.onnx.export(…, dynamo=True, optimize=False), which does not merge weights, or pack both in the same \
+                 way",
                 initializer.name
             )
         })
@@ -69,8 +82,9 @@ impl<'a> Planner<'_, 'a> {
         let more = if all.len() > SHOWN { format!(" and {} more", all.len() - SHOWN) } else { String::new() };
         (!all.is_empty()).then(|| {
             format!(
-                "{}{more}: no tensor stands for these floats of the model, they stay as they are; where the exporter made them of weights that \
-                 become others here (multiples, sums), outputs are wrong: export the model {WITH_NAMES} if it was not",
+                "{}{more}: no tensor stands for these floats of the model, they stay as they are; where the exporter made \
+                 them of weights that become others here (multiples, sums), outputs are wrong: export the model {WITH_NAMES} \
+                 if it was not",
                 shown.join(", ")
             )
         })
