@@ -102,9 +102,14 @@ pub(super) fn fingerprints(dtype: Dtype, data: &[u8], dims: &[usize], axis: usiz
     let blocks: Vec<_> = (0..count).step_by(WEIGHTS).collect();
     let sums = |from: usize| {
         let mut sums = vec![0u64; lines];
-        for i in from..(from + WEIGHTS).min(count) {
+        let (mut i, to) = (from, (from + WEIGHTS).min(count));
+        while i < to {
+            let end = to.min(i - i % inner + inner);
             let sum = &mut sums[i / inner % lines];
-            *sum = sum.wrapping_add(mixed((float(dtype, data, i)? + 0.0).to_bits()));
+            for i in i..end {
+                *sum = sum.wrapping_add(mixed((float(dtype, data, i)? + 0.0).to_bits()));
+            }
+            i = end;
         }
         Some(sums)
     };

@@ -95,15 +95,17 @@ impl<'m> Copies<'m> {
         if alike.is_none() && parts.is_empty() {
             return None;
         }
-        let own = self.read(number, compare::fingerprint)?;
-        if let Tensor::Dense(dense) = tensor
-            && compare::fingerprint(dense.dtype, dense.data) == Some(own)
-        {
-            return None;
-        }
         let name = |&(_, _, i): &(u64, u64, usize)| self.model.initializers[i].name;
-        if let Some(again) = prints.range((count, own, 0)..=(count, own, usize::MAX)).next() {
-            return Some(name(again));
+        if alike.is_some() || matches!(tensor, Tensor::Dense(_)) {
+            let own = self.read(number, compare::fingerprint)?;
+            if let Tensor::Dense(dense) = tensor
+                && compare::fingerprint(dense.dtype, dense.data) == Some(own)
+            {
+                return None;
+            }
+            if let Some(again) = prints.range((count, own, 0)..=(count, own, usize::MAX)).next() {
+                return Some(name(again));
+            }
         }
         (0..dims.len()).find_map(|axis| {
             let mut parts = parts.iter().filter(|(part, ..)| part % line(axis) == 0).peekable();
