@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::hugging_face::{Checkpoint, INT8, config, experts, file, layer, linear, shadowed, some};
-use super::{Export, Exporter, Options, Part};
+use super::hugging_face::{Checkpoint, INT8, config, experts, file, layer, linear, shadowed};
+use super::{Export, Exporter, Options, Part, some};
 use crate::container::TernaryTensor;
 use crate::pack::join_rows;
 use crate::source::model_config;

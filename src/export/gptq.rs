@@ -17,8 +17,8 @@ use std::ops::Range;
 use half::f16;
 use serde_json::{Map, Value, json};
 
-use super::hugging_face::{Checkpoint, INT8, config, experts, f16_rounding, file, linear, some};
-use super::{Export, Exporter, Options, Part};
+use super::hugging_face::{Checkpoint, INT8, config, experts, f16_rounding, file, linear};
+use super::{Export, Exporter, Options, Part, some};
 use crate::container::{TensorEntry, TernaryTensor};
 use crate::source::model_config;
 use crate::{Container, Dtype, Encoding, Error, Result, Tensor};

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value};
 
 use super::safetensors_file::{self, Written};
-use super::{Export, Line, Part, as_floats, check_range, rounded};
+use super::{Export, Line, Part, as_floats, check_range, rounded, some};
 use crate::container::{DenseTensor, TensorEntry, TernaryTensor};
 use crate::source::config_text;
 use crate::{Container, Dtype, Result, Tensor};
@@ -40,16 +40,6 @@ pub(super) fn linear<'n>(name: &'n str, ternary: &TernaryTensor<'_>) -> Result<&
         return Err(format!("has {} planes, the format holds one; pack it again with planes=1", ternary.planes));
     }
     Ok(layer)
-}
-
-/// The first few of these names, and how many others there are.
-pub(super) fn some(names: &[&str]) -> String {
-    const SHOWN: usize = 3;
-    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} others", shown.join(", ")),
-    }
 }
 
 /// What is to be said of packed layers that are experts, if any are.

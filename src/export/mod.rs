@@ -238,6 +238,16 @@ fn float(dtype: Dtype, data: &[u8], index: usize) -> Option<f64> {
     })
 }
 
+/// The first few of these names, and how many others there are.
+fn some(names: &[&str]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} others", shown.join(", ")),
+    }
+}
+
 /// A value after a round trip through a type of floats.
 fn rounded(dtype: Dtype, value: f32) -> f32 {
     match dtype {

@@ -16,13 +16,12 @@ impl Index {
         let (mut names, mut sources) = (BTreeSet::new(), 0u64);
         for tensor in &self.tensors {
             tensor.check()?;
-            sources = sources.checked_add(tensor.source_bytes()).ok_or_else(|| Problem::Entry {
-                tensor: tensor.name.chars().take(64).collect(),
-                message: format!(
-                    "had {} bytes in the checkpoint, with the {sources} of the tensors before it more than any has; pack it \
-                     again",
-                    tensor.source_bytes()
-                ),
+            let bytes = tensor.source_bytes();
+            sources = sources.checked_add(bytes).ok_or_else(|| {
+                tensor.problem(format!(
+                    "had {bytes} bytes in the checkpoint, with the {sources} of the tensors before it more than any has; pack \
+                     it again"
+                ))
             })?;
             if !names.insert(&tensor.name) {
                 return Err(Problem::Index(format!(
@@ -61,9 +60,14 @@ impl Index {
 }
 
 impl TensorEntry {
+    /// A name may be too long to be told.
+    fn problem(&self, message: String) -> Problem {
+        Problem::Entry { tensor: self.name.chars().take(64).collect(), message }
+    }
+
     /// Everything that can be checked without the sections' bytes.
     fn check(&self) -> Result<(), Problem> {
-        let entry = |message: String| Problem::Entry { tensor: self.name.chars().take(64).collect(), message };
+        let entry = |message: String| self.problem(message);
         if self.name.len() > limits::NAME_BYTES {
             return Err(entry(format!(
                 "name of {} bytes is over the limit of {}; give it a shorter one and pack again",

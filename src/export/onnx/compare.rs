@@ -63,9 +63,14 @@ pub(super) fn compare(
     })
 }
 
+/// How many elements that type has in these bytes.
+fn count(dtype: Dtype, data: &[u8]) -> usize {
+    data.len() / (dtype.bitsize() / 8).max(1)
+}
+
 /// ‖W‖²; nothing where these are no floats.
 pub(super) fn squared_norm(dtype: Dtype, data: &[u8]) -> Option<f64> {
-    let count = data.len() / (dtype.bitsize() / 8).max(1);
+    let count = count(dtype, data);
     let blocks: Vec<_> = (0..count).step_by(BLOCK[1]).collect();
     let sum = |from: usize| (from..(from + BLOCK[1]).min(count)).map(|i| Some(float(dtype, data, i)?.powi(2))).sum();
     let sums: Option<Vec<f64>> = blocks.into_par_iter().map(sum).collect();
@@ -74,7 +79,7 @@ pub(super) fn squared_norm(dtype: Dtype, data: &[u8]) -> Option<f64> {
 
 /// What floats have in common with the same ones in another order; nothing where these are none, or all are one.
 pub(super) fn fingerprint(dtype: Dtype, data: &[u8]) -> Option<u64> {
-    let count = data.len() / (dtype.bitsize() / 8).max(1);
+    let count = count(dtype, data);
     let first = float(dtype, data, 0)?;
     let blocks: Vec<_> = (0..count).step_by(BLOCK[1]).collect();
     let sum = |from: usize| {
@@ -82,7 +87,7 @@ pub(super) fn fingerprint(dtype: Dtype, data: &[u8]) -> Option<u64> {
         for i in from..(from + BLOCK[1]).min(count) {
             let value = float(dtype, data, i)?;
             varies |= value != first;
-            sum = sum.wrapping_add(mixed((value + 0.0).to_bits()));
+            sum = sum.wrapping_add(mixed(value));
         }
         Some((sum, varies))
     };
@@ -93,21 +98,21 @@ pub(super) fn fingerprint(dtype: Dtype, data: &[u8]) -> Option<u64> {
 
 /// The same of each line along an axis, without asking whether all are one.
 pub(super) fn fingerprints(dtype: Dtype, data: &[u8], dims: &[usize], axis: usize) -> Option<Vec<u64>> {
-    const WEIGHTS: usize = 1 << 20;
-    let (count, lines) = (dims.iter().product::<usize>(), dims[axis]);
-    if count > data.len() / (dtype.bitsize() / 8).max(1) {
+    const AT_ONCE: usize = 1 << 20;
+    let (weights, lines) = (dims.iter().product::<usize>(), dims[axis]);
+    if weights > count(dtype, data) {
         return None;
     }
     let inner = dims[axis + 1..].iter().product::<usize>().max(1);
-    let blocks: Vec<_> = (0..count).step_by(WEIGHTS).collect();
+    let blocks: Vec<_> = (0..weights).step_by(AT_ONCE).collect();
     let sums = |from: usize| {
         let mut sums = vec![0u64; lines];
-        let (mut i, to) = (from, (from + WEIGHTS).min(count));
+        let (mut i, to) = (from, (from + AT_ONCE).min(weights));
         while i < to {
             let end = to.min(i - i % inner + inner);
             let sum = &mut sums[i / inner % lines];
             for i in i..end {
-                *sum = sum.wrapping_add(mixed((float(dtype, data, i)? + 0.0).to_bits()));
+                *sum = sum.wrapping_add(mixed(float(dtype, data, i)?));
             }
             i = end;
         }
@@ -119,8 +124,9 @@ pub(super) fn fingerprints(dtype: Dtype, data: &[u8], dims: &[usize], axis: usiz
         .reduce(|| Some(vec![0; lines]), |a, b| Some(a?.into_iter().zip(b?).map(|(a, b)| a.wrapping_add(b)).collect()))
 }
 
-/// Bits that depend on all others; the last step of SplitMix64 (Steele, Lea and Flood, 2014).
-fn mixed(bits: u64) -> u64 {
+/// Bits that depend on all of a float's, 0 and −0 being one; the last step of SplitMix64 (Steele, Lea and Flood, 2014).
+fn mixed(value: f64) -> u64 {
+    let bits = (value + 0.0).to_bits();
     let bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ bits >> 31
@@ -128,7 +134,6 @@ fn mixed(bits: u64) -> u64 {
 
 /// Whether these are the same numbers, of one type or of two.
 pub(super) fn are_equal((a_dtype, a): (Dtype, &[u8]), (b_dtype, b): (Dtype, &[u8])) -> bool {
-    let count = |dtype: Dtype, data: &[u8]| data.len() / (dtype.bitsize() / 8).max(1);
     let floats = |i: usize| matches!((float(a_dtype, a, i), float(b_dtype, b, i)), (Some(a), Some(b)) if a == b);
     a_dtype == b_dtype && a == b
         || count(a_dtype, a) == count(b_dtype, b) && (0..count(a_dtype, a)).into_par_iter().all(floats)
@@ -182,7 +187,7 @@ struct Matrix<'t, 'a> {
     axis: usize,
     filters: usize,
     weights: usize,
-    /// Weights of a filter that lie together.
+    /// Weights of a filter that lie together, along another axis than rows.
     inner: usize,
     /// ‖W‖² and ‖W − Ŵ‖² of what it was made of; nothing for floats, which are what they are.
     said: Option<[f64; 2]>,
@@ -219,8 +224,10 @@ impl<'t, 'a> Matrix<'t, 'a> {
         if shape.len() < 2 {
             return None;
         }
-        let inner = shape[axis + 1..].iter().product();
-        let weights = shape[..axis].iter().product::<usize>() * inner;
+        let [outer, inner] = [&shape[..axis], &shape[axis + 1..]].map(|dims| dims.iter().product::<usize>());
+        let weights = outer * inner;
+        // What lies along rows is looked for along columns as well.
+        let inner = if axis == 0 { 1 } else { inner };
         Some(Self { tensor, shape, axis, filters: shape[axis], weights, inner, said })
     }
 
@@ -230,7 +237,7 @@ impl<'t, 'a> Matrix<'t, 'a> {
         let turned = matches!((self.shape, &found[..]), ([a, b], [c, d]) if (a, b) == (d, c));
         // Filters along rows, then along another axis.
         let fits = if self.axis == 0 { [found == self.shape, turned] } else { [turned, found == self.shape] };
-        if fits == [false; 2] || self.filters * self.weights > data.len() / (dtype.bitsize() / 8).max(1) {
+        if fits == [false; 2] || self.filters * self.weights > count(dtype, data) {
             return None;
         }
         let blocks: Vec<_> = (0..self.filters).step_by(BLOCK[0]).collect();
@@ -279,13 +286,12 @@ impl<'t, 'a> Matrix<'t, 'a> {
                 }
             }
             // Neighbours in the file are those of one weight; of more dimensions, `inner` of a filter.
-            let inner = if self.axis == 0 { 1 } else { self.inner };
             if fits[1] {
                 for weight in weights.clone() {
-                    let (outer, at) = (weight / inner, weight % inner);
+                    let (outer, at) = (weight / self.inner, weight % self.inner);
                     for filter in filters.clone() {
                         let value = values[(filter - first) * weights.len() + weight - from];
-                        add(1, value, (outer * self.filters + filter) * inner + at)?;
+                        add(1, value, (outer * self.filters + filter) * self.inner + at)?;
                     }
                 }
             }

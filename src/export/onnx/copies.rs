@@ -8,7 +8,7 @@ use std::path::Path;
 use super::compare::{self, Likeness};
 use super::find::Found;
 use super::is_float;
-use crate::container::TernaryTensor;
+use crate::container::{DenseTensor, TernaryTensor};
 use crate::onnx::{Initializer, Model, dtype};
 use crate::{Dtype, Tensor};
 
@@ -138,6 +138,13 @@ impl<'m> Copies<'m> {
         compare::with_floats(self.path, self.model.file, &self.model.initializers[number], read)
     }
 
+    /// Whether an initializer is that tensor, in one type or another.
+    pub fn holds(&self, number: usize, dense: &DenseTensor<'_>) -> bool {
+        let equal = |dtype, data: &[u8]| Some(compare::are_equal((dtype, data), (dense.dtype, dense.data)));
+        let dims = self.model.initializers[number].dims.iter().copied();
+        dims.eq(dense.shape.iter().map(|&dim| dim as u64)) && self.read(number, equal) == Some(true)
+    }
+
     /// The first initializer left that holds the very floats which a tensor was made of.
     pub fn find(&mut self, tensor: &Tensor<'_>, source: Dtype) -> Option<Found> {
         let shape = match tensor {
@@ -152,13 +159,8 @@ impl<'m> Copies<'m> {
         if let (Tensor::Dense(dense), true) = (tensor, shape.len() < 2) {
             // Vectors of zeros and ones are like many others.
             is_distinct(tensor).then_some(())?;
-            let same = |dtype, data: &[u8]| Some(compare::are_equal((dtype, data), (dense.dtype, dense.data)));
-            let is = |&number: &usize| {
-                let initializer = &model.initializers[number];
-                initializer.dims.len() == shape.len()
-                    && compare::with_floats(path, model.file, initializer, same) == Some(true)
-            };
-            return candidates.iter().copied().find(is).map(|initializer| Found { initializer, transposed: false });
+            let found = candidates.iter().find(|&&number| self.holds(number, dense));
+            return found.map(|&initializer| Found { initializer, transposed: false });
         }
         let squared_norm = squared_norm(tensor)?;
         // All zeros are like all other zeros.

@@ -15,6 +15,8 @@ pub(super) struct Names<'m> {
     nested: BTreeMap<&'m str, Vec<(&'m Node<'m>, usize)>>,
     /// What nested graphs use, and the graph's outputs.
     elsewhere: BTreeSet<&'m str>,
+    /// Whether the model rounds what goes through it, so that a runtime may compute in whole numbers.
+    pub quantizes: bool,
     /// The node of the main graph that a value comes from.
     makers: BTreeMap<&'m str, usize>,
     /// The initializers that are factors of the `MatMul`, or rows of the `Gather`, of a PyTorch module; `None` where it is not one alone.
@@ -88,7 +90,11 @@ impl<'m> Names<'m> {
                 .for_each(|(slot, input)| nested.entry(input).or_default().push((node, slot)));
         }
         let elsewhere = nested.keys().copied().chain(model.outputs.iter().copied()).collect();
-        Ok(Self { model, by_name, uses, nested, elsewhere, makers, modules })
+        let quantizes = model.nodes.iter().chain(&model.nested).any(|node| {
+            matches!(node.op, "QuantizeLinear" | "DynamicQuantizeLinear")
+                && node.inputs.first().is_some_and(|input| !by_name.contains_key(input))
+        });
+        Ok(Self { model, by_name, uses, nested, elsewhere, quantizes, makers, modules })
     }
 
     /// The initializer for a tensor of that name and shape. Neither says which way a square matrix lies, nor what a product
@@ -163,22 +169,13 @@ impl<'m> Names<'m> {
     }
 
     fn is_used_by(&self, value: &str, module: Option<&str>) -> bool {
-        let uses = self.uses.get(value).into_iter().flatten();
-        uses.into_iter().any(|&(node, _)| self::module(&self.model.nodes[node]).as_deref() == module)
+        let mut uses = self.uses.get(value).into_iter().flatten();
+        uses.any(|&(node, _)| self::module(&self.model.nodes[node]).as_deref() == module)
     }
 
     /// Whether anything takes that value.
     pub fn is_used(&self, value: &str) -> bool {
         self.uses.contains_key(value) || self.elsewhere.contains(value)
-    }
-
-    /// Whether the model rounds what goes through it, so that a runtime may compute in whole numbers.
-    pub fn quantizes(&self) -> bool {
-        let rounds = |node: &Node<'_>| {
-            matches!(node.op, "QuantizeLinear" | "DynamicQuantizeLinear")
-                && node.inputs.first().is_some_and(|input| !self.by_name.contains_key(input))
-        };
-        self.model.nodes.iter().chain(&self.model.nested).any(rounds)
     }
 
     /// Whether any value is called that.
@@ -248,8 +245,8 @@ impl<'m> Names<'m> {
         match weight.dims.len() {
             2 => !self.factor_of(weight.name).products[1 - axis].is_empty(),
             _ => {
-                let uses = self.uses.get(weight.name).into_iter().flatten();
-                axis != 0 && uses.into_iter().any(|&(node, slot)| (self.model.nodes[node].op, slot) == ("Conv", 1))
+                let mut uses = self.uses.get(weight.name).into_iter().flatten();
+                axis != 0 && uses.any(|&(node, slot)| (self.model.nodes[node].op, slot) == ("Conv", 1))
             }
         }
     }

@@ -76,10 +76,14 @@ fn export<'a>(container: &'a Container, options: &Options, nbits: bool) -> Resul
         path,
         model: &model,
         names: &names,
-        copies: Copies::new(path, &model, |name| match () {
-            () if kept.contains(name) => Known::Reserved,
-            () if own.contains(name) || !names.is_used(name) => Known::Aside,
-            () => Known::Unknown,
+        copies: Copies::new(path, &model, |name| {
+            if kept.contains(name) {
+                Known::Reserved
+            } else if own.contains(name) || !names.is_used(name) {
+                Known::Aside
+            } else {
+                Known::Unknown
+            }
         }),
         options,
         nbits,
@@ -331,7 +335,7 @@ impl<'m, 'a> Planner<'m, 'a> {
         // A group goes on from row to row of a filter: blocks of the matrix that the filters make up.
         // Where activations are quantized as well, onnxruntime (to 1.32) makes operations of whole numbers of decoder and product, which
         // have no INT2; with something in between it does not.
-        let quantizes = self.names.quantizes();
+        let quantizes = self.names.quantizes;
         let reshaped = dims.len() != 2 && (group.is_some() || quantizes);
         let flat = reshaped && target.axis == 0;
         if group.is_some() && dims.len() != 2 && target.axis != 0 {
@@ -418,7 +422,7 @@ impl<'m, 'a> Planner<'m, 'a> {
 
     fn int8(&mut self, name: &str, tensor: &Int8Tensor<'a>, target: Target<'m>) -> Planned {
         check_scales(target)?;
-        if self.names.quantizes() && self.names.is_scaled_by_inputs(target.initializer, target.axis) {
+        if self.names.quantizes && self.names.is_scaled_by_inputs(target.initializer, target.axis) {
             return Err(format!(
                 "the model quantizes activations, and onnxruntime would take scales along axis {} for those of the outputs; pack \
                  with its axis = {}",

@@ -2,9 +2,10 @@
 //! tensors. Not here: which initializer is which tensor ([`super::find`], [`super::copies`]).
 
 use super::find::WITH_NAMES;
-use super::{Line, Planner, compare, copies};
+use super::{Line, Planner, copies};
 use crate::Tensor;
 use crate::container::TensorEntry;
+use crate::export::some;
 
 impl<'a> Planner<'_, 'a> {
     /// Refuses what would give other outputs than its codes, and takes back refusals of what is there after all.
@@ -54,14 +55,9 @@ impl<'a> Planner<'_, 'a> {
     /// Why the initializer that the model takes for a tensor will not be what the tensor is, if so; `of` is the tensor that
     /// stands for it.
     fn becomes_another(&self, tensor: &Tensor<'a>, initializer: usize, of: Option<&Tensor<'a>>) -> Option<String> {
-        let initializer = &self.model.initializers[initializer];
         let equal = match (of, tensor) {
             (Some(of), _) => copies::are_equal(of, tensor),
-            (None, Tensor::Dense(dense)) => {
-                let is = |dtype, data: &[u8]| Some(compare::are_equal((dtype, data), (dense.dtype, dense.data)));
-                dense.shape.iter().map(|&dim| dim as u64).eq(initializer.dims.iter().copied())
-                    && compare::with_floats(self.path, self.model.file, initializer, is) == Some(true)
-            }
+            (None, Tensor::Dense(dense)) => self.copies.holds(initializer, dense),
             (None, _) => false,
         };
         (!equal).then(|| {
@@ -69,23 +65,20 @@ impl<'a> Planner<'_, 'a> {
                 "the model takes `{}` for it by way of Identity, which becomes something else; export the model with \
                  torch.onnx.export(…, dynamo=True, optimize=False), which does not merge weights, or pack both in the same \
                  way",
-                initializer.name
+                self.model.initializers[initializer].name
             )
         })
     }
 
     /// A warning of floats that no tensor stands for, which may have been made of weights.
     pub fn stray(&self) -> Option<String> {
-        const SHOWN: usize = 4;
         let all: Vec<&str> = self.copies.matrices().map(|initializer| initializer.name).collect();
-        let shown: Vec<String> = all.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
-        let more = if all.len() > SHOWN { format!(" and {} more", all.len() - SHOWN) } else { String::new() };
         (!all.is_empty()).then(|| {
             format!(
-                "{}{more}: no tensor stands for these floats of the model, they stay as they are; where the exporter made \
-                 them of weights that become others here (multiples, sums), outputs are wrong: export the model {WITH_NAMES} \
-                 if it was not",
-                shown.join(", ")
+                "{}: no tensor stands for these floats of the model, they stay as they are; where the exporter made them of \
+                 weights that become others here (multiples, sums), outputs are wrong: export the model {WITH_NAMES} if it was \
+                 not",
+                some(&all)
             )
         })
     }
